@@ -1,0 +1,17 @@
+"""Configuration: registry, strict structuring, the Hydra bridge. Floor 0, no torch."""
+
+from nl.config.registry import ConfigError, Group, groups, lookup, register, table
+from nl.config.structure import defaults_of, require, structure, unstructure
+
+__all__ = [
+    "ConfigError",
+    "Group",
+    "defaults_of",
+    "groups",
+    "lookup",
+    "register",
+    "require",
+    "structure",
+    "table",
+    "unstructure",
+]

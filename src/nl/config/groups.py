@@ -1,0 +1,65 @@
+"""The registry groups: the seams of the house, one base each. Floor 0.
+
+A concrete kind is a frozen keyword-only dataclass that subclasses its base, is decorated with
+``@register(group, kind)`` and has a ``build`` method with the signature of ``docs/contracts.md``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nl.config.registry import Group
+
+
+class ModelConfig(Group):
+    """What the network is. ``build() -> nl.core.protocols.Model``."""
+
+    group: ClassVar[str] = "model"
+
+
+class BlockConfig(Group):
+    """One residual block of a language model, selected by name in ``model.block``."""
+
+    group: ClassVar[str] = "block"
+
+
+class StreamConfig(Group):
+    """Where batches come from. ``build(split, seed=, rank=, world=) -> Stream``."""
+
+    group: ClassVar[str] = "stream"
+
+
+class ObjectiveConfig(Group):
+    """How a batch becomes a summed loss. ``build(model) -> nn.Module``."""
+
+    group: ClassVar[str] = "objective"
+
+
+class OptimConfig(Group):
+    """The outer optimizer. ``build(named_parameters) -> torch.optim.Optimizer``."""
+
+    group: ClassVar[str] = "optim"
+
+
+class ScheduleConfig(Group):
+    """Learning-rate factor over steps. ``factor(step, total_steps) -> float``."""
+
+    group: ClassVar[str] = "schedule"
+
+
+class ControllerConfig(Group):
+    """Who turns knobs. ``build(seed=) -> Controller``."""
+
+    group: ClassVar[str] = "controller"
+
+
+class EvaluatorConfig(Group):
+    """What is measured. ``build() -> Evaluator``."""
+
+    group: ClassVar[str] = "evaluator"
+
+
+class HookConfig(Group):
+    """A side effect every n steps. ``build() -> Hook``."""
+
+    group: ClassVar[str] = "hook"

@@ -1,0 +1,145 @@
+"""The one door to Hydra: publish registry defaults, compose by name, read a stored config. Floor 0."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nl.config.registry import ConfigError, groups, table
+from nl.config.run import (
+    CheckpointConfig,
+    LoggingConfig,
+    RunConfig,
+    RunDirConfig,
+    TrainConfig,
+)
+from nl.config.structure import defaults_of, structure, unstructure
+
+# Groups whose kinds are selected by name inside another config, not as a Hydra option.
+NOT_PUBLISHED = {"block"}
+
+
+def publish() -> None:
+    """Hand the defaults of every registered kind to Hydra as plain nodes (no types, no torch)."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for group in groups():
+        if group in NOT_PUBLISHED:
+            continue
+        for kind, cls in table(group).items():
+            store.store(group=group, name=kind, node=defaults_of(cls), provider="nl")
+    root = {
+        "name": "run",
+        "seed": 0,
+        "train": defaults_of(TrainConfig),
+        "evals": {},
+        "hooks": {},
+        "logging": defaults_of(LoggingConfig),
+        "checkpoint": defaults_of(CheckpointConfig),
+        "run": defaults_of(RunDirConfig),
+        "resume": "none",
+        "deepspeed": None,
+        "controller": None,
+    }
+    store.store(name="run_defaults", node=root, provider="nl")
+
+
+def config_dir() -> Path:
+    """The configs directory: the checkout's, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parents[1] / "configs", package / "configs"):
+        if candidate.is_dir():
+            return candidate
+    raise ConfigError(f"configs: no directory beside {package}; reinstall nl.")
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose ``configs/<name>.yaml`` with Hydra overrides into plain data.
+
+    Args:
+        name: a config name (``pilot_smoke``, ``hope/mid``) or a path below ``configs``.
+        overrides: Hydra override strings, ``key=value``.
+
+    Raises:
+        ConfigError: no such config, or an override that Hydra refuses.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    publish()
+    root = config_dir()
+    name = config_name(name, root)
+    if not (root / f"{name}.yaml").is_file():
+        known = sorted(str(p.relative_to(root))[:-5] for p in root.glob("*.yaml"))
+        raise ConfigError(f"config {name!r}: no file {name}.yaml in configs. Known: {', '.join(known)}.")
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(root)):
+            cfg = hydra.compose(name, overrides=list(overrides))
+        return plain(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def config_name(name: str, root: Path) -> str:
+    """``configs/hope/mid.yaml``, ``hope/mid.yaml`` and ``hope/mid`` all mean ``hope/mid``."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        resolved = path.resolve()
+        if resolved.is_relative_to(root):
+            path = resolved.relative_to(root)
+        elif path.parts and path.parts[0] == root.name:
+            path = Path(*path.parts[1:])
+        return str(path.with_suffix(""))
+    return name
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A composed DictConfig as plain data, interpolations resolved, Hydra's own node dropped."""
+    data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(data, dict)
+    data.pop("hydra", None)
+    return {str(k): v for k, v in data.items()}
+
+
+def explain(error: Exception) -> str:
+    """Hydra's message on one or two lines, without its noise."""
+    cause = error.__cause__ or error
+    lines = [s.strip() for s in str(cause).splitlines() if s.strip()]
+    keep = [s for s in lines if not re.match(r"(full_key|object_type|reference_type|Set the env)", s)]
+    return " ".join(keep[:3])
+
+
+def run_config(data: dict[str, Any]) -> RunConfig:
+    """Plain data to a checked ``RunConfig`` (parts must be registered: import nl.assembly)."""
+    return structure(RunConfig, data)
+
+
+def save_config(run: RunConfig, path: Path) -> None:
+    """Write the resolved configuration, kinds included, so that ``load_config`` reads it back."""
+    path.write_text(yaml.safe_dump(unstructure(run), sort_keys=False))
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a ``config.yaml`` written by ``save_config`` as plain data.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or is not a mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file.")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({error}).") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}.")
+    return data

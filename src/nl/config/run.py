@@ -1,0 +1,165 @@
+"""RunConfig: everything one run is, and the small groups that no part owns. Floor 0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nl.config.groups import (
+    ControllerConfig,
+    EvaluatorConfig,
+    HookConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ScheduleConfig,
+    StreamConfig,
+)
+from nl.config.structure import require, unstructure
+
+NOT_HASHED = ("name", "run", "resume", "logging", "checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirConfig:
+    """Where the run directory goes."""
+
+    root: str = "runs"
+    """Parent of all run directories: <root>/<name>/<time>-<hash>-s<seed>."""
+    dir: str | None = None
+    """An exact place instead; refused if it already holds a run, unless the run is resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonfiniteConfig:
+    """What happens when loss or gradient norm is NaN or infinite."""
+
+    policy: Literal["abort", "skip", "rollback"] = "abort"
+    """abort: stop with an error. skip: leave the step out, bitwise. rollback: to the last checkpoint."""
+    max_consecutive: int = 3
+    """Consecutive bad steps that skip and rollback tolerate before they abort."""
+
+    def __post_init__(self) -> None:
+        require(self.max_consecutive >= 1, f"max_consecutive: {self.max_consecutive}; must be >= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 1000
+    """Optimizer steps in all."""
+    grad_accum: int = 1
+    """Micro-batches per optimizer step."""
+    max_norm: float = 1.0
+    """Clip the global gradient norm to this; 0 switches clipping off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Compute precision (autocast); State, reductions and the optimizer stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one; cuda without a CUDA device is refused."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's or OMP_NUM_THREADS' choice."""
+    carry: bool = False
+    """Keep the model State from one step to the next (the stream continues) or start fresh."""
+    validate_every: int = 0
+    """Validate every n steps; 0: at the end only."""
+    validate_batches: int = 8
+    """Batches per validation split; 0: the whole split."""
+    nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "grad_accum"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}: {value}; must be >= 1.")
+        for name in ("max_norm", "threads", "validate_every", "validate_batches"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}: {value}; must be >= 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Metrics. metrics.jsonl in the run directory is always written."""
+
+    enabled: bool = False
+    """Also send metrics to ``backend``."""
+    backend: Literal["json", "wandb"] = "wandb"
+    """json: one JSON file at ``path``. wandb: Weights & Biases (offline and disabled honoured)."""
+    path: str | None = None
+    """File for the json backend; .jsonl gets a row per line, .json a list."""
+    every: int = 10
+    """Steps between metric rows."""
+    project: str = "nl"
+    """W&B project; WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and WANDB_DIR are honoured."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"every: {self.every}; must be >= 1.")
+        if self.enabled and self.backend == "json":
+            require(
+                self.path is not None and self.path.endswith((".json", ".jsonl")),
+                f"path: {self.path!r}; the json backend needs a file ending in .json or .jsonl.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints of a run, under <run>/checkpoints."""
+
+    every: int = 0
+    """Save every n steps; 0: at the end and on SIGTERM, SIGINT, SIGUSR1 only."""
+    keep: int = 3
+    """Rolling checkpoints kept (the best and the last valid one are never deleted); 0: all."""
+    best: str = "val/loss"
+    """Metric whose minimum marks the best checkpoint."""
+    export: bool = True
+    """Write the portable single file step_<n>.safetensors beside each checkpoint at the end."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"every: {self.every}; must be >= 0.")
+        require(self.keep >= 0, f"keep: {self.keep}; must be >= 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """Options of train_deepspeed.py."""
+
+    config: str
+    """DeepSpeed JSON, merged with this configuration; contradictions are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Two runs with equal ``config_hash`` and seed have equal metrics on one machine."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig
+    stream: StreamConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    controller: ControllerConfig | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evals: dict[str, EvaluatorConfig] = field(default_factory=dict)
+    hooks: dict[str, HookConfig] = field(default_factory=dict)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunDirConfig = field(default_factory=RunDirConfig)
+    resume: str = "none"
+    """auto: newest run of this configuration under run.root (or run.dir); a path; or none."""
+    deepspeed: DeepSpeedConfig | None = None
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed: {self.seed}; must be >= 0.")
+        require(
+            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name),
+            f"name: {self.name!r}; letters, digits, '-', '_' and '.' only.",
+        )
+
+
+def config_hash(run: RunConfig) -> str:
+    """12 hex digits over everything that decides the metrics (seed included, names left out)."""
+    data = {k: v for k, v in unstructure(run).items() if k not in NOT_HASHED}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,31 @@
+"""Python logging for every part: one format, rank 0 speaks, other ranks go to their file. Floor 0."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+
+def setup_logging(rank: int = 0, file: Path | None = None, level: int = logging.INFO) -> None:
+    """Send the ``nl`` logger to stderr (rank 0 only) and, where given, to a file (every rank)."""
+    logger = logging.getLogger("nl")
+    logger.setLevel(level)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    form = logging.Formatter(f"%(asctime)s [rank {rank}] %(levelname)s %(message)s", "%H:%M:%S")
+    if rank == 0:
+        console = logging.StreamHandler()
+        console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(console)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file)
+        to_file.setFormatter(form)
+        logger.addHandler(to_file)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of one module, below ``nl``."""
+    return logging.getLogger(name if name.startswith("nl") else f"nl.{name}")

@@ -1,0 +1,66 @@
+"""Output, StepOut, Knobs, StepInfo: the small records that parts hand to each other. Floor 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    """What a model returns.
+
+    Attributes:
+        pred: (B, T, vocab) logits | (B, classes) logits | (B, T, F) values.
+        state: the new State; None for models without one.
+        aux: named scalar tensors for the objective (losses) and the log (write statistics).
+    """
+
+    pred: Tensor
+    state: Any = None
+    aux: Mapping[str, Tensor] = {}
+
+
+class StepOut(NamedTuple):
+    """What an objective returns for one micro-batch.
+
+    Attributes:
+        loss: scalar fp32, the SUM over scored targets (auxiliary losses are scaled to a sum too).
+        state: the new State, detached.
+        metrics: sums or means as scalar tensors, detached; keys are ``group/name``. A key ending
+            in ``_sum`` is divided by the global weight when it is logged.
+    """
+
+    loss: Tensor
+    state: Any
+    metrics: Mapping[str, Tensor]
+
+
+class Knobs(NamedTuple):
+    """What a controller may set between steps. Tensors or numbers; None means as configured."""
+
+    lr_scale: float = 1.0
+    """Multiplies the scheduled learning rate."""
+    write_scale: float = 1.0
+    """Multiplies the rate of every label-driven memory write."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a hook sees after an optimizer step. Immutable; hooks act on nothing but the outside.
+
+    Attributes:
+        step: optimizer steps done, 1-based.
+        total_steps: planned steps.
+        tokens: scored targets seen by all ranks so far.
+        metrics: this step's numbers, ``group/name`` -> float.
+        tags: of the last micro-batch.
+    """
+
+    step: int
+    total_steps: int
+    tokens: int
+    metrics: Mapping[str, float]
+    tags: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,120 @@
+"""State as a value: nested NamedTuples of tensors (batch first), ints and None. Floor 0.
+
+A state type is a NamedTuple decorated with ``@state_type``; only such types, tuples, ints, None
+and tensors may appear in a State. That makes it serialisable without pickle: ``flatten`` gives
+named tensors and a JSON skeleton, ``unflatten`` builds the same value back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound=type)
+_TYPES: dict[str, type] = {}
+
+
+def state_type(cls: T) -> T:
+    """Class decorator: allow this NamedTuple inside a State and in files that hold one."""
+    known = _TYPES.get(cls.__name__)
+    if known is not None and known.__module__ != cls.__module__:
+        raise ValueError(f"state type {cls.__name__} is already defined in {known.__module__}")
+    _TYPES[cls.__name__] = cls
+    return cls
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Apply ``fn`` to every tensor of a State, keeping its shape."""
+    if isinstance(state, Tensor):
+        return fn(state)
+    if isinstance(state, tuple):
+        parts = [map_tensors(fn, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    if state is None or isinstance(state, int):
+        return state
+    raise TypeError(f"a State holds tensors, tuples, ints and None, not {type(state).__name__}")
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """All tensors of a State, in a fixed order."""
+    found: list[Tensor] = []
+
+    def visit(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(visit, state)
+    return found
+
+
+def detach(state: Any) -> Any:
+    """The same values, cut from the autograd graph."""
+    return map_tensors(torch.Tensor.detach, state)
+
+
+def clone(state: Any) -> Any:
+    """A fork: an independent copy (detached) that can be advanced on its own."""
+    return map_tensors(lambda t: t.detach().clone(), state)
+
+
+def to(state: Any, device: torch.device | str) -> Any:
+    """The same State on another device (dtypes are kept: memories are fp32)."""
+    return map_tensors(lambda t: t.to(device), state)
+
+
+def select_rows(state: Any, rows: Tensor | list[int]) -> Any:
+    """The State of some rows of the batch, in the given order (repeats allowed)."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        index = torch.as_tensor(rows, dtype=torch.long, device=tensor.device)
+        return tensor.index_select(0, index)
+
+    return map_tensors(pick, state)
+
+
+def num_bytes(state: Any) -> int:
+    """Bytes held by the tensors of a State."""
+    return sum(t.numel() * t.element_size() for t in tensors(state))
+
+
+def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """Named tensors and a JSON skeleton; ``unflatten`` is the inverse."""
+    named: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            named[path] = value.detach().contiguous()
+            return {"tensor": path}
+        if isinstance(value, tuple):
+            name = type(value).__name__ if hasattr(value, "_fields") else "tuple"
+            if name != "tuple" and _TYPES.get(name) is not type(value):
+                raise TypeError(f"{name} at {path}: decorate it with @state_type")
+            return {"type": name, "items": [walk(v, f"{path}.{i}") for i, v in enumerate(value)]}
+        if value is None or isinstance(value, int):
+            return {"value": value}
+        raise TypeError(f"{path}: a State cannot hold {type(value).__name__}")
+
+    return named, walk(state, "state")
+
+
+def unflatten(named: dict[str, Tensor], skeleton: Any) -> Any:
+    """Rebuild a State from ``flatten``'s tensors and skeleton.
+
+    Raises:
+        ValueError: the skeleton names an unknown type or a tensor that is not there.
+    """
+    if "tensor" in skeleton:
+        if skeleton["tensor"] not in named:
+            raise ValueError(f"state tensor {skeleton['tensor']!r} is missing")
+        return named[skeleton["tensor"]]
+    if "type" in skeleton:
+        items = [unflatten(named, item) for item in skeleton["items"]]
+        if skeleton["type"] == "tuple":
+            return tuple(items)
+        if skeleton["type"] not in _TYPES:
+            raise ValueError(f"unknown state type {skeleton['type']!r}")
+        return _TYPES[skeleton["type"]](*items)
+    return skeleton["value"]
