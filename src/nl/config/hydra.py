@@ -1,4 +1,4 @@
-"""The one door to Hydra: publish registry defaults, compose by name, read a stored config. Floor 0."""
+"""The one door to Hydra: publish defaults, compose by name, read a stored config. Floor 0."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     name = config_name(name, root)
     if not (root / f"{name}.yaml").is_file():
         known = sorted(str(p.relative_to(root))[:-5] for p in root.glob("*.yaml"))
-        raise ConfigError(f"config {name!r}: no file {name}.yaml in configs. Known: {', '.join(known)}.")
+        raise ConfigError(
+            f"config {name!r}: no file {name}.yaml in configs. Known: {', '.join(known)}."
+        )
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(root)):
@@ -114,7 +116,9 @@ def explain(error: Exception) -> str:
     """Hydra's message on one or two lines, without its noise."""
     cause = error.__cause__ or error
     lines = [s.strip() for s in str(cause).splitlines() if s.strip()]
-    keep = [s for s in lines if not re.match(r"(full_key|object_type|reference_type|Set the env)", s)]
+    keep = [
+        s for s in lines if not re.match(r"(full_key|object_type|reference_type|Set the env)", s)
+    ]
     return " ".join(keep[:3])
 
 

@@ -37,12 +37,15 @@ class NonfiniteConfig:
     """What happens when loss or gradient norm is NaN or infinite."""
 
     policy: Literal["abort", "skip", "rollback"] = "abort"
-    """abort: stop with an error. skip: leave the step out, bitwise. rollback: to the last checkpoint."""
+    """abort: stop with an error. skip: leave the step out, bitwise. rollback: to the last
+    checkpoint."""
     max_consecutive: int = 3
     """Consecutive bad steps that skip and rollback tolerate before they abort."""
 
     def __post_init__(self) -> None:
-        require(self.max_consecutive >= 1, f"max_consecutive: {self.max_consecutive}; must be >= 1.")
+        require(
+            self.max_consecutive >= 1, f"max_consecutive: {self.max_consecutive}; must be >= 1."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Plain data <-> frozen dataclasses: strict, dotted paths, every complaint in one error. Floor 0."""
+"""Plain data <-> frozen dataclasses: strict, dotted paths, all complaints at once. Floor 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def structure(tp: type[T], value: Any, path: str = "") -> T:
     are refused. A field annotated with a registry group takes a mapping with ``kind``.
 
     Raises:
-        ConfigError: all complaints at once, one per line, each with its dotted path, as typed on the command line.
+        ConfigError: all complaints at once, one per line, each with its dotted path as typed on
+            the command line.
     """
     problems: list[str] = []
     result = _convert(tp, value, path, problems)
@@ -98,7 +99,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str, problems: list[
         if not attempt:
             return result
         collected.append(attempt)
-    problems.extend(min(collected, key=len))
+    fewest: list[str] = min(collected, key=len)
+    problems.extend(fewest)
     return None
 
 

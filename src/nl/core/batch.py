@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +26,12 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     weight: int
-    tags: dict[str, Any] = {}
+    tags: Mapping[str, Any] = {}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``; narrow integer tokens become int64."""
-        move = {"device": device, "non_blocking": True}
-        inputs, targets = self.inputs.to(**move), self.targets.to(**move)
+        inputs = self.inputs.to(device, non_blocking=True)
+        targets = self.targets.to(device, non_blocking=True)
         if not inputs.is_floating_point():
             inputs = inputs.long()
         if not targets.is_floating_point():

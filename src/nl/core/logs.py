@@ -1,4 +1,4 @@
-"""Python logging for every part: one format, rank 0 speaks, other ranks go to their file. Floor 0."""
+"""Python logging: one format, rank 0 speaks, other ranks write to their file. Floor 0."""
 
 from __future__ import annotations
 

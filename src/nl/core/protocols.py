@@ -48,7 +48,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a strategy can do; compared with what objective and model need before anything is built."""
+    """What a strategy can do; compared with the needs of objective and model before building."""
 
     inner_autograd: bool
     """Gradients of the loss with respect to block outputs inside the forward pass."""
@@ -57,7 +57,7 @@ class Capabilities:
 
 
 class Strategy(Protocol):
-    """The house an objective lives in: single, ddp, fsdp2, deepspeed. Collectives live here only."""
+    """Where an objective lives: single, ddp, fsdp2, deepspeed. All collectives are here."""
 
     name: str
     rank: int
@@ -65,7 +65,9 @@ class Strategy(Protocol):
     device: torch.device
     capabilities: Capabilities
 
-    def setup(self, objective: nn.Module, make_optimizer: Any, *, max_norm: float, precision: str) -> None: ...
+    def setup(
+        self, objective: nn.Module, make_optimizer: Any, *, max_norm: float, precision: str
+    ) -> None: ...
     def microbatch(self, last: bool) -> AbstractContextManager[None]: ...
     def forward(self, batch: Batch, state: Any, knobs: Knobs | None) -> StepOut: ...
     def backward(self, loss: Tensor) -> None: ...

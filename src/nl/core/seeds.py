@@ -33,5 +33,5 @@ class SeedBook:
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch (all devices)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what libraries use
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
