@@ -1,1 +1,1 @@
-"""models"""
+"""Networks: parts composed, nothing trained, nothing loaded. Floor 3."""

@@ -1,0 +1,327 @@
+"""Language model: embedding, any list of blocks, norm, head; reads and writes in one pass. Floor 3.
+
+The sequence is read in tiles (the smallest period of the label-driven levels). After each tile
+the teach signal (softmax - onehot) W_head of its tokens is known in closed form and the levels
+whose period ends there are written, so the next tile reads the new memory. Models without such
+levels read the whole row at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nl.config import lookup, register, require
+from nl.config.groups import ModelConfig
+from nl.core.output import Knobs, Output
+from nl.core.state import map_tensors, state_type
+from nl.models.blocks import Block
+from nl.models.generate import Sampling, generate
+from nl.models.statistics import memory_statistics
+from nl.nn.attention import AttentionConfig
+from nl.nn.cms import CMSConfig
+from nl.nn.context import ReadContext
+from nl.ops.losses import linear_cross_entropy, teach_signal
+from nl.ops.rotary import rotary_table
+
+
+@register("model", "language")
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(ModelConfig):
+    """A causal language model over any list of blocks."""
+
+    vocab_size: int
+    """Number of token ids."""
+    dim: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of blocks."""
+    block: str | tuple[str, ...] = "hope_attention"
+    """Block kind, or a list of kinds that is repeated until all layers are filled."""
+    mlp_hidden: int | None = None
+    """Hidden width of SwiGLU layers; None: 8/3 of dim, rounded up to a multiple of 8."""
+    positions: Literal["rope", "none"] = "rope"
+    """Rotary positions, or none at all (NoPE)."""
+    rope_base: float = 10000.0
+    """Wavelength base of the rotary embedding."""
+    tie_embeddings: bool = False
+    """Use the head's weight as embedding."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    cms: CMSConfig = field(default_factory=CMSConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; must be >= 1.")
+        require(len(self.kinds) > 0, "block: []; name at least one block kind.")
+        for kind in self.kinds:
+            lookup("block", kind, "block")
+        heads = self.attention.heads
+        require(
+            self.dim % (2 * heads) == 0,
+            f"attention.heads: {heads}; 2 * heads must divide model.dim = {self.dim}.",
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The cycle of block kinds."""
+        return (self.block,) if isinstance(self.block, str) else self.block
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Hidden width of SwiGLU layers."""
+        return self.mlp_hidden or -(-self.dim * 8 // 3 // 8) * 8
+
+    @property
+    def residual_scale(self) -> float:
+        """Two branches per layer add up to unit variance."""
+        return float((2 * self.layers) ** -0.5)
+
+    def build(self) -> LanguageModel:
+        """The model, drawn from torch's global generator."""
+        return LanguageModel(self)
+
+
+@state_type
+class PendingLabel(NamedTuple):
+    """The newest token, read but not yet labelled: its label is the next token to come.
+
+    Attributes:
+        hidden: (B, 1, D) what the head read.
+        traces: per block, the traces of its levels (None for blocks without).
+    """
+
+    hidden: Tensor
+    traces: Any
+
+
+@state_type
+class LanguageState(NamedTuple):
+    """Everything that changes while reading.
+
+    Attributes:
+        position: tokens read since fresh, the same for all rows.
+        blocks: one BlockState per block.
+        pending: set while the newest token waits for its label.
+    """
+
+    position: int
+    blocks: Any
+    pending: PendingLabel | None = None
+
+
+class Read(NamedTuple):
+    """How one call reads: ``write`` False freezes memories, ``keep`` False drops the State."""
+
+    write: bool = True
+    keep: bool = True
+
+
+class LanguageModel(nn.Module):
+    """Token ids (B, T) -> logits (B, T, vocab_size)."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.5 * config.dim**-0.5)
+        self.embed = None if config.tie_embeddings else nn.Embedding(config.vocab_size, config.dim)
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=1.0)
+        kinds = [config.kinds[i % len(config.kinds)] for i in range(config.layers)]
+        built = [lookup("block", kind, "model.block")().build(config) for kind in kinds]
+        self.blocks = nn.ModuleList(built)
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.taught = any(b.levels is not None for b in built)
+
+    def init_state(self, batch: int) -> LanguageState:
+        """Fresh State for ``batch`` rows."""
+        return LanguageState(0, tuple(block.init_state(batch) for block in self._blocks()))
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: LanguageState | None = None,
+        knobs: Knobs | None = None,
+        *,
+        targets: Tensor | None = None,
+        write: bool = True,
+    ) -> Output:
+        """Read tokens and, unless ``write`` is False, memorise them.
+
+        Args:
+            inputs: (B, T) int64 ids.
+            state: where the stream stands; None for fresh.
+            targets: (B, T) labels that drive the levels (``IGNORE`` = none). None: the context's
+                own next tokens; the newest token then waits in the State for its label.
+
+        Returns:
+            Output with pred (B, T, vocab_size) logits and the new State.
+        """
+        logits = []
+        state = self._resume(inputs, state, knobs, write)
+        wait = targets is None
+        labels = inputs[:, 1:] if targets is None else targets
+        for tile in self._tiles(state.position, inputs.shape[1], write):
+            start = state.position
+            hidden, traces, state = self._read(inputs[:, tile], state, Read(write))
+            logits.append(self.head(hidden))
+            if not (self.taught and write):
+                continue
+            label = labels[:, tile]
+            known = label.shape[1]
+            if known:
+                signal = teach_signal(logits[-1][:, :known], self.head.weight, label)
+                state = self._absorb(state, _cut(traces, slice(known)), signal, start, knobs)
+            if wait and tile.stop == inputs.shape[1]:
+                newest = slice(hidden.shape[1] - 1, None)
+                pending = PendingLabel(hidden[:, newest].detach(), _cut(traces, newest))
+                state = state._replace(pending=pending)
+        return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state.blocks))
+
+    def nll(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        state: LanguageState | None = None,
+        knobs: Knobs | None = None,
+        *,
+        write: bool = True,
+        keep: bool = True,
+    ) -> tuple[Tensor, Output]:
+        """Cross-entropy of every token in nats (B, T), 0 where the target is ``IGNORE``.
+
+        The training path: loss and teach signal come from one pass over the logits.
+
+        Returns:
+            nll (B, T), differentiable, and an Output whose ``pred`` (B, T) is whether the argmax
+            was right.
+        """
+        losses, hits = [], []
+        read = Read(write, keep)
+        state = self._resume(inputs, state, knobs, write)
+        tiles = self._tiles(state.position, inputs.shape[1], read.write)
+        needed = None if read.keep else state.position + tiles[-1].start
+        for tile in tiles:
+            start = state.position
+            hidden, traces, state = self._read(inputs[:, tile], state, read)
+            target = targets[:, tile]
+            nll, signal, logits = linear_cross_entropy(
+                hidden.flatten(0, 1), self.head.weight, target.flatten()
+            )
+            losses.append(nll.view_as(target))
+            hits.append(logits.argmax(-1).view_as(target) == target)
+            if self.taught and read.write:
+                signal = signal.view_as(hidden)
+                state = self._absorb(state, traces, signal, start, knobs, needed)
+        aux = memory_statistics(self._blocks(), state.blocks)
+        return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
+
+    def generate(
+        self,
+        tokens: Tensor,
+        *,
+        sampling: Sampling | None = None,
+        state: LanguageState | None = None,
+        write: bool = True,
+    ) -> tuple[Tensor, LanguageState]:
+        """Continue ``tokens`` (B, T); see ``nl.models.generate.generate``."""
+        out: tuple[Tensor, LanguageState] = generate(
+            self, tokens, sampling=sampling or Sampling(), state=state, write=write
+        )
+        return out
+
+    def shard_units(self) -> Sequence[nn.Module]:
+        """The blocks, in order."""
+        return list(self.blocks)
+
+    def flops_per_token(self, seq_len: int = 0) -> int:
+        """Forward FLOPs: 2 per matrix parameter, 4 D per attended position (T / 2 on average)."""
+        inside = [p.numel() for b in self.blocks for p in b.parameters() if p.dim() >= 2]
+        attended = sum(
+            isinstance(b.mixer, nn.Module) and hasattr(b.mixer, "qkv") for b in self._blocks()
+        )
+        return (
+            2 * (sum(inside) + self.head.weight.numel()) + 2 * attended * self.config.dim * seq_len
+        )
+
+    def _blocks(self) -> list[Block]:
+        return [b for b in self.blocks if isinstance(b, Block)]
+
+    def _tiles(self, position: int, length: int, write: bool) -> list[slice]:
+        """Cut a call at the multiples of the smallest period; one piece if nothing is taught."""
+        if not (self.taught and write):
+            return [slice(0, length)]
+        tile = min(self.config.cms.periods)
+        cuts = [0, *range(tile - position % tile, length, tile), length]
+        return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+
+    def _resume(
+        self, inputs: Tensor, state: LanguageState | None, knobs: Knobs | None, write: bool
+    ) -> LanguageState:
+        """The State to read on from: the pending token, if any, has now got its label."""
+        if state is None:
+            return self.init_state(len(inputs))
+        if state.pending is None:
+            return state
+        pending, state = state.pending, state._replace(pending=None)
+        if not write:
+            return state
+        signal = teach_signal(self.head(pending.hidden), self.head.weight, inputs[:, :1])
+        return self._absorb(state, pending.traces, signal, state.position - 1, knobs)
+
+    def _read(
+        self, inputs: Tensor, state: LanguageState, read: Read
+    ) -> tuple[Tensor, tuple[Any, ...], LanguageState]:
+        """Read one tile: what the head reads (B, T, D), the traces per block, the new State."""
+        length, config = inputs.shape[1], self.config
+        x = self._embed(inputs)
+        cos = sin = None
+        if config.positions == "rope":
+            half = config.dim // config.attention.heads
+            table = (state.position, length, half, config.rope_base, x.device, x.dtype)
+            cos, sin = rotary_table(*table)
+        ctx = ReadContext(state.position, read.write, read.keep, cos, sin)
+        blocks, traces = [], []
+        for block, memory in zip(self.blocks, state.blocks, strict=True):
+            x, new, trace = block(x, memory, ctx)
+            blocks.append(new)
+            traces.append(trace)
+        state = LanguageState(state.position + length, tuple(blocks))
+        return self.norm(x), tuple(traces), state
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        if self.embed is not None:
+            out: Tensor = self.embed(inputs)
+            return out
+        return nn.functional.embedding(inputs, self.head.weight) * (2 * self.config.dim**0.5)
+
+    def _absorb(
+        self,
+        state: LanguageState,
+        traces: tuple[Any, ...],
+        signal: Tensor,
+        start: int,
+        knobs: Knobs | None,
+        needed: int | None = None,
+    ) -> LanguageState:
+        """Hand the signal of read tokens ``start ..`` to the levels of every block."""
+        if knobs is not None and knobs.write_scale != 1.0:
+            signal = signal * knobs.write_scale
+        blocks = list(state.blocks)
+        for i, (block, trace) in enumerate(zip(self._blocks(), traces, strict=True)):
+            if block.levels is not None:
+                levels = block.levels.absorb(
+                    blocks[i].levels, trace, signal, start=start, needed=needed
+                )
+                blocks[i] = blocks[i]._replace(levels=levels)
+        return state._replace(blocks=tuple(blocks))
+
+
+def _cut(traces: tuple[Any, ...], tokens: slice) -> tuple[Any, ...]:
+    """The traces of some of the tokens."""
+    return map_tensors(lambda t: t[:, tokens], traces)

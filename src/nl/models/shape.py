@@ -1,0 +1,32 @@
+"""What every block of a language model is told about the model it is part of. Floor 3."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nl.nn.attention import AttentionConfig
+from nl.nn.cms import CMSConfig
+
+
+class LanguageShape(Protocol):
+    """The part of ``LanguageConfig`` that blocks read."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Hidden width of SwiGLU layers."""
+
+    @property
+    def residual_scale(self) -> float:
+        """Scale of projections into the residual stream at initialisation."""
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """Attention layers."""
+
+    @property
+    def cms(self) -> CMSConfig:
+        """Continuum memories."""

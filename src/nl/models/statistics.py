@@ -1,0 +1,33 @@
+"""What memories did, as scalar tensors for the log. Floor 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nl.models.blocks import Block
+
+
+@torch.no_grad()
+def memory_statistics(blocks: Sequence[Block], states: Sequence[Any]) -> dict[str, Tensor]:
+    """Relative size of what label-driven levels have written, mean over blocks and rows.
+
+    Returns:
+        ``memory/level<i>``: |rate * fast| / |meta weights| of level i, for levels that have
+        written since the State was fresh.
+    """
+    sizes: dict[str, list[Tensor]] = {}
+    for block, state in zip(blocks, states, strict=True):
+        if block.levels is None:
+            continue
+        for i, (level, memory) in enumerate(zip(block.levels.levels, state.levels, strict=True)):
+            if memory.fast_down is None:
+                continue
+            weights: Any = level
+            w = weights.weights(memory)
+            size = memory.fast_down.flatten(1).norm(dim=1).mean() * w.rate_down / w.down.norm()
+            sizes.setdefault(f"memory/level{i}", []).append(size)
+    return {key: torch.stack(values).mean() for key, values in sizes.items()}

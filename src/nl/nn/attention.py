@@ -1,0 +1,83 @@
+"""Multi-head causal attention with rotary positions; its past is State. Floor 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nl.config import require
+from nl.core.state import state_type
+from nl.nn.context import ReadContext
+from nl.nn.init import init_linear
+from nl.ops.attention import causal_attention
+from nl.ops.rotary import apply_rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Softmax attention over everything read so far."""
+
+    heads: int = 4
+    """Number of heads; must divide model.dim into even parts."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head (RMS) before the rotation."""
+
+    def __post_init__(self) -> None:
+        require(self.heads >= 1, f"heads: {self.heads}; must be >= 1.")
+
+
+@state_type
+class AttentionState(NamedTuple):
+    """Keys and values read so far, (B, H, S, K) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention(nn.Module):
+    """(B, T, D) -> (B, T, D); new tokens attend to themselves and everything before."""
+
+    def __init__(self, config: AttentionConfig, dim: int, residual_scale: float) -> None:
+        super().__init__()
+        self.config, self.head_size = config, dim // config.heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        init_linear(self.qkv)
+        init_linear(self.out, scale=residual_scale)
+
+    def init_state(self, batch: int) -> AttentionState:
+        """Nothing read yet."""
+        shape = (batch, self.config.heads, 0, self.head_size)
+        return AttentionState(*(self.qkv.weight.new_zeros(shape) for _ in range(2)))
+
+    def forward(
+        self, x_BTD: Tensor, state: AttentionState | None, ctx: ReadContext
+    ) -> tuple[Tensor, AttentionState]:
+        """Attend and append.
+
+        Args:
+            x_BTD: (B, T, D), already normalised.
+            state: keys and values of the past, or None.
+
+        Returns:
+            The branch to add to the residual, and the new state.
+        """
+        batch, new, dim = x_BTD.shape
+        qkv = self.qkv(x_BTD).view(batch, new, 3, self.config.heads, self.head_size)
+        q, k, v = qkv.unbind(2)
+        if self.config.qk_norm:
+            q = nn.functional.rms_norm(q, (self.head_size,))
+            k = nn.functional.rms_norm(k, (self.head_size,))
+        if ctx.cos is not None and ctx.sin is not None:
+            q, k = apply_rotary(q, ctx.cos, ctx.sin), apply_rotary(k, ctx.cos, ctx.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if state is not None and state.keys.shape[2]:
+            k, v = (
+                torch.cat((state.keys.to(k.dtype), k), 2),
+                torch.cat((state.values.to(v.dtype), v), 2),
+            )
+        y = causal_attention(q, k.to(q.dtype), v)
+        return self.out(y.transpose(1, 2).reshape(batch, new, dim)), AttentionState(k, v)
