@@ -225,13 +225,23 @@ class LanguageModel(nn.Module):
         self,
         tokens: Tensor,
         *,
-        sampling: Sampling | None = None,
         state: LanguageState | None = None,
         write: bool = True,
+        **sampling: Any,
     ) -> tuple[Tensor, LanguageState]:
-        """Continue ``tokens`` (B, T); see ``nl.models.generate.generate``."""
+        """Continue ``tokens`` (B, T) with streamed State.
+
+        Args:
+            tokens: (B, T) int64 prompt, continuing ``state``.
+            state: where the stream stands; None for fresh.
+            write: False freezes all memories.
+            sampling: fields of ``nl.models.generate.Sampling`` (max_new_tokens, temperature ...).
+
+        Returns:
+            (B, N) new tokens and the State after reading all but the last of them.
+        """
         out: tuple[Tensor, LanguageState] = generate(
-            self, tokens, sampling=sampling or Sampling(), state=state, write=write
+            self, tokens, sampling=Sampling(**sampling), state=state, write=write
         )
         return out
 

@@ -1,0 +1,103 @@
+"""Fast operations against their naive twins: values and gradients in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nl.core.batch import IGNORE
+from nl.ops.attention import causal_attention, causal_attention_reference
+from nl.ops.level import (
+    LevelWeights,
+    level_gradients,
+    level_gradients_reference,
+    level_hidden_signal,
+    level_pull_back,
+    level_read,
+)
+from nl.ops.losses import linear_cross_entropy, linear_cross_entropy_reference, teach_signal
+from nl.ops.rotary import apply_rotary, apply_rotary_reference, rotary_table
+
+DOUBLE = {"dtype": torch.float64}
+
+
+@pytest.mark.parametrize(("new", "past"), [(1, 0), (1, 7), (5, 0), (5, 3), (6, 11)])
+def test_attention(new: int, past: int) -> None:
+    q, k, v = (
+        torch.randn(2, 3, n, 4, **DOUBLE, requires_grad=True) for n in (new, new + past, new + past)
+    )
+    fast, slow = causal_attention(q, k, v), causal_attention_reference(q, k, v)
+    assert torch.allclose(fast, slow, atol=1e-12)
+    weight = torch.randn_like(fast)
+    for a, b in zip(
+        torch.autograd.grad((fast * weight).sum(), (q, k, v)),
+        torch.autograd.grad((slow * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_rotary() -> None:
+    x = torch.randn(2, 5, 3, 8, **DOUBLE)
+    cos, sin = rotary_table(11, 5, 8, 10000.0, x.device, x.dtype)
+    assert torch.allclose(apply_rotary(x, cos, sin), apply_rotary_reference(x, cos, sin))
+    # The product of a query and a key depends on their distance only.
+    far = rotary_table(1_000_011, 5, 8, 10000.0, x.device, x.dtype)
+    near = apply_rotary(x, cos, sin)
+    away = apply_rotary(x, *far)
+    assert torch.allclose(near[:, 0] @ near[:, 3].mT, away[:, 0] @ away[:, 3].mT, atol=1e-9)
+
+
+def test_linear_cross_entropy() -> None:
+    hidden = torch.randn(7, 5, **DOUBLE, requires_grad=True)
+    weight = torch.randn(11, 5, **DOUBLE, requires_grad=True)
+    target = torch.tensor([0, 10, IGNORE, 3, 3, IGNORE, 7])
+    fast, slow = (
+        f(hidden, weight, target) for f in (linear_cross_entropy, linear_cross_entropy_reference)
+    )
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert not fast[1].requires_grad
+    assert not fast[1][2].any()
+    scale = torch.randn(7, **DOUBLE)
+    for a, b in zip(
+        torch.autograd.grad((fast[0] * scale).sum(), (hidden, weight)),
+        torch.autograd.grad((slow[0] * scale).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert torch.allclose(teach_signal(slow[2], weight.detach(), target), slow[1], atol=1e-12)
+
+
+def test_linear_cross_entropy_survives_huge_logits() -> None:
+    hidden = torch.full((2, 3), 1e4, requires_grad=True)
+    weight = torch.tensor([[1e3, 0, 0], [-1e3, 0, 0]], requires_grad=True)
+    nll, signal, _ = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
+    nll.sum().backward()
+    assert torch.isfinite(signal).all()
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_level_write_gradients(written: bool) -> None:
+    B, T, D, H = 3, 6, 5, 7
+    fast = (
+        (torch.randn(B, H, D, **DOUBLE), torch.randn(B, D, H, **DOUBLE))
+        if written
+        else (None, None)
+    )
+    rates = torch.tensor(0.3, **DOUBLE), torch.tensor(0.2, **DOUBLE)
+    w = LevelWeights(torch.randn(H, D, **DOUBLE), torch.randn(D, H, **DOUBLE), *fast, *rates)
+    x, signal = torch.randn(B, T, D, **DOUBLE), torch.randn(B, T, D, **DOUBLE)
+    _, z = level_read(x, w)
+    hidden_signal = level_hidden_signal(z, signal, w)
+    up = w.up - (rates[0] * fast[0] if fast[0] is not None else torch.zeros(B, H, D, **DOUBLE))
+    down = w.down - (rates[1] * fast[1] if fast[1] is not None else torch.zeros(B, D, H, **DOUBLE))
+    expected = level_gradients_reference(x, signal, up, down)
+    found = (
+        *level_gradients(x, z, signal, hidden_signal),
+        level_pull_back(x, signal, hidden_signal, w),
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
