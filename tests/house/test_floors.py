@@ -30,7 +30,8 @@ FLOORS: dict[str, set[str]] = {
 }
 CONCRETE = {*FLOORS}
 FLOORS["assembly"] = CONCRETE - {"sweep", "report"}
-FLOORS["cli"] = {*CONCRETE, "assembly", "cli"}
+FLOORS["bench"] = {"config", "models", "nn"}
+FLOORS["cli"] = {*CONCRETE, "assembly", "bench", "cli"}
 FLOORS["__main__"] = {"cli"}
 FLOORS["__init__"] = {"assembly", "config"}
 
