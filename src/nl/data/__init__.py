@@ -1,1 +1,1 @@
-"""data"""
+"""From raw text to batches: tokenizers, shards, orders and streams. Floor 1."""

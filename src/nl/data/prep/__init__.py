@@ -1,1 +1,1 @@
-"""prep"""
+"""What runs before training: corpora, tokenizers, shards. Floor 1."""

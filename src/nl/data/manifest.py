@@ -1,0 +1,107 @@
+"""The manifest of a tokenized data directory: what it holds, read strictly. Floor 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nl.config import ConfigError, structure
+from nl.data.documents import RECIPE, Document, TextFile, read_jsonl
+from nl.data.files import read_json
+from nl.data.tokenizer import Tokenizer, load_tokenizer
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerInfo:
+    """The tokenizer of a data directory; ``path`` is relative to it, None means raw bytes."""
+
+    path: str | None
+    sha256: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard file, relative to the data directory."""
+
+    file: str
+    tokens: int
+    documents: int
+    sha256: str
+    dtype: Literal["uint16", "uint32"]
+    max_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainInfo:
+    """One domain of one split; ``bytes`` is the UTF-8 size of its text, without EOS."""
+
+    shards: tuple[ShardInfo, ...]
+    tokens: int
+    documents: int
+    bytes: int
+    text: TextFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataManifest:
+    """Everything in a data directory: ``splits[split][domain]``."""
+
+    schema: int
+    name: str
+    tokenizer: TokenizerInfo
+    splits: dict[str, dict[str, DomainInfo]]
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def domain(self, split: str, domain: str, path: Path) -> DomainInfo:
+        """One domain of one split.
+
+        Raises:
+            ConfigError: naming the directory and the splits or domains that exist.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"{path}: no split {split!r}. Known: {', '.join(self.splits)}.")
+        domains = self.splits[split]
+        if domain not in domains:
+            known = ", ".join(domains)
+            raise ConfigError(f"{path}: no domain {domain!r} in split {split!r}. Known: {known}.")
+        return domains[domain]
+
+
+def read_manifest(path: str | Path) -> DataManifest:
+    """The manifest of the data directory ``path``.
+
+    Raises:
+        ConfigError: no manifest (with the recipe that builds it), or a malformed one.
+    """
+    file = Path(path) / "manifest.json"
+    manifest = structure(DataManifest, read_json(file, RECIPE), str(file))
+    if manifest.schema != SCHEMA:
+        raise ConfigError(f"{file}: schema {manifest.schema}; this version reads schema {SCHEMA}.")
+    return manifest
+
+
+def data_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that made the shards of ``path``, its digest checked."""
+    info = read_manifest(path).tokenizer
+    file = "bytes" if info.path is None else str(Path(path) / info.path)
+    return load_tokenizer(file, sha256=info.sha256)
+
+
+def documents(path: str | Path, split: str, domain: str) -> Iterator[Document]:
+    """The raw text documents behind one domain of one split, in shard order.
+
+    Args:
+        path: data directory.
+        split: ``train``, ``val`` or ``test``.
+        domain: a domain of that split.
+
+    Raises:
+        ConfigError: unknown split or domain, or the text is no longer where it was.
+    """
+    info = read_manifest(path).domain(split, domain, Path(path))
+    return read_jsonl(Path(path) / info.text.file)

@@ -1,0 +1,1 @@
+"""Batches made from rules, no files. Floor 1."""

@@ -1,0 +1,98 @@
+"""Windows of seq_len + 1 tokens over mapped shards, gathered a batch at a time. Floor 1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
+
+from nl.config import ConfigError
+from nl.data.manifest import DataManifest, read_manifest
+from nl.data.order import Ints
+from nl.data.shards import open_shard
+
+
+class WindowSource:
+    """All windows of one domain of one split.
+
+    Documents follow each other, EOS between them; window ``i`` of a shard starts at token
+    ``i * seq_len``, so every token but a shard's first is a target once. The tail of a shard that
+    does not fill a window is left out.
+    """
+
+    def __init__(self, tokens: Sequence[npt.NDArray[Any]], seq_len: int) -> None:
+        self._views = [_windows(t, seq_len) for t in tokens if t.size > seq_len]
+        self._starts = np.cumsum([0, *(len(v) for v in self._views)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def gather(self, index: Ints, out: npt.NDArray[np.int32]) -> None:
+        """Copy windows ``index`` (B,) into ``out`` (B, seq_len + 1)."""
+        if len(self._views) == 1:
+            out[:] = self._views[0][index]
+            return
+        shard = np.searchsorted(self._starts, index, side="right") - 1
+        for number in np.unique(shard):
+            mine = shard == number
+            out[mine] = self._views[number][index[mine] - self._starts[number]]
+
+
+def _windows(tokens: npt.NDArray[Any], seq_len: int) -> npt.NDArray[Any]:
+    step = tokens.strides[0]
+    shape = ((tokens.size - 1) // seq_len, seq_len + 1)
+    return as_strided(tokens, shape=shape, strides=(step * seq_len, step), writeable=False)
+
+
+class TokenWindows:
+    """Sources of one split with their names; callable as the fetch function of a stream."""
+
+    def __init__(self, path: str, split: str, domains: Sequence[str], seq_len: int, verify: bool):
+        root = Path(path)
+        manifest = read_manifest(root)
+        self.names = list(domains) or list(manifest.splits.get(split, {}))
+        self.seq_len = seq_len
+        self.sources: list[WindowSource] = []
+        for name in self.names:
+            info = manifest.domain(split, name, root)
+            shards = [open_shard(root, s, manifest.tokenizer, verify).tokens for s in info.shards]
+            source = WindowSource(shards, seq_len)
+            if not len(source):
+                raise ConfigError(
+                    f"{root}: split {split!r}, domain {name!r} holds {info.tokens} tokens, not one "
+                    f"window of stream.seq_len + 1 = {seq_len + 1}; lower stream.seq_len."
+                )
+            self.sources.append(source)
+        self.digest = _digest(manifest, split, self.names)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Windows per source."""
+        return [len(source) for source in self.sources]
+
+    def __call__(self, source: Ints, index: Ints) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, both (B, seq_len) int32, target t = input t + 1."""
+        rows = np.empty((index.size, self.seq_len + 1), dtype=np.int32)
+        if len(self.sources) == 1:
+            self.sources[0].gather(index, rows)
+        else:
+            for number in np.unique(source):
+                mine = np.flatnonzero(source == number)
+                part = np.empty((mine.size, self.seq_len + 1), dtype=np.int32)
+                self.sources[number].gather(index[mine], part)
+                rows[mine] = part
+        both = torch.from_numpy(rows)
+        return both[:, :-1], both[:, 1:]
+
+
+def _digest(manifest: DataManifest, split: str, names: Sequence[str]) -> str:
+    """12 hex digits over the shards read, in order."""
+    text = "".join(s.sha256 for name in names for s in manifest.splits[split][name].shards)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
