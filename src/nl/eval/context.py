@@ -1,0 +1,136 @@
+"""What an evaluator is given: tokenizer, held-out documents, limits, output folder. Floor 6."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from nl.config import ConfigError, require
+from nl.core.seeds import SeedBook
+
+Memorize = Literal["off", "context", "oracle"]
+"""off: every memory frozen (``write=False``). context: memories are written by the text that is
+read, before it is scored. oracle: as context, after the answer itself has been read once."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; ``encode`` adds no begin or end mark."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Corpus(Protocol):
+    """Held-out documents as text, by split and domain; iterated in a fixed order."""
+
+    def splits(self) -> tuple[str, ...]: ...
+    def domains(self, split: str) -> tuple[str, ...]: ...
+    def documents(self, split: str, domain: str) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalContext:
+    """Everything an evaluator may use besides the model.
+
+    Attributes:
+        tokenizer: the one the model was trained with.
+        corpus: held-out documents; None where an evaluator needs none.
+        output: folder for details (created when something is written).
+        device: where the model is.
+        batch_size: rows per forward pass; changes speed, never a score.
+        segment: tokens per forward pass; longer inputs are read in turn with State carried.
+        seed: samples are drawn from named streams of this seed.
+        limit: at most this many samples (documents, passages) per task; 0: the evaluator's own.
+        step: the optimizer step of the checkpoint, for evals.jsonl.
+    """
+
+    tokenizer: Tokenizer
+    corpus: Corpus | None = None
+    output: Path
+    device: torch.device | str = "cpu"
+    batch_size: int = 8
+    segment: int = 512
+    seed: int = 0
+    limit: int = 0
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "segment"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}: {value}; must be >= 1.")
+        require(self.limit >= 0, f"limit: {self.limit}; must be >= 0 (0: no limit).")
+
+    def texts(self, split: str, domain: str, count: int = 0) -> list[str]:
+        """Documents that are not empty, in their own order, the same ones for every model.
+
+        Args:
+            split: of the data.
+            domain: of that split.
+            count: draw this many, each equally likely (one pass, a reservoir); 0: all.
+
+        Raises:
+            ConfigError: no data, no such split or domain, or no text in it.
+        """
+        if domain not in self.domains(split):
+            known = ", ".join(self.domains(split))
+            raise ConfigError(f"domain: unknown {domain!r}; split {split} has {known}.")
+        assert self.corpus is not None
+        rng = random.Random(SeedBook(self.seed).seed("eval", "documents", split, domain))
+        kept: list[tuple[int, str]] = []
+        texts = (text for text in self.corpus.documents(split, domain) if text.strip())
+        for index, text in enumerate(texts):
+            if not count or index < count:
+                kept.append((index, text))
+            elif (place := rng.randrange(index + 1)) < count:
+                kept[place] = (index, text)
+        if not kept:
+            raise ConfigError(f"data: split {split}, domain {domain} holds no text; rebuild it.")
+        return [text for _, text in sorted(kept)]
+
+    def domains(self, split: str) -> tuple[str, ...]:
+        """The domains of a split.
+
+        Raises:
+            ConfigError: no data or no such split.
+        """
+        if self.corpus is None:
+            raise ConfigError(
+                "data: held-out documents are needed; name a data directory with --data."
+            )
+        if split not in self.corpus.splits():
+            known = ", ".join(self.corpus.splits())
+            raise ConfigError(f"splits: unknown {split!r}; the data has {known}.")
+        return self.corpus.domains(split)
+
+    def capped(self, own: int) -> int:
+        """The smaller of an evaluator's own limit and ``limit``; 0 means no limit in both."""
+        return min(own, self.limit) if own and self.limit else max(own, self.limit)
+
+
+def check_memorize(modes: tuple[Memorize, ...]) -> None:
+    """Refuse an empty or repeating list of memorisation modes."""
+    require(bool(modes), "memorize: empty; choose from off, context, oracle.")
+    require(len(set(modes)) == len(modes), f"memorize: {list(modes)}; each mode once.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients; the former mode comes back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train(was_training)

@@ -1,0 +1,224 @@
+"""Single needle in a haystack over a grid of lengths and depths. Floor 6.
+
+Every sample is asked twice with one reading of its prompt: which of k numbers is most likely
+(chance 1 / k), and is the right one what greedy decoding writes. Greedy decoding writes the answer
+exactly when every token of it is the model's first choice after the ones before, so the second
+question needs no decoding loop.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from nl.config import register, require
+from nl.config.groups import EvaluatorConfig
+from nl.core.protocols import EvalRow
+from nl.core.seeds import SeedBook
+from nl.eval.context import EvalContext, Memorize, Tokenizer, check_memorize
+from nl.eval.haystack import NOISE, Needle, make_needle, sentences
+from nl.eval.progress import ProgressMeter
+from nl.eval.rows import make_row, mean_and_stderr, save_json
+from nl.eval.scoring import Item, Score, primed, scorer
+
+MAX_DOCUMENTS = 64
+
+
+@register("evaluator", "needle")
+@dataclass(frozen=True, kw_only=True)
+class NeedleConfig(EvaluatorConfig):
+    """Needle in a haystack (RULER single), exact lengths, depth grid."""
+
+    lengths: tuple[int, ...] = (256, 512)
+    """Tokens read before the answer."""
+    depths: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Share of the haystack in front of the needle, 0 to 1."""
+    samples: int = 8
+    """Samples per length and depth."""
+    candidates: int = 8
+    """Numbers to choose among; chance is 1 / candidates."""
+    digits: int = 4
+    """Digits of a number."""
+    haystack: Literal["noise", "text"] = "noise"
+    """noise: a few plain sentences over and over. text: held-out documents."""
+    split: str = "test"
+    """Split of the documents when haystack=text."""
+    domain: str | None = None
+    """Domain of the documents when haystack=text; null: the first one."""
+    memorize: tuple[Memorize, ...] = ("off", "context")
+    """Memorisation modes; oracle reads prompt and answer once before it is asked."""
+
+    def __post_init__(self) -> None:
+        check_memorize(self.memorize)
+        require(bool(self.lengths), "lengths: empty; name at least one.")
+        require(
+            bool(self.depths) and all(0 <= depth <= 1 for depth in self.depths),
+            f"depths: {list(self.depths)}; numbers from 0 to 1.",
+        )
+        require(self.samples >= 1, f"samples: {self.samples}; must be >= 1.")
+        require(1 <= self.digits <= 12, f"digits: {self.digits}; 1 to 12.")
+        most = 9 * 10 ** (self.digits - 1)
+        require(
+            2 <= self.candidates <= most,
+            f"candidates: {self.candidates}; 2 to {most} (all numbers of {self.digits} digits).",
+        )
+
+    def build(self) -> NeedleTest:
+        """The evaluator."""
+        return NeedleTest(self)
+
+
+class Cell(NamedTuple):
+    """One cell of the grid."""
+
+    length: int
+    depth: float
+    needles: tuple[Needle, ...]
+
+
+def make_grid(config: NeedleConfig, context: EvalContext) -> list[Cell]:
+    """All samples, the same for every model: each has its own stream of (length, depth, number)."""
+    book = SeedBook(context.seed)
+    pool = _pool(config, context)
+    samples = context.capped(config.samples)
+    cells = []
+    for length in config.lengths:
+        for depth in config.depths:
+            needles = []
+            for number in range(samples):
+                seed = book.seed("eval", "needle", length, repr(float(depth)), number)
+                rng = random.Random(seed)
+                needles.append(
+                    make_needle(
+                        context.tokenizer,
+                        _hay(pool, context.tokenizer, length, rng),
+                        length=length,
+                        depth=depth,
+                        candidates=config.candidates,
+                        digits=config.digits,
+                        rng=rng,
+                    )
+                )
+            cells.append(Cell(length, depth, tuple(needles)))
+    return cells
+
+
+def _pool(config: NeedleConfig, context: EvalContext) -> list[list[str]]:
+    """What haystacks are made of: the noise, or the sentences of each held-out document."""
+    if config.haystack == "noise":
+        return [list(NOISE)]
+    domain = config.domain or context.domains(config.split)[0]
+    return [sentences(text) for text in context.texts(config.split, domain, MAX_DOCUMENTS)]
+
+
+def _hay(pool: list[list[str]], tokenizer: Tokenizer, length: int, rng: random.Random) -> list[str]:
+    """Sentences for at least ``length`` tokens, from a random document on, round and round."""
+    found: list[str] = []
+    size, place = 0, rng.randrange(len(pool))
+    while size < length:
+        for sentence in pool[place % len(pool)]:
+            found.append(sentence)
+            size += max(len(tokenizer.encode(sentence)) - 1, 1)
+            if size >= length:
+                break
+        place += 1
+    return found
+
+
+@dataclass(frozen=True)
+class NeedleTest:
+    """The evaluator of ``NeedleConfig``; the heat maps go to ``needle_<haystack>.json``."""
+
+    config: NeedleConfig
+
+    def __call__(self, model: nn.Module, context: EvalContext) -> list[EvalRow]:
+        """Rows per length, depth, memorisation mode and metric."""
+        cells = make_grid(self.config, context)
+        rows: list[EvalRow] = []
+        maps: dict[str, dict[str, list[list[float | None]]]] = {}
+        for mode in self.config.memorize:
+            found = self._mode(model, context, mode, cells)
+            rows += found
+            maps[mode] = {
+                metric: self._grid([row.value for row in found if row.metric == metric])
+                for metric in ("choice_accuracy", "exact_match", "answer_logprob")
+            }
+        save_json(
+            context.output / f"needle_{self.config.haystack}.json",
+            {
+                "haystack": self.config.haystack,
+                "lengths": list(self.config.lengths),
+                "depths": list(self.config.depths),
+                "samples": len(cells[0].needles),
+                "chance": 1 / self.config.candidates,
+                "memorize": maps,
+                "real_depths": [[needle.depth for needle in cell.needles] for cell in cells],
+            },
+        )
+        return rows
+
+    def _grid(self, values: list[float | None]) -> list[list[float | None]]:
+        """[length][depth] from the order of the cells."""
+        width = len(self.config.depths)
+        return [values[at : at + width] for at in range(0, len(values), width)]
+
+    def _mode(
+        self, model: nn.Module, context: EvalContext, mode: Memorize, cells: list[Cell]
+    ) -> list[EvalRow]:
+        rows: list[EvalRow] = []
+        total = sum(len(cell.needles) for cell in cells) * self.config.candidates
+        with ProgressMeter(f"needle ({mode})", total) as meter:
+            judge = scorer(model, context, mode, meter.advance)
+            for cell in cells:
+                start = time.monotonic()
+                items = [
+                    primed(Item(needle.prompt, value), needle.answer, mode)
+                    for needle in cell.needles
+                    for value in (needle.answer, *needle.others)
+                ]
+                scores = judge.score(items)
+                rows += self._rows(cell, mode, scores, time.monotonic() - start)
+        return rows
+
+    def _rows(
+        self, cell: Cell, mode: Memorize, scores: list[Score], seconds: float
+    ) -> list[EvalRow]:
+        width = self.config.candidates
+        groups = [scores[at : at + width] for at in range(0, len(scores), width)]
+        measured = {
+            "choice_accuracy": ([choice_credit(group) for group in groups], 1 / width),
+            "exact_match": (
+                [float(group[0].greedy) for group in groups],
+                1 / (9 * 10 ** (self.config.digits - 1)),
+            ),
+            "answer_logprob": ([group[0].total for group in groups], None),
+        }
+        rows = []
+        for metric, (values, chance) in measured.items():
+            mean, error = mean_and_stderr(values)
+            rows.append(
+                make_row(
+                    "needle",
+                    f"{self.config.haystack}/{cell.length}/{cell.depth:g}",
+                    metric,
+                    mean,
+                    len(values),
+                    stderr=error,
+                    seconds=seconds,
+                    memorize=mode,
+                    chance=chance,
+                    note="State fresh per sample",
+                )
+            )
+        return rows
+
+
+def choice_credit(scores: list[Score]) -> float:
+    """1 when the first score is the best alone; shared among equals, so that ties score chance."""
+    totals = [score.total for score in scores]
+    best = max(totals)
+    return 1 / totals.count(best) if totals[0] == best else 0.0

@@ -1,0 +1,96 @@
+"""Rows of an evaluation: finite values, means with standard errors, JSON, a table. Floor 6."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nl.core.protocols import EvalRow
+
+
+def make_row(
+    suite: str, task: str, metric: str, value: float | None, n: int, **more: Any
+) -> EvalRow:
+    """An ``EvalRow`` whose value and stderr are finite or None (the note names a lost value)."""
+    note = str(more.pop("note", ""))
+    if value is not None and not math.isfinite(value):
+        note = f"{note}; not finite ({value})" if note else f"not finite ({value})"
+        value = None
+    stderr = more.pop("stderr", None)
+    if stderr is not None and not math.isfinite(stderr):
+        stderr = None
+    return EvalRow(suite, task, metric, value, n, stderr=stderr, note=note, **more)
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error (None for fewer than two values)."""
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return mean, None
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)
+
+
+def ratio_and_stderr(
+    numerators: Sequence[float], denominators: Sequence[float]
+) -> tuple[float, float | None]:
+    """Sum over sum, and its standard error with the pairs (documents) as the sampling unit."""
+    count, below = len(numerators), sum(denominators)
+    ratio = sum(numerators) / below
+    if count < 2:
+        return ratio, None
+    spread = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    return ratio, math.sqrt(spread * count / (count - 1)) / below
+
+
+def save_json(path: Path, data: Any) -> Path:
+    """Write JSON atomically; NaN and infinity become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".tmp-{path.name}")
+    draft.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+    draft.replace(path)
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def table(rows: Sequence[EvalRow]) -> str:
+    """Rows as a plain text table, chance beside the value."""
+    head = ("suite", "task", "metric", "memorize", "value", "stderr", "chance", "n", "note")
+    lines = [head]
+    for row in rows:
+        lines.append(
+            (
+                row.suite,
+                row.task,
+                row.metric,
+                row.memorize,
+                _number(row.value),
+                _number(row.stderr),
+                _number(row.chance),
+                str(row.n),
+                row.note,
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,51 @@
+"""Run evaluators on a loaded model and keep their rows. Floor 6."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from nl.core.logs import get_logger
+from nl.core.protocols import EvalRow, Evaluator
+from nl.eval.context import EvalContext
+from nl.eval.rows import save_json
+
+
+def run_suite(
+    model: nn.Module, evaluators: Mapping[str, Evaluator], context: EvalContext
+) -> list[EvalRow]:
+    """Run evaluators one after the other.
+
+    Args:
+        model: a language model, already on ``context.device``; it is not changed.
+        evaluators: by name; the name is the suite of its rows where a name differs from the kind.
+        context: what they may use; details of evaluator ``name`` go below ``output/<name>``.
+
+    Returns:
+        All rows. The rows of each evaluator are in ``output/<name>.json`` as soon as it ends.
+    """
+    rows: list[EvalRow] = []
+    for name, evaluator in evaluators.items():
+        get_logger(__name__).info("evaluate %s", name)
+        start = time.monotonic()
+        inner = replace(context, output=context.output / name)
+        found = [replace(row, suite=name) for row in evaluator(model, inner)]
+        record = {
+            "suite": name,
+            "step": context.step,
+            "seconds": time.monotonic() - start,
+            "seed": context.seed,
+            "rows": [as_record(row, context.step) for row in found],
+        }
+        save_json(context.output / f"{name}.json", record)
+        rows += found
+    return rows
+
+
+def as_record(row: EvalRow, step: int | None) -> dict[str, Any]:
+    """A row of evals.jsonl: the fields of ``EvalRow`` and the step."""
+    return {"step": step, **asdict(row)}
