@@ -1,0 +1,146 @@
+"""The continuum memory against a token loop that knows nothing but autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nl.config import ConfigError, structure
+from nl.nn.cms import CMSConfig, ContinuumMemory, LevelState, write_count
+
+EPS = 1e-6
+
+
+def chain(periods: tuple[int, ...], seed: int, **changes: float) -> ContinuumMemory:
+    torch.manual_seed(seed)
+    config = CMSConfig(periods=periods, hidden=7, allow_short_periods=True, **changes)  # type: ignore[arg-type]
+    memory = ContinuumMemory(config, 5, 1.0).double()
+    with torch.no_grad():
+        for level in memory.levels:
+            level.log_rate.copy_(torch.tensor([0.4, 0.7]).log())  # type: ignore[union-attr,operator]
+    return memory
+
+
+def reference(
+    memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """One row, one token at a time, full weight matrices, gradients by autograd."""
+    config, T = memory.config, len(x)
+    meta = [(level.up.weight.detach(), level.down.weight.detach()) for level in memory.levels]  # type: ignore[union-attr]
+    rates = [
+        (level.log_rate[0].exp() / 5, level.log_rate[1].exp() / 7)  # type: ignore[index,operator]
+        for level in memory.levels
+    ]
+    fast = [(torch.zeros_like(u), torch.zeros_like(v)) for u, v in meta]
+    sums = [(torch.zeros_like(u), torch.zeros_like(v)) for u, v in meta]
+    wrote = [False] * len(meta)
+    out = []
+    for t in range(T):
+        weights = [
+            [(w - r * f).detach().requires_grad_() for w, r, f in zip(m, rate, fa, strict=True)]
+            for m, rate, fa in zip(meta, rates, fast, strict=True)
+        ]
+        y = x[t]
+        for up, down in weights:
+            n = y / (y.square().mean() + EPS).sqrt()
+            y = y + down @ F.silu(up @ n)
+        out.append(y.detach())
+        flat = [w for pair in weights for w in pair]
+        grads = torch.autograd.grad((y * signal[t]).sum(), flat)
+        for i, period in enumerate(config.periods):
+            sums[i] = tuple(s + g for s, g in zip(sums[i], grads[2 * i : 2 * i + 2], strict=True))  # type: ignore[assignment]
+            if (t + 1) % period:
+                continue
+            if not any(g.any() for g in sums[i]):
+                continue
+            new = []
+            for w, r, f, g in zip(meta[i], rates[i], fast[i], sums[i], strict=True):
+                size = float((r * g).norm())
+                limit = config.clip * float(w.norm())
+                g = g * (limit / size) if config.clip and size > limit else g
+                new.append(config.retention * f + g if wrote[i] else g)
+            fast[i], wrote[i] = (new[0].detach(), new[1].detach()), True
+            sums[i] = tuple(torch.zeros_like(s) for s in sums[i])  # type: ignore[assignment]
+    return torch.stack(out), fast
+
+
+def run(
+    memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor
+) -> tuple[torch.Tensor, tuple[LevelState, ...]]:
+    state, out, tile = memory.init_state(), [], min(memory.config.periods)
+    for start in range(0, x.shape[1], tile):
+        part = slice(start, start + tile)
+        y, trace = memory(x[:, part], state)
+        state = memory.absorb(state, trace, signal[:, part], start=start)
+        out.append(y.detach())
+    return torch.cat(out, 1), state
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("periods", [(1,), (3,), (16,), (2, 4, 8), (4, 12)])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_equals_the_token_loop(periods: tuple[int, ...], seed: int, clip: float) -> None:
+    memory = chain(periods, seed, clip=clip, retention=0.8)
+    x, signal = (torch.randn(2, 26, 5, dtype=torch.float64) for _ in range(2))
+    signal[:, 7] = 0
+    out, state = run(memory, x, signal * 0.3)
+    for row in range(2):
+        expected, fast = reference(memory, x[row], signal[row] * 0.3)
+        assert (out[row] - expected).abs().max() < 1e-10
+        for level, period, (up, down) in zip(state, periods, fast, strict=True):
+            if 26 // period:
+                assert level.fast_up is not None
+                assert level.fast_down is not None
+                assert (level.fast_up[row] - up).abs().max() < 1e-10
+                assert (level.fast_down[row] - down).abs().max() < 1e-10
+            else:
+                assert level.fast_up is None
+
+
+def test_a_write_reduces_the_loss_it_was_taught() -> None:
+    memory = chain((4,), 0)
+    x, goal = torch.randn(1, 4, 5, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64)
+    state = memory.init_state()
+    errors = []
+    for start in range(0, 200, 4):
+        y, trace = memory(x, state)
+        errors.append(float((y - goal).square().sum()))
+        state = memory.absorb(state, trace, y.detach() - goal, start=start)
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_fast_weights_are_bounded_by_clip_and_retention() -> None:
+    memory = chain((2,), 1, clip=0.1, retention=0.9)
+    x = torch.randn(1, 1, 5, dtype=torch.float64).expand(1, 2, 5)
+    signal = torch.full((1, 2, 5), 1e6, dtype=torch.float64)
+    state = memory.init_state()
+    for start in range(0, 400, 2):
+        _, trace = memory(x, state)
+        state = memory.absorb(state, trace, signal, start=start)
+    w = memory.levels[0].weights(state[0])  # type: ignore[operator]
+    assert (w.rate_down * w.fast_down).norm() <= 1.001 * 0.1 / (1 - 0.9) * w.down.norm()
+
+
+def test_write_count() -> None:
+    assert [write_count(4, 3, end) for end in (3, 4, 11, 12)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"periods": [64, 100]}, "multiple of the smallest, 64"),
+        ({"periods": [8, 64]}, "allow_short_periods"),
+        ({"periods": []}, "at least one"),
+        ({"periods": [0], "allow_short_periods": True}, ">= 1"),
+        ({"retention": 0.0}, "(0, 1]"),
+        ({"rate": -1.0}, "> 0"),
+        ({"clip": -0.1}, ">= 0"),
+        ({"hidden": 0}, ">= 1"),
+    ],
+)
+def test_bad_values_are_refused(data: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        structure(CMSConfig, data, "model.cms")
+    assert words in str(error.value)
+    assert str(error.value).startswith("model.cms.")
