@@ -29,7 +29,7 @@ def reference(
     config, T = memory.config, len(x)
     meta = [(level.up.weight.detach(), level.down.weight.detach()) for level in memory.levels]  # type: ignore[union-attr]
     rates = [
-        (level.log_rate[0].exp() / 5, level.log_rate[1].exp() / 7)  # type: ignore[index,operator]
+        (level.log_rate[0].exp().detach() / 5, level.log_rate[1].exp().detach() / 7)  # type: ignore[index,operator]
         for level in memory.levels
     ]
     fast = [(torch.zeros_like(u), torch.zeros_like(v)) for u, v in meta]
