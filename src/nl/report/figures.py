@@ -1,0 +1,227 @@
+"""Curves as SVG that follows the page's light or dark theme, with their numbers as CSV. Floor 1.
+
+A figure is drawn with marker colours; on the page each becomes a CSS variable of the page, in the
+file beside the CSV it becomes a fixed colour. Equal numbers give equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nl.config import ConfigError
+
+LONGEST = 2000
+"""Points drawn per line at most; longer lines are thinned evenly, first and last point kept."""
+# Marker colour -> (CSS variable, colour in the standalone file). Lines: Okabe and Ito's palette.
+INK, SOFT, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#110101", "#110202", "#110303", "#110404", "#110505", "#110606")
+COLOURS = {
+    INK: ("--ink", "#1c2024"),
+    SOFT: ("--soft", "#5c6670"),
+    GRID: ("--rule", "#dfe3e8"),
+    SERIES[0]: ("--s1", "#0072b2"),
+    SERIES[1]: ("--s2", "#d55e00"),
+    SERIES[2]: ("--s3", "#009e73"),
+    SERIES[3]: ("--s4", "#aa4499"),
+    SERIES[4]: ("--s5", "#b8860b"),
+    SERIES[5]: ("--s6", "#3f8fb5"),
+}
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name, points and how heavily it is drawn."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    faint: bool = False
+    """Drawn thin and pale, without a name: raw values behind a smoothed curve."""
+    colour: int = 0
+    """Index into the palette; the dash pattern changes with it too."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is drawn.
+
+    Attributes:
+        name: file stem of its CSV and SVG.
+        title: short, with the unit.
+        lines: curves over ``x_label``.
+        levels: named horizontal lines (a baseline).
+        alt: one sentence that says what the curve shows, for readers who do not see it.
+    """
+
+    name: str
+    title: str
+    lines: list[Line]
+    levels: dict[str, float] = field(default_factory=dict)
+    x_label: str = "step"
+    alt: str = ""
+    wide: bool = False
+
+
+def matplotlib_ready() -> Any:
+    """Matplotlib with the settings that make its SVG small and repeatable.
+
+    Raises:
+        ConfigError: the viz extra is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(
+            "report: matplotlib is missing; install the viz extra: uv sync --extra viz, or"
+            " pip install 'nl[viz]'."
+        ) from error
+    return matplotlib
+
+
+SETTINGS: dict[str, Any] = {
+    "svg.hashsalt": "nl",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.linewidth": 1.0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "ytick.major.size": 0,
+    "path.simplify": True,
+    "path.simplify_threshold": 0.3,
+}
+
+
+def draw(figure: Figure) -> str:
+    """The figure as SVG text in marker colours; ``themed`` or ``standalone`` finish it."""
+    matplotlib = matplotlib_ready()
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(SETTINGS):
+        size = (8.4, 3.4) if figure.wide else (3.9, 2.3)
+        canvas = Canvas(figsize=size, layout="constrained")
+        axes = canvas.subplots()
+        axes.set_xlabel(figure.x_label)
+        axes.margins(x=0.01)
+        axes.locator_params(axis="x", nbins=6 if figure.wide else 4)
+        axes.locator_params(axis="y", nbins=6 if figure.wide else 4)
+        for line in figure.lines:
+            draw_line(axes, line)
+        for number, (name, value) in enumerate(figure.levels.items()):
+            axes.axhline(value, color=SOFT, linewidth=1.0, linestyle=DASHES[1 + number % 3])
+            axes.annotate(
+                name,
+                (0.995, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                color=SOFT,
+                fontsize=8,
+            )
+        if sum(not line.faint for line in figure.lines) > 1:
+            columns = min(5, len(figure.lines))
+            canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
+        buffer = io.StringIO()
+        canvas.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    return clean(buffer.getvalue(), figure.name)
+
+
+def draw_line(axes: Any, line: Line) -> None:
+    """One curve; a single point is drawn as a dot so that it can be seen."""
+    x, y = thin(line.x), thin(line.y)
+    colour = SERIES[line.colour % len(SERIES)]
+    dash = DASHES[line.colour // 2 % len(DASHES)] if not line.faint else "-"
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        linewidth=0.8 if line.faint else 1.8,
+        alpha=0.3 if line.faint else 1.0,
+        linestyle=dash,
+        marker="o" if len(x) <= 24 and not line.faint else None,
+        markersize=4,
+        label="_" + line.name if line.faint else line.name,
+        solid_capstyle="round",
+    )
+
+
+def thin(values: list[float]) -> list[float]:
+    """At most ``LONGEST`` values, evenly spaced, the last one kept."""
+    if len(values) <= LONGEST:
+        return values
+    last = len(values) - 1
+    return [values[round(i * last / (LONGEST - 1))] for i in range(LONGEST)]
+
+
+def smooth(values: list[float]) -> list[float]:
+    """A centred running mean over about a fortieth of the curve."""
+    half = max(1, len(values) // 80)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    out = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        out.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+    return out
+
+
+def clean(svg: str, name: str) -> str:
+    """Without XML head, metadata and comments; ids are the figure's own, so none repeats."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", svg)
+    return re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)
+
+
+def themed(svg: str, figure: Figure) -> str:
+    """For the page: colours are the page's variables, the picture has a name and a sentence."""
+    for marker, (variable, _) in COLOURS.items():
+        svg = svg.replace(marker, f"var({variable})")
+    label = f"{figure.title}. {figure.alt}".replace("&", "and").replace('"', "'").replace("<", "")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def standalone(svg: str) -> str:
+    """For a file: fixed colours on white paper."""
+    for marker, (_, colour) in COLOURS.items():
+        svg = svg.replace(marker, colour)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace(
+        "<svg", '<svg style="background: #fff; font-family: sans-serif"', 1
+    )
+
+
+def figure_csv(figure: Figure) -> str:
+    """The drawn numbers, one row per point: line, x, y; levels as rows without x."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["line", figure.x_label, "value"])
+    for line in figure.lines:
+        name = f"{line.name} (raw)" if line.faint else line.name
+        pairs = zip(thin(line.x), thin(line.y), strict=True)
+        writer.writerows([name, f"{x:g}", repr(y)] for x, y in pairs)
+    writer.writerows([name, "", repr(value)] for name, value in figure.levels.items())
+    return out.getvalue()

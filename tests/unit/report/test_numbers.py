@@ -1,0 +1,74 @@
+"""Numbers as a reader sees them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nl.report.figures import LONGEST, smooth, thin
+from nl.report.numbers import count, duration, figure, with_error
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.14159, "3.142"),
+        (0.5, "0.5000"),
+        (2.0, "2"),
+        (12, "12"),
+        (1e-5, "1e-05"),
+        (2.5e7, "2.5e+07"),
+        (math.inf, "inf"),
+        (None, "-"),
+        ("x", "-"),
+        (True, "-"),
+    ],
+)
+def test_figure(value: object, text: str) -> None:
+    assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999, "999"), (1234, "1.23k"), (1.3e9, "1.3B"), (7.6e8, "760M"), (None, "-")],
+)
+def test_count(value: object, text: str) -> None:
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.21, "4.2 s"), (65, "1 min 05 s"), (3720, "1 h 02 min"), (None, "-")],
+)
+def test_duration(seconds: object, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (3.28123, 0.0214, "3.281 +- 0.021"),
+        (26.5812, 0.6, "26.58 +- 0.60"),
+        (1234.5, 37.0, "1234 +- 37"),
+        (0.275, None, "0.2750"),
+        (0.5, 0.0, "0.5000"),
+        (None, 0.1, "-"),
+    ],
+)
+def test_with_error(value: object, error: object, text: str) -> None:
+    assert with_error(value, error) == text
+
+
+def test_smoothing_is_a_running_mean_that_keeps_lines_and_ends() -> None:
+    line = [2.0 * i for i in range(500)]
+    assert smooth(line) == pytest.approx(line)
+    bumpy = [(-1.0) ** i for i in range(500)]
+    assert max(map(abs, smooth(bumpy)[20:-20])) < 0.1
+
+
+def test_thinning_keeps_the_ends() -> None:
+    values = [float(i) for i in range(5 * LONGEST + 3)]
+    assert len(thin(values)) == LONGEST
+    assert thin(values)[0] == values[0]
+    assert thin(values)[-1] == values[-1]
