@@ -1,0 +1,106 @@
+"""What can be chosen about the self-modifying memory (``nl.nn.selfmod``), with reasons. Floor 2."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from nl.config import require
+
+_LITERAL: dict[str, Any] = {
+    "retention": "zero",
+    "output_rule": "decay",
+    "target": "self",
+    "target_norm": False,
+}
+_DEFAULT = {
+    "retention": "anchor",
+    "output_rule": "delta_error",
+    "target": "value",
+    "target_norm": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfModConfig:
+    """The self-modifying memory of a block."""
+
+    head_size: int = 64
+    """Width of one head's keys, values and queries; must divide the layer's width."""
+    hidden: int = 64
+    """Hidden units of every memory; a multiple of head_size."""
+    period: int = 64
+    """Tokens between writes of the memory that is read out."""
+    period_other: int | None = None
+    """Tokens between writes of the memories behind keys, values and gates; null = period."""
+    activation: Literal["silu", "gelu"] = "silu"
+    """Activation of every memory."""
+    objective: Literal["l2", "dot"] = "l2"
+    """Inner loss of a write: squared error or negative inner product."""
+    target: Literal["value", "self"] = "value"
+    """What memory is taught for a key: the value, or its own output at the value."""
+    target_norm: bool = True
+    """Unit norm for the targets that a memory computes itself."""
+    retention: Literal["anchor", "zero", "row_norm"] = "anchor"
+    """Decay toward the initial memory, toward zero, or toward zero with rows kept at their norm."""
+    output_rule: Literal["delta_error", "delta", "decay"] = "delta_error"
+    """Second layer: delta rule on the running error, on the chunk-start error, or plain decay."""
+    adaptive_q: bool = False
+    """Queries from a memory of their own instead of a fixed projection."""
+    conv: int = 4
+    """Width of the causal convolution in front; 0 = none."""
+    rate: float = 0.5
+    """Initial step size of memory, in (0, 1); learned from there."""
+    rate_other: float = 0.01
+    """Initial step size of the other memories, in (0, rate)."""
+    retain: float = 0.9
+    """Initial share of a write that is left after one period, in (0, 1)."""
+    compat: Literal["none", "literal"] = "none"
+    """literal: the papers' rule, which erases or diverges (docs/nested_core.md, first table)."""
+
+    def __post_init__(self) -> None:
+        other = self.period if self.period_other is None else self.period_other
+        for name, value in (("head_size", self.head_size), ("period", self.period)):
+            require(value >= 1, f"{name}: {value}; must be at least 1")
+        require(other >= 1, f"period_other: {other}; must be at least 1, or null for period")
+        require(
+            self.hidden >= 1 and self.hidden % max(self.head_size, 1) == 0,
+            f"hidden: {self.hidden}; must be a multiple of head_size ({self.head_size})",
+        )
+        longer, shorter = max(self.period, other), max(min(self.period, other), 1)
+        require(
+            longer % shorter == 0,
+            f"period_other: {other}; period ({self.period}) and period_other must be multiples "
+            "of one another",
+        )
+        require(self.conv >= 0, f"conv: {self.conv}; must be 0 (none) or a width")
+        require(0 < self.rate < 1, f"rate: {self.rate}; must lie between 0 and 1")
+        require(
+            0 < self.rate_other < self.rate,
+            f"rate_other: {self.rate_other}; must lie between 0 and rate ({self.rate})",
+        )
+        require(0 < self.retain < 1, f"retain: {self.retain}; must lie between 0 and 1")
+        require(
+            self.objective == "l2" or self.output_rule != "delta_error",
+            "output_rule: delta_error; it follows a squared error: set objective=l2, or "
+            "output_rule=delta or decay",
+        )
+        if self.compat == "literal":
+            for name, default in _DEFAULT.items():
+                value, literal = getattr(self, name), _LITERAL[name]
+                require(
+                    value in (default, literal),
+                    f"{name}: {value}; compat=literal sets it to {literal}: leave it out",
+                )
+
+    def resolved(self) -> SelfModConfig:
+        """The configuration with ``compat`` carried out (and said aloud)."""
+        if self.compat == "none":
+            return self
+        warnings.warn(
+            "compat=literal: the rule as the papers print it collapses or diverges; see the first "
+            "table of docs/nested_core.md",
+            stacklevel=3,
+        )
+        return replace(self, compat="none", **_LITERAL)
