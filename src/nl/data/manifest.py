@@ -9,7 +9,7 @@ from typing import Literal
 
 from nl.config import ConfigError, structure
 from nl.data.documents import RECIPE, Document, TextFile, read_jsonl
-from nl.data.files import read_json
+from nl.data.files import read_json, sha256_file
 from nl.data.tokenizer import Tokenizer, load_tokenizer
 
 SCHEMA = 1
@@ -92,16 +92,22 @@ def data_tokenizer(path: str | Path) -> Tokenizer:
     return load_tokenizer(file, sha256=info.sha256)
 
 
-def documents(path: str | Path, split: str, domain: str) -> Iterator[Document]:
+def documents(
+    path: str | Path, split: str, domain: str, *, verify: bool = True
+) -> Iterator[Document]:
     """The raw text documents behind one domain of one split, in shard order.
 
     Args:
         path: data directory.
         split: ``train``, ``val`` or ``test``.
         domain: a domain of that split.
+        verify: compare the SHA-256 of the text with the manifest first.
 
     Raises:
-        ConfigError: unknown split or domain, or the text is no longer where it was.
+        ConfigError: unknown split or domain, or the text is missing or was changed.
     """
-    info = read_manifest(path).domain(split, domain, Path(path))
-    return read_jsonl(Path(path) / info.text.file)
+    text = read_manifest(path).domain(split, domain, Path(path)).text
+    file = Path(path) / text.file
+    if verify and file.is_file() and sha256_file(file) != text.sha256:
+        raise ConfigError(f"{file}: its sha256 is not the manifest's; build the data again.")
+    return read_jsonl(file)

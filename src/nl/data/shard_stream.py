@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
 from nl.data.manifest import read_manifest
-from nl.data.order import MixturePlan, Plan, SequentialPlan
+from nl.data.order import MixturePlan, SequentialPlan
 from nl.data.stream import RowStream
 from nl.data.windows import TokenWindows
 
@@ -35,7 +35,8 @@ class ShardStreamConfig(StreamConfig):
         for name in ("seq_len", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
-        check_domains(self.domains)
+        unique = len(set(self.domains)) == len(self.domains)
+        require(unique, f"domains: {list(self.domains)}; name each once.")
         require(
             len(self.weights) in (0, len(self.domains)),
             f"weights: {len(self.weights)} numbers for {len(self.domains)} domains; "
@@ -54,32 +55,39 @@ class ShardStreamConfig(StreamConfig):
 
     def build(self, split: str, *, seed: int, rank: int, world: int) -> RowStream:
         """The stream of ``train`` (endless), or of ``val[/domain]``, ``test[/domain]`` (once)."""
-        if split == "train":
-            windows = TokenWindows(self.path, "train", self.domains, self.seq_len, self.verify)
-            weights = self.weights or windows.sizes
-            mixture = MixturePlan(windows.sizes, windows.names, weights, seed)
-            plan: Plan = mixture
-            order = f"seed {seed}, parts {mixture.parts}"
-        else:
-            windows = held_out_windows(self, split)
-            plan, order = SequentialPlan(windows.sizes), "in order"
+        if split != "train":
+            return held_out_stream(self, split, rank=rank, world=world)
+        windows = TokenWindows(self.path, "train", self.domains, self.seq_len, self.verify)
+        weights = self.weights or windows.sizes
+        plan = MixturePlan(windows.sizes, windows.names, weights, seed)
+        order = f"seed {seed}, {dict(zip(windows.names, plan.parts, strict=True))}"
         return RowStream(
             plan,
             windows,
             batch_size=self.batch_size,
             rank=rank,
             world=world,
-            identity=f"{split} {windows.digest}, seq_len {self.seq_len}, {order}",
+            identity=f"train {windows.digest}, seq_len {self.seq_len}, {order}",
         )
 
 
-def check_domains(domains: tuple[str, ...]) -> None:
-    """Refuse a domain that is named twice."""
-    require(len(set(domains)) == len(domains), f"domains: {list(domains)}; name each once.")
+class TokenData(Protocol):
+    """What the stream configurations over a data directory have in common."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def domains(self) -> tuple[str, ...]: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def verify(self) -> bool: ...
 
 
-def held_out_windows(config: ShardStreamConfig, split: str) -> TokenWindows:
-    """Windows of ``val``, ``val/<domain>``, ``test`` or ``test/<domain>``.
+def held_out_stream(config: TokenData, split: str, *, rank: int, world: int) -> RowStream:
+    """All windows of ``val``, ``val/<domain>``, ``test`` or ``test/<domain>``, once, in order.
 
     Raises:
         ConfigError: any other split.
@@ -87,8 +95,16 @@ def held_out_windows(config: ShardStreamConfig, split: str) -> TokenWindows:
     name, _, domain = split.partition("/")
     if name not in ("val", "test"):
         raise ConfigError(
-            f"split {split!r} of {Path(config.path)}: use train, val, test, val/<domain> or "
+            f"split {split!r} of {config.path}: use train, val, test, val/<domain> or "
             "test/<domain>."
         )
     domains = (domain,) if domain else config.domains
-    return TokenWindows(config.path, name, domains, config.seq_len, config.verify)
+    windows = TokenWindows(config.path, name, domains, config.seq_len, config.verify)
+    return RowStream(
+        SequentialPlan(windows.sizes),
+        windows,
+        batch_size=config.batch_size,
+        rank=rank,
+        world=world,
+        identity=f"{split} {windows.digest}, seq_len {config.seq_len}, in order",
+    )

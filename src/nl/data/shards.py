@@ -119,7 +119,9 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: bo
     if size != expected:
         raise ConfigError(f"{path}: {size} bytes, expected {expected} (truncated?). {RECIPE}")
     _check_header(path, info, tokenizer)
-    tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
+    tokens: npt.NDArray[Any] = np.empty(0, dtype)
+    if info.tokens:
+        tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
     if verify:
         _verify(path, info, tokens, tokenizer.vocab_size)
     with path.open("rb") as file:

@@ -27,7 +27,7 @@ from nl.data.tokenizer import Tokenizer, load_tokenizer
 
 BATCH = 64
 """Documents handed to the tokenizer at once."""
-SHARD_TOKENS = 1 << 26
+SHARD_TOKENS = 1 << 25
 LOG = logging.getLogger("nl.data")
 
 
