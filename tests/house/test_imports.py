@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIGHT = ("nl", "nl.config", "nl.run", "nl.report")
+LIGHT = ("nl", "nl.config", "nl.run", "nl.report", "nl.cli")
 HEAVY = ("torch", "hydra", "matplotlib", "jinja2", "lm_eval", "datasets", "wandb", "sentencepiece")
 PROBE = """
 import importlib, sys
