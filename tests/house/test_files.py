@@ -81,5 +81,5 @@ def test_file_check_finds_planted_violations(tmp_path: Path) -> None:
 
 
 def test_ascii_check_finds_a_planted_violation(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("caf\u00e9\n", encoding="utf-8")
+    (tmp_path / "a.md").write_text("na\u00efve\n", encoding="utf-8")
     assert ascii_violations(tmp_path, [tmp_path / "a.md"]) == ["a.md is not ASCII"]
