@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +88,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(root)):
-            cfg = hydra.compose(name, overrides=list(overrides))
+            cfg = hydra.compose(name, overrides=quoted(overrides))
         return plain(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
@@ -102,6 +105,54 @@ def config_name(name: str, root: Path) -> str:
             path = Path(*path.parts[1:])
         return str(path.with_suffix(""))
     return name
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Overrides as typed, made safe for Hydra's grammar: a path may hold ``=``, ``,`` or spaces.
+
+    Only a value that Hydra cannot read, or would read as a sweep without ``--multirun``, is put
+    in quotes; flags pass through.
+    """
+    sweep = "-m" in overrides or "--multirun" in overrides
+    return [_quoted(text, sweep) for text in overrides]
+
+
+def _quoted(text: str, sweep: bool) -> str:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = text.partition("=")
+    if text.startswith("-") or not equals:
+        return text
+    parser = OverridesParser.create()
+    try:
+        if sweep or not parser.parse_override(text).is_sweep_override():
+            return text
+    except HydraException:
+        pass
+    safe = value.replace("\\", "\\\\").replace("'", "\\'")
+    candidate = f"{key}='{safe}'"
+    try:
+        parser.parse_override(candidate)
+    except HydraException:
+        return text
+    return candidate
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Surrounds a launcher: what the user can mend is said on stderr, and the exit code is 2."""
+    from hydra.errors import HydraException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1
+    try:
+        yield
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.stderr.write(f"{explain(error)}\n")
+        raise SystemExit(2) from None
 
 
 def plain(cfg: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""train"""
+"""The one training loop and what surrounds it. Floor 5."""

@@ -1,1 +1,1 @@
-"""hooks"""
+"""What happens between optimizer steps: measure, validate, save, stop. Floor 5."""

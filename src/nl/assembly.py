@@ -1,0 +1,227 @@
+"""The only place where concrete parts meet: register, check across parts, build, launch. Floor 7."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nl.config import ConfigError
+from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config
+from nl.config.run import RunConfig
+from nl.core.protocols import Stream
+from nl.core.seeds import SeedBook, seed_everything
+from nl.dist.base import Strategy, check_names
+from nl.dist.checkpoint import pointed, read_model
+from nl.dist.ddp import DDP
+from nl.dist.export import load_export
+from nl.dist.single import Single
+from nl.run.directory import RunDir, RunError
+from nl.run.discover import is_checkpoint, newest_valid
+from nl.train.session import train
+from nl.train.sinks import check_logging
+from nl.train.trainer import Parts
+
+__all__ = ["build", "build_model", "check", "launch", "load_model", "main", "publish", "register"]
+
+PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")
+STRATEGIES: dict[str, Any] = {"single": Single, "ddp": DDP}
+
+
+def register() -> None:
+    """Import every module that defines parts, so that their kinds are known."""
+    for name in PACKAGES:
+        package = import_module(f"nl.{name}")
+        for module in pkgutil.iter_modules(package.__path__, f"nl.{name}."):
+            if not module.ispkg:
+                import_module(module.name)
+
+
+register()
+
+
+def check(run: RunConfig, strategy: Strategy) -> None:
+    """What no part can see alone: vocabularies, splits, what the strategy can do, the log.
+
+    Raises:
+        ConfigError: naming the keys to change.
+    """
+    for key, part in (("model", run.model), ("objective", run.objective)):
+        for need in getattr(part, "requires", ()):
+            if not getattr(strategy.capabilities, need):
+                raise ConfigError(
+                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; change "
+                    f"{key} or launch train.py."
+                )
+    stream: Any = run.stream
+    tokens, known = stream.vocab_size(), getattr(run.model, "vocab_size", None)
+    if tokens is not None and known is not None and tokens > known:
+        raise ConfigError(
+            f"model.vocab_size: {known}; the stream's token ids go up to {tokens - 1}. "
+            f"Set model.vocab_size={tokens} or more."
+        )
+    check_logging(run.logging)
+    names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
+    if run.checkpoint.best not in names:
+        raise ConfigError(
+            f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
+        )
+
+
+def validation_splits(run: RunConfig) -> list[str]:
+    """Names of the stream's validation splits."""
+    stream: Any = run.stream
+    return [s for s in stream.splits() if s == "val" or s.startswith("val/")]
+
+
+def build(run: RunConfig, strategy: Strategy) -> Parts:
+    """Build and seed everything one run needs, on ``strategy``; nothing is written.
+
+    Raises:
+        ConfigError: parts that do not fit, missing data.
+    """
+    check(run, strategy)
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    seeds = SeedBook(run.seed)
+    config: Any = run
+    place = {"rank": strategy.rank, "world": strategy.world}
+    stream: Stream = config.stream.build(
+        config.stream.splits()[0], seed=seeds.seed("data"), **place
+    )
+    validation = {
+        split: config.stream.build(split, seed=seeds.seed("data"), **place)
+        for split in validation_splits(run)
+    }
+    objective = build_objective(run)
+    strategy.setup(
+        objective,
+        config.optim.build,
+        max_norm=run.train.max_norm,
+        precision=run.train.precision,
+    )
+    controller = config.controller and config.controller.build(seed=seeds.seed("controller"))
+    hooks = tuple(hook.build() for hook in config.hooks.values())
+    seed_everything(seeds.seed("train", strategy.rank))
+    return Parts(
+        run=run,
+        strategy=strategy,
+        stream=stream,
+        validation=validation,
+        schedule=run.schedule,
+        controller=controller,
+        hooks=hooks,
+    )
+
+
+def build_objective(run: RunConfig) -> nn.Module:
+    """The objective around a freshly initialised model, seeds first."""
+    seed_everything(SeedBook(run.seed).seed("model"))
+    config: Any = run
+    objective: nn.Module = config.objective.build(config.model.build())
+    if hasattr(objective, "carry"):
+        objective.carry = run.train.carry
+    return objective
+
+
+def build_model(name: str, overrides: Sequence[str] = ()) -> nn.Module:
+    """The freshly initialised model of ``configs/<name>.yaml``, seeded by the run's seed.
+
+    Args:
+        name: a config name, for example ``pilot_smoke``.
+        overrides: Hydra overrides, for example ``["model.dim=64"]``.
+
+    Raises:
+        ConfigError: unknown name or key, or a value out of range.
+    """
+    run = run_config(compose(name, overrides))
+    seed_everything(SeedBook(run.seed).seed("model"))
+    config: Any = run
+    model: nn.Module = config.model.build()
+    return model
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The model of a run directory (newest valid checkpoint), checkpoint or exported file.
+
+    The weights must fit exactly; digests are checked. The model is in eval mode, on the CPU.
+
+    Raises:
+        ConfigError: no such thing there, damaged, or not of this configuration.
+    """
+    return load_run(path)[1]
+
+
+def load_run(path: str | Path) -> tuple[RunConfig, nn.Module]:
+    """Like ``load_model``, with the configuration."""
+    path = Path(path)
+    data, named = _read(path)
+    run = run_config(data)
+    config: Any = run
+    model: nn.Module = config.model.build()
+    check_names(path, set(model.state_dict()), set(named))
+    try:
+        model.load_state_dict(named)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return run, model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.exists():
+        raise ConfigError(f"{path}: does not exist; give a run, a checkpoint or an exported file.")
+    if path.suffix == ".safetensors":
+        return load_export(path)
+    if path.name in ("latest", "best") and path.is_file():
+        path = pointed(path.parent.parent, path.name) or path
+    if RunDir.holds_run(path):
+        folder, complaints = newest_valid(path)
+        if folder is None:
+            raise ConfigError(f"{path}: {complaints[0] if complaints else 'has no checkpoint'}.")
+        path = folder
+    if not is_checkpoint(path):
+        raise ConfigError(f"{path}: neither a run, a checkpoint nor an exported .safetensors file.")
+    data, named = read_model(path)
+    return data, {n: t for n, t in named.items() if not n.startswith("objective.")}
+
+
+def launch(cfg: Any, *, strategy: str = "single") -> Path:
+    """Train.
+
+    Args:
+        cfg: a composed Hydra config, plain data, or a ``RunConfig``.
+        strategy: ``single`` or ``ddp``.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: something the user can mend; nothing was written.
+        SystemExit: stopped by a signal after saving: 143, 130 or 0.
+    """
+    try:
+        run = cfg if isinstance(cfg, RunConfig) else run_config(_data(cfg))
+        house: Strategy = STRATEGIES[strategy].start(run.train.device)
+        try:
+            return train(run, house, build)
+        finally:
+            house.close()
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _data(cfg: Any) -> dict[str, Any]:
+    return cfg if isinstance(cfg, dict) else plain(cfg)
+
+
+def main(hydra_main: Any) -> None:
+    """Run a launcher: paths in overrides are quoted, complaints end with code 2, no traceback."""
+    sys.argv[1:] = quoted(sys.argv[1:])
+    with refusing():
+        hydra_main()

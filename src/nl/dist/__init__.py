@@ -1,0 +1,1 @@
+"""Strategies (where an objective lives) and checkpoints (how it survives). Floor 4."""

@@ -1,0 +1,209 @@
+"""What every strategy shares: one wrapped objective, one optimizer, one way to step. Floor 4."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nl.config import ConfigError
+from nl.core.batch import Batch
+from nl.core.output import Knobs, StepOut
+from nl.core.protocols import Capabilities
+from nl.dist.serial import (
+    load_tensors,
+    model_tensors,
+    objective_name,
+    pack,
+    plain_name,
+    save_tensors,
+    unpack,
+)
+from nl.run.files import read_json, write_json
+
+MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+
+
+class Strategy:
+    """The whole model on one device, one process; subclasses spread it. See core.protocols."""
+
+    name = "single"
+    capabilities = Capabilities(inner_autograd=True, grad_through_write=True)
+
+    def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self.device, self.rank, self.world = device, rank, world
+        self.max_norm = 0.0
+        self.precision = "fp32"
+
+    def setup(
+        self,
+        objective: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        max_norm: float,
+        precision: str,
+    ) -> None:
+        """Move the objective to the device, wrap it, build its optimizer.
+
+        Args:
+            objective: holds the model.
+            make_optimizer: from (name, parameter) pairs, plain names.
+            max_norm: clip the global gradient norm to this; 0: never.
+            precision: ``fp32`` or ``bf16`` (autocast; State, reductions and optimizer stay fp32).
+        """
+        self.objective = objective.to(self.device)
+        self.wrapped = self.wrap(self.objective)
+        named = [(plain_name(n), p) for n, p in self.objective.named_parameters()]
+        self.optimizer = make_optimizer([(n, p) for n, p in named if p.requires_grad])
+        self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+        ids = {id(p): n for n, p in named}
+        groups = self.optimizer.param_groups
+        self.optimizer_names = [[ids[id(p)] for p in group["params"]] for group in groups]
+        self.max_norm, self.precision = max_norm, precision
+
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """The callable that forward passes go through."""
+        return objective
+
+    def microbatch(self, last: bool) -> AbstractContextManager[None]:
+        """Surrounds forward AND backward of one micro-batch; only the last one reduces gradients."""
+        del last
+        return contextlib.nullcontext()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The compute precision."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def forward(self, batch: Batch, state: Any, knobs: Knobs | None) -> StepOut:
+        """The objective on one micro-batch, through the wrapper."""
+        with self.autocast():
+            out: StepOut = self.wrapped(batch, state, knobs)
+        return out
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def grad_norm(self) -> Tensor:
+        """Global norm of the gradients before clipping, on the device; clips them to max_norm."""
+        parameters = [p for p in self.objective.parameters() if p.grad is not None]
+        limit = self.max_norm or float("inf")
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def step(self, lr_factor: float) -> None:
+        """One optimizer step at ``lr_factor`` times the configured rates."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = base * lr_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def skip(self) -> None:
+        """Forget the gradients; parameters, moments and rates stay bitwise as they are."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks of a device tensor; stays on the device."""
+        return values
+
+    def sum(self, value: float) -> float:
+        """Sum over ranks of a host number."""
+        return value
+
+    def max(self, value: float) -> float:
+        """Maximum over ranks of a host number."""
+        return value
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's plain value on every rank."""
+        return value
+
+    def first(self, action: Callable[[], Any]) -> Any:
+        """Do ``action`` on rank 0 only; every rank gets its plain result or its complaint.
+
+        Raises:
+            ConfigError: on every rank, with rank 0's message.
+        """
+        result, complaint = None, None
+        if self.rank == 0:
+            try:
+                result = action()
+            except (ValueError, OSError) as error:
+                complaint = str(error)
+        result, complaint = self.broadcast((result, complaint))
+        if complaint is not None:
+            raise ConfigError(complaint)
+        return result
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The objective in eval mode without gradients, for use between steps."""
+        training = self.objective.training
+        self.objective.eval()
+        try:
+            with torch.no_grad(), self.autocast():
+                yield self.objective
+        finally:
+            self.objective.train(training)
+
+    def save(self, folder: Path) -> None:
+        """Write model and optimizer (collective; rank 0 writes)."""
+        if self.rank != 0:
+            return
+        save_tensors(folder / "model.safetensors", model_tensors(self.objective.state_dict()))
+        named: dict[str, Tensor] = {}
+        skeleton = pack(self.optimizer.state_dict(), named, "optim")
+        save_tensors(folder / "optim.safetensors", named)
+        facts = {"parameters": self.optimizer_names, "state": skeleton}
+        write_json(folder / "optim.json", facts)
+
+    def load(self, folder: Path) -> None:
+        """Read model and optimizer back, strictly (collective).
+
+        Raises:
+            ConfigError: names or shapes differ from this objective's; the message lists them.
+        """
+        named, _ = load_tensors(folder / "model.safetensors")
+        own = {plain_name(k): k for k in self.objective.state_dict()}
+        found = {objective_name(n): t for n, t in named.items()}
+        check_names(folder / "model.safetensors", set(own), set(found))
+        try:
+            self.objective.load_state_dict({own[n]: t for n, t in found.items()})
+        except RuntimeError as error:
+            raise ConfigError(f"{folder / 'model.safetensors'}: {error}") from error
+        facts = read_json(folder / "optim.json")
+        if facts["parameters"] != self.optimizer_names:
+            old = {n for group in facts["parameters"] for n in group}
+            new = {n for group in self.optimizer_names for n in group}
+            check_names(folder / "optim.json", new, old)
+            raise ConfigError(f"{folder / 'optim.json'}: parameters are grouped or ordered anew.")
+        tensors, _ = load_tensors(folder / "optim.safetensors")
+        self.optimizer.load_state_dict(unpack(facts["state"], tensors))
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+
+    def close(self) -> None:
+        """Leave the process group."""
+
+
+def check_names(where: Path, wanted: set[str], found: set[str]) -> None:
+    """Complain about names that are only on one side, at most five each.
+
+    Raises:
+        ConfigError: listing them.
+    """
+    if wanted == found:
+        return
+    missing, extra = sorted(wanted - found)[:5], sorted(found - wanted)[:5]
+    raise ConfigError(
+        f"{where}: made for another model. Missing: {', '.join(missing) or 'none'}. "
+        f"Not known here: {', '.join(extra) or 'none'}."
+    )

@@ -1,0 +1,234 @@
+"""Checkpoints: whole or absent, verified on load, kept by rule, written by all ranks. Floor 4."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nl.config import ConfigError
+from nl.config.hydra import load_config, save_config
+from nl.config.run import RunConfig
+from nl.core.logs import get_logger
+from nl.core.state import flatten, to, unflatten
+from nl.dist.base import Strategy
+from nl.dist.serial import load_tensors, restore_rng, rng_tensors, save_tensors
+from nl.run.directory import RunDir
+from nl.run.discover import checkpoints, step_of
+from nl.run.files import RunError, fsync_dir, read_json, write_atomic, write_json
+from nl.run.manifest import MANIFEST, verify, write_manifest
+
+log = get_logger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; earlier ones are intact."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds besides model and optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        trainer: plain data: counters, stream cursor, controller, best.
+        state: the model State carried by the stream, None where nothing is carried.
+    """
+
+    step: int
+    trainer: dict[str, Any]
+    state: Any
+
+
+def _state_file(rank: int) -> str:
+    return "state.safetensors" if rank == 0 else f"state_{rank:05d}.safetensors"
+
+
+def save(strategy: Strategy, run_dir: RunDir, run: RunConfig, snapshot: Snapshot) -> Path:
+    """Write ``checkpoints/step_<n>`` (collective): beside, digests, rename, ``latest``.
+
+    Raises:
+        CheckpointError: on every rank, where any rank could not write; nothing is left behind.
+    """
+    final = run_dir.checkpoints / f"step_{snapshot.step:06d}"
+    scratch = run_dir.checkpoints / strategy.broadcast(
+        f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
+    )
+    problem = _attempt(lambda: scratch.mkdir(parents=True)) if strategy.rank == 0 else None
+    _agree(strategy, problem, scratch)
+    problem = _attempt(lambda: _write_rank(strategy, scratch, snapshot))
+    _agree(strategy, problem, scratch)
+    if strategy.rank == 0:
+        problem = _attempt(lambda: _commit(scratch, final, run, strategy.world, snapshot))
+    _agree(strategy, problem, scratch)
+    return final
+
+
+def _attempt(action: Any) -> str | None:
+    """Run ``action``; its operating-system error as text, None where it succeeded."""
+    try:
+        action()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _agree(strategy: Strategy, problem: str | None, scratch: Path) -> None:
+    if strategy.max(float(problem is not None)) == 0:
+        return
+    if strategy.rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    raise CheckpointError(f"checkpoint {scratch.name}: {problem or 'another rank failed'}.")
+
+
+def _write_rank(strategy: Strategy, scratch: Path, snapshot: Snapshot) -> None:
+    strategy.save(scratch)
+    named, skeleton = flatten(snapshot.state)
+    tensors = named | rng_tensors()
+    facts = {"skeleton": json.dumps(skeleton)}
+    save_tensors(scratch / _state_file(strategy.rank), tensors, facts)
+
+
+def _commit(scratch: Path, final: Path, run: RunConfig, world: int, snapshot: Snapshot) -> None:
+    facts = {"step": snapshot.step, "world": world, **snapshot.trainer}
+    write_json(scratch / "trainer.json", facts)
+    save_config(run, scratch / "config.yaml")
+    write_manifest(scratch)
+    if final.exists():
+        remove(final)
+    scratch.rename(final)
+    fsync_dir(final.parent)
+    write_atomic(final.parent / "latest", final.name + "\n")
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that a crash in between leaves no half of it under its name."""
+    trash = folder.with_name(f".trash-{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(trash)
+    shutil.rmtree(trash)
+
+
+def mark_best(folder: Path) -> None:
+    """Make ``checkpoints/best`` name this checkpoint."""
+    write_atomic(folder.parent / "best", folder.name + "\n")
+
+
+def pointed(run: Path, name: str) -> Path | None:
+    """The checkpoint that ``checkpoints/latest`` or ``checkpoints/best`` names, if it exists."""
+    pointer = run / "checkpoints" / name
+    if not pointer.is_file():
+        return None
+    folder = pointer.parent / pointer.read_text().strip()
+    return folder if step_of(folder) is not None and folder.is_dir() else None
+
+
+def retain(run: Path, keep: int) -> list[Path]:
+    """Delete all but the newest ``keep`` checkpoints (0: keep all).
+
+    The best one, the newest one and any that a reader holds open are never deleted.
+
+    Returns:
+        What was deleted.
+    """
+    found = checkpoints(run)
+    old = found[: -max(keep, 1)] if keep else []
+    best = pointed(run, "best")
+    gone = []
+    for folder in old:
+        if folder == best or _is_read(folder):
+            continue
+        remove(folder)
+        gone.append(folder)
+    return gone
+
+
+def _is_read(folder: Path) -> bool:
+    try:
+        with (folder / MANIFEST).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Hold a checkpoint against retention and verify it.
+
+    Raises:
+        ConfigError: a file is missing, cut or changed; the message names it.
+    """
+    try:
+        with (folder / MANIFEST).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            verify(folder)
+            yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: {error.strerror or error}.") from error
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load(strategy: Strategy, folder: Path) -> Snapshot:
+    """Read a checkpoint into the strategy and the global generators (collective).
+
+    Raises:
+        ConfigError: damaged, or made by another model, or a carried State with another world size.
+    """
+    with reading(folder):
+        facts = trainer_facts(folder)
+        strategy.load(folder)
+        named, metadata = _load_rank(strategy, folder, facts)
+        state = None
+        if named is not None:
+            restore_rng(named)
+            skeleton = json.loads(metadata["skeleton"])
+            state = to(unflatten(named, skeleton), strategy.device)
+    strategy.barrier()
+    return Snapshot(step=int(facts["step"]), trainer=facts, state=state)
+
+
+def trainer_facts(folder: Path) -> dict[str, Any]:
+    """``trainer.json`` of a checkpoint, checked against the directory's name.
+
+    Raises:
+        RunError: not a mapping, or of another step (a renamed or swapped directory).
+    """
+    facts = read_json(folder / "trainer.json")
+    if not isinstance(facts, dict) or facts.get("step") != step_of(folder):
+        raise RunError(f"{folder / 'trainer.json'}: not of {folder.name}; was it renamed?")
+    return facts
+
+
+def _load_rank(
+    strategy: Strategy, folder: Path, facts: dict[str, Any]
+) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    if facts.get("world") == strategy.world:
+        return load_tensors(folder / _state_file(strategy.rank))
+    named, metadata = load_tensors(folder / _state_file(0))
+    if unflatten(named, json.loads(metadata["skeleton"])) is not None:
+        raise ConfigError(
+            f"{folder}: carries the State of {facts.get('world')} processes, now there are "
+            f"{strategy.world}; resume with {facts.get('world')} or train with train.carry=false."
+        )
+    log.warning("resuming with %d processes, was %s", strategy.world, facts.get("world"))
+    return None, {}
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration (plain data) and model tensors of a checkpoint, verified."""
+    with reading(folder):
+        named, _ = load_tensors(folder / "model.safetensors")
+        return load_config(folder / "config.yaml"), named

@@ -1,0 +1,97 @@
+"""Files that are either whole or absent: write beside, fsync, rename. Floor 0."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 64 * 2**20
+
+
+class RunError(ValueError):
+    """A run directory or one of its files cannot be used; the text says which and what to do."""
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames and new names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the contents of ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: str | bytes, *, durable: bool = True) -> None:
+    """Replace ``path`` by ``data`` in one step: readers see the old or the new file, never a part.
+
+    Args:
+        path: file to write; its directory exists.
+        data: text (UTF-8) or bytes.
+        durable: also survive a power cut (two fsyncs); switch it off for heartbeats.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    if durable:
+        fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write ``value`` as indented JSON, atomically; non-finite numbers are a programming error."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomic(path, text + "\n", durable=durable)
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        RunError: missing, larger than 64 MiB, or not JSON; the message names the file.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise RunError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a file of a run.")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path}: not valid JSON ({error}).") from error
+
+
+def writable_folder(path: Path, name: str) -> None:
+    """Check, without writing anything, that ``path`` is or can become a writable directory.
+
+    Raises:
+        RunError: naming ``name`` (the dotted key), the path and what stands in the way.
+    """
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise RunError(f"{name}: {path}; {folder} is not a directory. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"{name}: {path}; no permission to write in {folder}. Choose another place.")

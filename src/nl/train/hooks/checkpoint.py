@@ -1,0 +1,97 @@
+"""When to save, what is best, how to come back. Floor 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nl.config.run import RunConfig
+from nl.core.logs import get_logger
+from nl.core.protocols import Controller, Stream
+from nl.dist import checkpoint
+from nl.dist.base import Strategy
+from nl.run.directory import RunDir
+from nl.run.discover import newest_valid
+from nl.train.state import Best, TrainState
+
+log = get_logger(__name__)
+
+
+class Saver:
+    """Saves and restores one run's TrainState, stream, controller, model and optimizer."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        run_dir: RunDir,
+        *,
+        strategy: Strategy,
+        stream: Stream,
+        controller: Controller | None,
+        flush: Callable[[], None],
+    ) -> None:
+        """Take what a checkpoint is made of; ``flush`` makes the records durable first."""
+        self.run, self.run_dir, self.strategy = run, run_dir, strategy
+        self.stream, self.controller, self.flush = stream, controller, flush
+        self.saved_step: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether ``checkpoint.every`` falls on this step."""
+        every = self.run.checkpoint.every
+        return every > 0 and step % every == 0
+
+    def improve(self, state: TrainState) -> bool:
+        """Note the last validation if it is the best yet; True: it is."""
+        metric = self.run.checkpoint.best
+        value = state.validation.get(metric)
+        if value is None or not (state.best is None or value < state.best.value):
+            return False
+        state.best = Best(metric, value, state.step)
+        return True
+
+    def save(self, state: TrainState) -> None:
+        """Write the checkpoint of this step (collective), mark it, delete old ones."""
+        self.flush()
+        trainer = state.as_dict() | {
+            "stream": self.stream.state_dict(),
+            "controller": self.controller.state_dict() if self.controller else None,
+            "seeds": {"run": self.run.seed},
+        }
+        snapshot = checkpoint.Snapshot(step=state.step, trainer=trainer, state=state.fast)
+        folder = checkpoint.save(self.strategy, self.run_dir, self.run, snapshot)
+        self.saved_step = state.step
+        if self.strategy.rank == 0:
+            if state.best is not None and state.best.step == state.step:
+                checkpoint.mark_best(folder)
+            checkpoint.retain(self.run_dir.path, self.run.checkpoint.keep)
+            log.info("saved %s", folder)
+
+    def try_save(self, state: TrainState) -> None:
+        """A periodic save: a full disk is reported, training goes on."""
+        try:
+            self.save(state)
+        except checkpoint.CheckpointError as error:
+            log.error("%s Training goes on; earlier checkpoints are intact.", error)
+
+    def restore(self, name: str) -> TrainState:
+        """Load checkpoint ``name`` of this run into every part (collective)."""
+        folder = self.run_dir.checkpoints / name
+        snapshot = checkpoint.load(self.strategy, folder)
+        facts: dict[str, Any] = snapshot.trainer
+        self.stream.load_state_dict(facts["stream"])
+        if self.controller is not None and facts.get("controller") is not None:
+            self.controller.load_state_dict(facts["controller"])
+        self.saved_step = snapshot.step
+        return TrainState.from_dict(facts, snapshot.state)
+
+    def newest(self) -> str | None:
+        """Name of the newest valid checkpoint, the same on every rank."""
+
+        def find() -> str | None:
+            folder, complaints = newest_valid(self.run_dir.path)
+            for complaint in complaints:
+                log.warning("checkpoint refused: %s", complaint)
+            return folder.name if folder else None
+
+        name: str | None = self.strategy.first(find)
+        return name

@@ -1,0 +1,194 @@
+"""One run from first check to summary: directory, lock, resume, loop, last words. Floor 5."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nl.config import ConfigError
+from nl.config.hydra import save_config
+from nl.config.run import RunConfig, config_hash
+from nl.core.logs import get_logger, setup_logging
+from nl.dist.base import Strategy
+from nl.run.directory import RunDir, failure
+from nl.run.files import writable_folder, write_atomic, write_json
+from nl.run.provenance import provenance
+from nl.run.records import cut_records
+from nl.train.finish import finish
+from nl.train.hooks.stop import StopSignals, exit_code
+from nl.train.resume import Resume, abandon, find_resume
+from nl.train.sinks import close_sinks, open_sinks
+from nl.train.trainer import Parts, Trainer
+
+log = get_logger(__name__)
+
+Build = Callable[[RunConfig, Strategy], Parts]
+
+
+def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
+    """Train one run to its end, or until a signal.
+
+    Args:
+        run: the configuration.
+        strategy: started, not yet set up.
+        build: ``nl.assembly.build``.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: before anything is written.
+        SystemExit: stopped by a signal after saving.
+    """
+    setup_logging(strategy.rank)
+    with StopSignals() as stop:
+        resume: Resume | None = strategy.first(lambda: find_resume(run))
+        if resume is not None and resume.done:
+            log.info("%s is done already; resume=none starts a new run", resume.run)
+            return resume.run
+        if resume is None:
+            strategy.first(lambda: _check_place(run))
+        trainer_parts = build(run, strategy)
+        run_dir = _enter(run, strategy, resume, trainer_parts)
+        with _recording(run_dir, strategy, run.train.steps) as progress:
+            trainer = Trainer(trainer_parts, run_dir)
+            progress.append(trainer)
+            _continue(trainer, resume)
+            received = _fit(trainer, stop)
+        if received:
+            code = exit_code(received)
+            log.info("saved; continue with resume=%s (exit code %d)", run_dir.path, code)
+            raise SystemExit(code)
+        return run_dir.path
+
+
+def _check_place(run: RunConfig) -> None:
+    if run.run.dir is None:
+        writable_folder(Path(run.run.root), "run.root")
+    else:
+        writable_folder(Path(run.run.dir), "run.dir")
+        RunDir.check_new(Path(run.run.dir))
+
+
+def _enter(run: RunConfig, strategy: Strategy, resume: Resume | None, parts: Parts) -> RunDir:
+    """Create or lock the run directory on rank 0; the same one on every rank."""
+    box: list[RunDir] = []
+
+    def enter() -> str:
+        box.append(_create(run, strategy, parts) if resume is None else _reopen(run, resume))
+        return str(box[0].path)
+
+    path = Path(strategy.first(enter))
+    run_dir = box[0] if box else RunDir(path)
+    setup_logging(strategy.rank, run_dir.logs / f"rank_{strategy.rank:02d}.log")
+    log.info("run directory %s", path)
+    return run_dir
+
+
+def _overrides() -> str:
+    return "".join(f"{a}\n" for a in sys.argv[1:] if "=" in a and not a.startswith("-"))
+
+
+def _create(run: RunConfig, strategy: Strategy, parts: Parts) -> RunDir:
+    named = run.run.dir
+    hashed = config_hash(run)
+    path = Path(named) if named else RunDir.place(run.run.root, run.name, hashed, run.seed)
+    run_dir = RunDir.create(path)
+    save_config(run, run_dir.config)
+    write_atomic(run_dir.overrides, _overrides())
+    parameters = sum(p.numel() for p in strategy.objective.parameters())
+    write_json(
+        run_dir.meta,
+        {
+            "schema": 1,
+            **provenance(),
+            "devices": [str(strategy.device)],
+            "world_size": strategy.world,
+            "strategy": strategy.name,
+            "config_hash": hashed,
+            "seed": run.seed,
+            "started": time.time(),
+            "parameters": parameters,
+            "resumes": [],
+        },
+    )
+    return run_dir
+
+
+def _reopen(run: RunConfig, resume: Resume) -> RunDir:
+    run_dir = RunDir.open(resume.run)
+    run_dir.lock()
+    for name in run_dir.sweep():
+        log.warning("removed what a crash left behind: %s", name)
+    step = int(resume.checkpoint.removeprefix("step_")) if resume.checkpoint else 0
+    for name in abandon(run_dir, step):
+        log.warning("a newer checkpoint was set aside as %s", name)
+    for records in (run_dir.metrics, run_dir.evals):
+        cut_records(records, step)
+    run_dir.summary.unlink(missing_ok=True)
+    run_dir.note_resume(
+        {"step": step, "time": time.time(), "argv": shlex.join(sys.argv[1:])}, config_hash(run)
+    )
+    scratch = run_dir.config.with_name(".tmp-config.yaml")
+    save_config(run, scratch)
+    scratch.replace(run_dir.config)
+    return run_dir
+
+
+def _continue(trainer: Trainer, resume: Resume | None) -> None:
+    """Bring back the state of the checkpoint and open the sinks behind it."""
+    if resume is not None and resume.checkpoint is not None:
+        trainer.state = trainer.saver.restore(resume.checkpoint)
+        log.info("continuing at step %d", trainer.state.step)
+    if trainer.strategy.rank == 0:
+        trainer.sinks, trainer.state.wandb_id = open_sinks(
+            trainer.run,
+            trainer.run_dir,
+            start=trainer.state.step,
+            wandb_id=trainer.state.wandb_id,
+        )
+
+
+def _fit(trainer: Trainer, stop: StopSignals) -> int:
+    try:
+        received = trainer.fit(stop)
+        if not received:
+            received = finish(trainer, stop)
+    finally:
+        close_sinks(trainer.sinks)
+    return received
+
+
+@contextlib.contextmanager
+def _recording(run_dir: RunDir, strategy: Strategy, total: int) -> Iterator[list[Trainer]]:
+    """Keep ``status.json`` true whatever happens, and let go of the lock."""
+    progress: list[Trainer] = []
+    if strategy.rank == 0:
+        run_dir.write_status("running", 0, total)
+    ended = False
+    try:
+        yield progress
+        ended = True
+    finally:
+        step = progress[0].state.step if progress else 0
+        if strategy.rank == 0:
+            _last_status(run_dir, step, total, ended)
+        run_dir.release()
+
+
+def _last_status(run_dir: RunDir, step: int, total: int, ended: bool) -> None:
+    kind, error, trace = sys.exc_info()
+    if ended or kind is None or error is None:
+        run_dir.write_status("done" if run_dir.summary.is_file() else "stopped", step, total)
+        return
+    facts: dict[str, Any] = failure(kind, error, trace)
+    run_dir.write_status("failed", step, total, error=facts)
+    if not isinstance(error, ConfigError):
+        log.error("failed at step %d", step, exc_info=(kind, error, trace))
+
+
