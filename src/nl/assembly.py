@@ -1,10 +1,11 @@
-"""The only place where concrete parts meet: register, check across parts, build, launch. Floor 7."""
+"""The only place where concrete parts meet: register, check, build, launch. Floor 7."""
 
 from __future__ import annotations
 
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,35 @@ from torch import Tensor, nn
 from nl.config import ConfigError
 from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config
 from nl.config.run import RunConfig
-from nl.core.protocols import Stream
+from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
+from nl.data.manifest import data_tokenizer, documents, read_manifest
 from nl.dist.base import Strategy, check_names
 from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
 from nl.dist.export import load_export
 from nl.dist.single import Single
+from nl.eval.context import EvalContext
+from nl.eval.suite import run_suite
 from nl.run.directory import RunDir, RunError
 from nl.run.discover import is_checkpoint, newest_valid
 from nl.train.session import train
 from nl.train.sinks import check_logging
 from nl.train.trainer import Parts
 
-__all__ = ["build", "build_model", "check", "launch", "load_model", "main", "publish", "register"]
+__all__ = [
+    "build",
+    "build_model",
+    "check",
+    "evaluation_context",
+    "job",
+    "launch",
+    "load_model",
+    "load_run",
+    "main",
+    "publish",
+    "register",
+]
 
 PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")
 STRATEGIES: dict[str, Any] = {"single": Single, "ddp": DDP}
@@ -65,6 +81,11 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         raise ConfigError(
             f"model.vocab_size: {known}; the stream's token ids go up to {tokens - 1}. "
             f"Set model.vocab_size={tokens} or more."
+        )
+    if run.evals and not hasattr(stream, "path"):
+        raise ConfigError(
+            f"evals: {', '.join(run.evals)} read text, stream={run.stream.kind} has none; "
+            "remove evals or choose stream=stdlib."
         )
     check_logging(run.logging)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
@@ -117,17 +138,60 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         schedule=run.schedule,
         controller=controller,
         hooks=hooks,
+        evaluate=partial(evaluate, run),
     )
+
+
+class DataCorpus:
+    """The held-out documents of a data directory, as evaluators ask for them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._splits = read_manifest(path).splits
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self._splits)
+
+    def domains(self, split: str) -> tuple[str, ...]:
+        """Names of the domains of a split."""
+        return tuple(self._splits[split])
+
+    def documents(self, split: str, domain: str) -> Iterator[str]:
+        """Texts, in the order of the data."""
+        return (document.text for document in documents(self.path, split, domain))
+
+
+def evaluation_context(data: str | Path, output: Path, **options: Any) -> EvalContext:
+    """What evaluators may use: tokenizer and held-out documents of a data directory.
+
+    Args:
+        data: the directory.
+        output: folder for details.
+        options: further fields of ``EvalContext``.
+    """
+    corpus = DataCorpus(data)
+    return EvalContext(tokenizer=data_tokenizer(data), corpus=corpus, output=output, **options)
+
+
+def evaluate(run: RunConfig, name: str, model: nn.Module, output: Path, step: int) -> list[EvalRow]:
+    """Rows of the evaluator ``evals.<name>`` on a model in memory, with the run's own data."""
+    config: Any = run
+    device = next(model.parameters()).device
+    seed = SeedBook(run.seed).seed("eval")
+    context = evaluation_context(config.stream.path, output, device=device, seed=seed, step=step)
+    return run_suite(model, {name: config.evals[name].build()}, context)
 
 
 def build_objective(run: RunConfig) -> nn.Module:
     """The objective around a freshly initialised model, seeds first."""
     seed_everything(SeedBook(run.seed).seed("model"))
     config: Any = run
-    objective: nn.Module = config.objective.build(config.model.build())
+    objective: Any = config.objective.build(config.model.build())
     if hasattr(objective, "carry"):
         objective.carry = run.train.carry
-    return objective
+    built: nn.Module = objective
+    return built
 
 
 def build_model(name: str, overrides: Sequence[str] = ()) -> nn.Module:
@@ -220,8 +284,14 @@ def _data(cfg: Any) -> dict[str, Any]:
     return cfg if isinstance(cfg, dict) else plain(cfg)
 
 
+def job(cfg: Any, *, strategy: str) -> None:
+    """What a launcher does with its composed config: ``launch``, complaints told, exit code 2."""
+    with refusing():
+        launch(cfg, strategy=strategy)
+
+
 def main(hydra_main: Any) -> None:
-    """Run a launcher: paths in overrides are quoted, complaints end with code 2, no traceback."""
+    """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
     sys.argv[1:] = quoted(sys.argv[1:])
     with refusing():
         hydra_main()

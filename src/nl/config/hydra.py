@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from nl.config.registry import ConfigError, groups, table
+from nl.config.registry import ConfigError, groups, table, unknown
 from nl.config.run import (
     CheckpointConfig,
     LoggingConfig,
@@ -164,8 +164,12 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message on one or two lines, without its noise."""
+    """Hydra's message on one or two lines, without its noise; unknown keys get a hint."""
     cause = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError) and cause.parent_node is not None:
+        known = [str(key) for key in cause.parent_node]
+        parent = str(cause.full_key).rpartition(".")[0] or "config"
+        return unknown(parent, str(cause.key), known)
     lines = [s.strip() for s in str(cause).splitlines() if s.strip()]
     keep = [
         s for s in lines if not re.match(r"(full_key|object_type|reference_type|Set the env)", s)

@@ -1,1 +1,1 @@
-"""control"""
+"""Controllers: what turns knobs between steps. Floor 6."""

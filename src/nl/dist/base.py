@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -72,7 +71,7 @@ class Strategy:
         return objective
 
     def microbatch(self, last: bool) -> AbstractContextManager[None]:
-        """Surrounds forward AND backward of one micro-batch; only the last one reduces gradients."""
+        """Surrounds forward AND backward of a micro-batch; only the last one reduces gradients."""
         del last
         return contextlib.nullcontext()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nl.config import ConfigError
@@ -61,9 +59,7 @@ def save(strategy: Strategy, run_dir: RunDir, run: RunConfig, snapshot: Snapshot
         CheckpointError: on every rank, where any rank could not write; nothing is left behind.
     """
     final = run_dir.checkpoints / f"step_{snapshot.step:06d}"
-    scratch = run_dir.checkpoints / strategy.broadcast(
-        f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
-    )
+    scratch = run_dir.checkpoints / strategy.broadcast(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
     problem = _attempt(lambda: scratch.mkdir(parents=True)) if strategy.rank == 0 else None
     _agree(strategy, problem, scratch)
     problem = _attempt(lambda: _write_rank(strategy, scratch, snapshot))

@@ -6,6 +6,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from nl.config import ConfigError
 
@@ -60,5 +61,5 @@ def init_group(device: torch.device) -> tuple[int, int]:
             _number("RANK", 0), _number("WORLD_SIZE", 1)
             dist.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size()

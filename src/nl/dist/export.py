@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ def export(model: nn.Module, run: RunConfig, path: Path) -> None:
     try:
         save_tensors(temporary, named, facts)
         fsync_file(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)

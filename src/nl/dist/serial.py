@@ -129,7 +129,7 @@ def unpack(skeleton: Any, named: Mapping[str, Tensor]) -> Any:
 def rng_tensors() -> dict[str, Tensor]:
     """The state of the global generators of torch (CPU and CUDA), NumPy and Python."""
     version, words, gauss = random.getstate()
-    legacy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is meant
+    legacy = np.random.get_state(legacy=False)
     assert isinstance(legacy, dict)
     inner = legacy["state"]
     named = {
@@ -139,7 +139,7 @@ def rng_tensors() -> dict[str, Tensor]:
         "rng.numpy": torch.tensor([*inner["key"].tolist(), inner["pos"]], dtype=torch.int64),
         "rng.numpy_gauss": _optional(legacy["gauss"] if legacy["has_gauss"] else None),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         named["rng.cuda"] = torch.cuda.get_rng_state()
     return named
 
@@ -156,7 +156,7 @@ def restore_rng(named: Mapping[str, Tensor]) -> None:
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
     *key, position = named["rng.numpy"].tolist()
     gauss = named["rng.numpy_gauss"].tolist()
-    np.random.set_state(  # noqa: NPY002 - the global generator is meant
+    np.random.set_state(
         {
             "bit_generator": "MT19937",
             "state": {"key": np.array(key, dtype=np.uint32), "pos": position},

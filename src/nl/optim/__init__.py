@@ -1,1 +1,1 @@
-"""optim"""
+"""Outer optimizers and learning-rate schedules. Floor 1."""

@@ -53,10 +53,10 @@ def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
             return resume.run
         if resume is None:
             strategy.first(lambda: _check_place(run))
-        trainer_parts = build(run, strategy)
-        run_dir = _enter(run, strategy, resume, trainer_parts)
+        parts = build(run, strategy)
+        run_dir = _enter(run, strategy, resume)
         with _recording(run_dir, strategy, run.train.steps) as progress:
-            trainer = Trainer(trainer_parts, run_dir)
+            trainer = Trainer(parts, run_dir)
             progress.append(trainer)
             _continue(trainer, resume)
             received = _fit(trainer, stop)
@@ -75,12 +75,12 @@ def _check_place(run: RunConfig) -> None:
         RunDir.check_new(Path(run.run.dir))
 
 
-def _enter(run: RunConfig, strategy: Strategy, resume: Resume | None, parts: Parts) -> RunDir:
+def _enter(run: RunConfig, strategy: Strategy, resume: Resume | None) -> RunDir:
     """Create or lock the run directory on rank 0; the same one on every rank."""
     box: list[RunDir] = []
 
     def enter() -> str:
-        box.append(_create(run, strategy, parts) if resume is None else _reopen(run, resume))
+        box.append(_create(run, strategy) if resume is None else _reopen(run, resume))
         return str(box[0].path)
 
     path = Path(strategy.first(enter))
@@ -94,7 +94,7 @@ def _overrides() -> str:
     return "".join(f"{a}\n" for a in sys.argv[1:] if "=" in a and not a.startswith("-"))
 
 
-def _create(run: RunConfig, strategy: Strategy, parts: Parts) -> RunDir:
+def _create(run: RunConfig, strategy: Strategy) -> RunDir:
     named = run.run.dir
     hashed = config_hash(run)
     path = Path(named) if named else RunDir.place(run.run.root, run.name, hashed, run.seed)
@@ -190,5 +190,3 @@ def _last_status(run_dir: RunDir, step: int, total: int, ended: bool) -> None:
     run_dir.write_status("failed", step, total, error=facts)
     if not isinstance(error, ConfigError):
         log.error("failed at step %d", step, exc_info=(kind, error, trace))
-
-

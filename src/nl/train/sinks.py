@@ -1,4 +1,4 @@
-"""Where metric rows go: metrics.jsonl always, terminal, one JSON file, Weights & Biases. Floor 5."""
+"""Where rows go: metrics.jsonl always, terminal, one JSON file, Weights & Biases. Floor 5."""
 
 from __future__ import annotations
 

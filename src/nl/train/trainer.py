@@ -49,8 +49,8 @@ class Parts:
     validation: dict[str, Stream]
     schedule: ScheduleConfig
     controller: Controller | None = None
-    hooks: tuple[Hook, ...] = ()
     evaluate: Evaluate
+    hooks: tuple[Hook, ...] = ()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Stop on signals: the first one asks for a save after this step, the second ends at once. Floor 5."""
+"""Signals: the first asks for a save after this step, the second ends at once. Floor 5."""
 
 from __future__ import annotations
 

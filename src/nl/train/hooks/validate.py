@@ -14,9 +14,7 @@ from nl.train.hooks.metrics import Totals, perplexity
 class Validator:
     """Runs every validation split from its beginning, the same batches each time."""
 
-    def __init__(
-        self, streams: Mapping[str, Stream], *, batches: int, carry: bool
-    ) -> None:
+    def __init__(self, streams: Mapping[str, Stream], *, batches: int, carry: bool) -> None:
         """Take the splits.
 
         Args:
