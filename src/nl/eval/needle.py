@@ -176,7 +176,7 @@ class NeedleTest:
             for cell in cells:
                 start = time.monotonic()
                 items = [
-                    primed(Item(needle.prompt, value), needle.answer, mode)
+                    primed(Item(needle.prompt, value), needle.prompt + needle.answer, mode)
                     for needle in cell.needles
                     for value in (needle.answer, *needle.others)
                 ]

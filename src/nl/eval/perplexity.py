@@ -128,7 +128,7 @@ def document_losses(
         size = window or len(document.tokens)
         for start in range(0, len(document.tokens), size):
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
-            items.append(primed(item, item.continuation, memorize))
+            items.append(primed(item, item.context + item.continuation, memorize))
             owner.append(number)
     with ProgressMeter(f"perplexity ({memorize})", len(items)) as meter:
         scores = scorer(model, context, memorize, meter.advance).score(items)

@@ -198,8 +198,8 @@ def scorer(
     )
 
 
-def primed(item: Item, answer: Tokens, memorize: Memorize) -> Item:
-    """With ``oracle``, the item after its own context and right answer were read once."""
+def primed(item: Item, shown: Tokens, memorize: Memorize) -> Item:
+    """With ``oracle``, the item after ``shown`` (question and right answer) was read once."""
     if memorize != "oracle":
         return item
-    return Item(item.context + answer + item.context, item.continuation)
+    return Item(shown + item.context, item.continuation)

@@ -96,6 +96,9 @@ class RecurrentModel(nn.Module):
         new = FakeState(summary, memory, last, state.position + tokens.shape[1])
         return Output(torch.stack(logits, 1), new)
 
+    def generate(self, tokens: Tensor, *, max_new_tokens: int, **how: Any) -> Any:
+        return greedy(self, tokens, max_new_tokens, **how)
+
 
 class UniformModel(nn.Module):
     """Every token equally likely, whatever was read."""
@@ -105,6 +108,18 @@ class UniformModel(nn.Module):
     ) -> Output:
         position = 0 if state is None else state[0]
         return Output(torch.zeros(*tokens.shape, VOCAB), (position + tokens.shape[1],))
+
+
+def greedy(model: nn.Module, tokens: Tensor, max_new_tokens: int, **how: Any) -> Any:
+    """Naive greedy decoding by the contract of ``model.generate``."""
+    assert how.pop("temperature") == 0
+    how.pop("seed")
+    new = []
+    for _ in range(max_new_tokens):
+        out = model(tokens, **how)
+        how["state"], tokens = out.state, out.pred[:, -1:].argmax(-1)
+        new.append(tokens)
+    return torch.cat(new, 1), how["state"]
 
 
 class InductionModel(nn.Module):
@@ -130,6 +145,9 @@ class InductionModel(nn.Module):
                 if guess is not None:
                     logits[row, at, guess] = 20.0
         return Output(logits, read)
+
+    def generate(self, tokens: Tensor, *, max_new_tokens: int, **how: Any) -> Any:
+        return greedy(self, tokens, max_new_tokens, **how)
 
     def guess(self, text: str) -> int | None:
         for size in range(min(self.reach, len(text) - 1), 0, -1):

@@ -1,0 +1,207 @@
+"""Zero-shot tasks through lm_eval: local cloze tasks and the hub's, official prompts. Floor 6."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nl.config import ConfigError, register, require
+from nl.config.groups import EvaluatorConfig
+from nl.config.registry import unknown
+from nl.core.logs import get_logger
+from nl.core.protocols import EvalRow
+from nl.eval.cloze import ClozeSettings, make_cloze
+from nl.eval.context import EvalContext, Memorize, check_memorize
+from nl.eval.harness import Answers, harness_model
+from nl.eval.hub_tasks import HUB_TASKS, harness_folder, recipe, task_folder
+from nl.eval.rows import make_row
+
+BOOTSTRAP = 1000
+
+
+@register("evaluator", "zeroshot")
+@dataclass(frozen=True, kw_only=True)
+class ZeroshotConfig(EvaluatorConfig):
+    """Zero-shot tasks through lm_eval."""
+
+    tasks: tuple[str, ...] = ("cloze",)
+    """cloze (made from held-out documents), or tasks of the hub: piqa, hellaswag, ..."""
+    samples: int = 64
+    """Samples per task; 0: all."""
+    memorize: tuple[Memorize, ...] = ("off", "context")
+    """Memorisation modes; oracle reads each question with its right answer first."""
+    split: str = "test"
+    """Split of the documents that cloze passages come from."""
+    words: int = 60
+    """Words of a cloze passage before the one that is asked for."""
+    candidates: int = 4
+    """Words to choose among in the cloze choice task; chance is 1 / candidates."""
+    data_dir: str | None = None
+    """Local copies of hub data sets: <data_dir>/<task>/<split>.jsonl."""
+
+    def __post_init__(self) -> None:
+        check_memorize(self.memorize)
+        require(bool(self.tasks), "tasks: empty; name at least one.")
+        for name in self.tasks:
+            require(name in task_names(), unknown("tasks", name, task_names()))
+        require(self.samples >= 0, f"samples: {self.samples}; must be >= 0 (0: all).")
+        require(self.words >= 10, f"words: {self.words}; must be >= 10.")
+        require(self.candidates >= 2, f"candidates: {self.candidates}; must be >= 2.")
+
+    def build(self) -> Zeroshot:
+        """The evaluator."""
+        return Zeroshot(self)
+
+
+def task_names() -> list[str]:
+    """All names that ``tasks`` may hold."""
+    return ["cloze", *HUB_TASKS]
+
+
+@dataclass(frozen=True)
+class Zeroshot:
+    """The evaluator of ``ZeroshotConfig``; samples go to ``samples_<task>_<memorize>.jsonl``."""
+
+    config: ZeroshotConfig
+
+    def __call__(self, model: nn.Module, context: EvalContext) -> list[EvalRow]:
+        """Rows per task, memorisation mode and metric; a task without data says so in its note.
+
+        Raises:
+            ConfigError: no task could be run.
+        """
+        harness_folder()
+        samples = context.capped(self.config.samples)
+        rows: list[EvalRow] = []
+        missing: list[str] = []
+        for name in self.config.tasks:
+            try:
+                found = self._prepare(name, context, samples)
+            except (ConfigError, OSError) as error:
+                reason = explain(name, error)
+                get_logger(__name__).warning("%s", reason)
+                missing.append(reason)
+                rows.append(make_row("zeroshot", name, "acc", None, 0, note=reason))
+                continue
+            for task in found:
+                for mode in self.config.memorize:
+                    rows += run_task(model, context, mode, task, samples)
+        if len(missing) == len(self.config.tasks):
+            raise ConfigError("no task could be run:\n" + "\n".join(missing))
+        return rows
+
+    def _prepare(self, name: str, context: EvalContext, samples: int) -> list[Any]:
+        """The lm_eval task objects of one of our names, their data loaded."""
+        from lm_eval.tasks import TaskManager
+
+        folder = context.output / "tasks"
+        if name == "cloze":
+            settings = ClozeSettings(
+                split=self.config.split,
+                passages=samples,
+                words=self.config.words,
+                candidates=self.config.candidates,
+            )
+            names, place = make_cloze(context, folder, settings), folder
+        else:
+            data_dir = Path(self.config.data_dir) if self.config.data_dir else None
+            names, place = [HUB_TASKS[name].name], task_folder(name, folder, data_dir)
+        manager = TaskManager(include_path=str(place), include_defaults=False)
+        return list(manager.load(names)["tasks"].values())
+
+
+def explain(name: str, error: Exception) -> str:
+    """One line: what was looked for and what to do."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    task = HUB_TASKS[name]
+    return f"{name}: {task.dataset} is neither cached nor reachable; {recipe(name)}"
+
+
+def run_task(
+    model: nn.Module, context: EvalContext, mode: Memorize, task: Any, samples: int
+) -> list[EvalRow]:
+    """One lm_eval task in one memorisation mode."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would fork a threaded process
+    name = task.task_name
+    start = time.monotonic()
+
+    def gold(request: Any, requests: Sequence[Any]) -> Any:
+        return right_request(task, request, requests)
+
+    with redirect_stdout(sys.stderr):
+        result = simple_evaluate(
+            model=harness_model(Answers(model, context, mode, gold)),
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),  # else it indexes thousands of tasks
+            num_fewshot=0,
+            limit=samples or None,
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=True,
+            random_seed=context.seed,
+            numpy_random_seed=context.seed,
+            torch_random_seed=context.seed,
+            fewshot_random_seed=context.seed,
+        )
+    logged = result["samples"][name]
+    save_samples(context.output / f"samples_{name}_{mode}.jsonl", logged)
+    return task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
+
+
+def right_request(task: Any, request: Any, requests: Sequence[Any]) -> Any:
+    """The request of the same document whose continuation is the right one."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return request
+    target = task.doc_to_target(request.doc)
+    if isinstance(target, str):
+        target = task.doc_to_choice(request.doc).index(target)
+    same = [other for other in requests if other.doc_id == request.doc_id]
+    return next(other for other in same if other.idx == target)
+
+
+def task_rows(
+    name: str, mode: Memorize, result: dict[str, Any], logged: list[dict[str, Any]], seconds: float
+) -> list[EvalRow]:
+    """Rows of one task from lm_eval's result and samples."""
+    choices = [len(sample["filtered_resps"]) for sample in logged]
+    chance = sum(1 / count for count in choices) / len(choices) if min(choices) > 1 else None
+    rows = []
+    for key, value in result.items():
+        metric, _, kind = key.partition(",")
+        if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        error = result.get(f"{metric}_stderr,{kind}")
+        rows.append(
+            make_row(
+                "zeroshot",
+                name,
+                metric,
+                float(value),
+                len(logged),
+                stderr=float(error) if isinstance(error, (int, float)) else None,
+                seconds=seconds,
+                memorize=mode,
+                chance=chance if metric.startswith("acc") else None,
+                note="State fresh per sample",
+            )
+        )
+    return rows
+
+
+def save_samples(path: Path, logged: list[dict[str, Any]]) -> None:
+    """One JSON line per sample."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(sample, default=str) + "\n" for sample in logged)
+    path.write_text(text)
