@@ -105,9 +105,10 @@ class Shuffler:
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as integers with the smallest possible sum, at most ``PERIOD``.
+    """Weights as integers: the length of the mixture's period and each source's rows in it.
 
-    Exact where that is possible; otherwise rounded to ``PERIOD`` parts, none to zero.
+    Exact where the smallest such sum is at most ``PERIOD``; otherwise rounded to ``PERIOD`` parts,
+    and a share below one part gets one.
     """
     exact = [Fraction(str(w)) for w in weights]
     total = sum(exact)
