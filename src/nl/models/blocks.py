@@ -15,6 +15,7 @@ from nl.nn.attention import Attention
 from nl.nn.cms import ContinuumMemory, LevelTrace
 from nl.nn.context import ReadContext
 from nl.nn.mlp import SwiGLU
+from nl.nn.selfmod import SelfMod
 
 if TYPE_CHECKING:
     from nl.models.shape import LanguageShape
@@ -56,17 +57,31 @@ class Block(nn.Module):
         Returns:
             (B, T, D), the new state, and the traces of label-driven levels (None without any).
         """
-        branch, mixer = self.mixer(self.norm(x_BTD), state.mixer, ctx)
+        branch, mixer = self._mix(self.norm(x_BTD), state.mixer, ctx)
         x_BTD = x_BTD + branch
         if self.levels is None:
             return x_BTD + self.mlp(self.mlp_norm(x_BTD)), BlockState(mixer), None
         x_BTD, trace = self.levels(x_BTD, state.levels)
         return x_BTD, BlockState(mixer, state.levels), trace
 
+    def _mix(self, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[Tensor, Any]:
+        if not isinstance(self.mixer, SelfMod):
+            return self.mixer(x_BTD, state, ctx)
+        # A write that nothing will read is left out where the caller drops the State.
+        period = min(self.mixer.period, self.mixer.period_other)
+        read_after_write = x_BTD.shape[1] > period - ctx.position % period
+        write = ctx.write and (ctx.keep or read_after_write)
+        return self.mixer(x_BTD, state, position=ctx.position, write=write)
+
 
 def attention(shape: LanguageShape) -> nn.Module:
     """Causal attention over everything read so far."""
     return Attention(shape.attention, shape.dim, shape.residual_scale)
+
+
+def self_modifying(shape: LanguageShape) -> nn.Module:
+    """Self-modifying memory (Nested Learning, section 8)."""
+    return SelfMod(shape.selfmod, shape.dim)
 
 
 class _Kind:
@@ -93,4 +108,13 @@ class HopeAttentionBlock(_Kind, BlockConfig):
     """Attention and a continuum memory (Nested Learning, HOPE-Attention)."""
 
     mixer = staticmethod(attention)
+    levels = True
+
+
+@register("block", "hope_selfmod")
+@dataclass(frozen=True)
+class HopeSelfModBlock(_Kind, BlockConfig):
+    """Self-modifying memory and a continuum memory (Nested Learning, HOPE)."""
+
+    mixer = staticmethod(self_modifying)
     levels = True

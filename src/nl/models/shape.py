@@ -6,6 +6,7 @@ from typing import Protocol
 
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms import CMSConfig
+from nl.nn.selfmod import SelfModConfig
 
 
 class LanguageShape(Protocol):
@@ -30,3 +31,7 @@ class LanguageShape(Protocol):
     @property
     def cms(self) -> CMSConfig:
         """Continuum memories."""
+
+    @property
+    def selfmod(self) -> SelfModConfig:
+        """Self-modifying memories."""
