@@ -12,8 +12,8 @@ from torch import nn
 from nl.core.batch import IGNORE, Batch
 from nl.core.output import Output
 from nl.data.groups import GroupCompositionConfig
+from nl.data.sign_of_winner import SignOfWinnerConfig
 from nl.data.stream import RowStream
-from nl.data.synthetic.numeric import SignOfWinnerConfig
 from nl.models.logistic import LogisticRegressionConfig
 from nl.models.quadratic_rnn import QuadraticRNNConfig
 from nl.objectives.classify import ClassifyConfig

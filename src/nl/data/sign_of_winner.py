@@ -1,4 +1,4 @@
-"""Binary classification of short Gaussian sequences by a rule. Floor 1."""
+"""stream=sign_of_winner: short Gaussian sequences, classified by a rule. Floor 1."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from nl.config import ConfigError, structure
 from nl.config.groups import StreamConfig
-from nl.data.synthetic.numeric import SignOfWinnerConfig, draw_balanced, sign_of_winner
+from nl.data.sign_of_winner import SignOfWinnerConfig, draw_balanced, sign_of_winner
 
 SIZES = {"train": 600, "val": 200, "test": 200}
 CONFIG = SignOfWinnerConfig(

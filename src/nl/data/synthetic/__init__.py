@@ -1,1 +1,0 @@
-"""Batches made from rules, no files. Floor 1."""

@@ -1,0 +1,44 @@
+"""The stream and experiment files compose into parts that build."""
+
+from __future__ import annotations
+
+import pytest
+
+import nl.assembly  # noqa: F401 - registers every part
+from nl.config.hydra import compose, run_config
+from nl.data.phases import PhaseStreamConfig
+from nl.data.shard_stream import ShardStreamConfig
+
+
+@pytest.mark.parametrize(
+    ("experiment", "kinds"),
+    [
+        ("synthetic/sign_of_winner", ("logistic_regression", "sign_of_winner", "classify")),
+        ("groups/c5", ("quadratic_rnn", "group_composition", "regress")),
+    ],
+)
+def test_experiments(experiment: str, kinds: tuple[str, str, str]) -> None:
+    run = run_config(compose("pilot_smoke", [f"experiment={experiment}"]))
+    assert (run.model.kind, run.stream.kind, run.objective.kind) == kinds
+    objective = run.objective.build(run.model.build())  # type: ignore[attr-defined]
+    streams = [
+        run.stream.build(split, seed=0, rank=0, world=1)  # type: ignore[attr-defined]
+        for split in run.stream.splits()  # type: ignore[attr-defined]
+    ]
+    for stream in streams:
+        batch = next(iter(stream))
+        assert objective(batch).loss.isfinite()
+        assert batch.weight > 0
+
+
+def test_streams() -> None:
+    stdlib = run_config(compose("pilot_smoke", ["stream=stdlib"])).stream
+    assert isinstance(stdlib, ShardStreamConfig)
+    assert stdlib.path == "data/stdlib"
+    assert stdlib.weights == (0.5, 0.5)
+    phases = run_config(compose("pilot_smoke", ["stream=stdlib_phases"])).stream
+    assert isinstance(phases, PhaseStreamConfig)
+    assert [p.domain for p in phases.phases] == ["prose", "code", "prose"]
+    mixture = run_config(compose("pilot_smoke", ["stream=mixture"])).stream
+    assert isinstance(mixture, ShardStreamConfig)
+    assert mixture.seq_len == 2048
