@@ -28,9 +28,20 @@ from nl.core.state import state_type
 from nl.nn.conv import CausalConv
 from nl.nn.selfmod_config import SelfModConfig
 from nl.ops.delta_rule import chunk_decay
-from nl.ops.fast_mlp import FastWeights, WriteRule, WriteTokens, fast_mlp, fast_mlp_write
+from nl.ops.fast_mlp import (
+    FastWeights,
+    WriteRule,
+    WriteSystem,
+    fast_mlp,
+    fast_mlp_write,
+    write_system,
+)
 
 __all__ = ["SelfMod", "SelfModConfig", "SelfModState"]
+
+_UNIT_EPS = 1e-6
+_OUTPUT_SCALE = 0.3
+_GATE_SCALE = 0.1
 
 
 @state_type
@@ -38,8 +49,9 @@ class SelfModState(NamedTuple):
     """What the layer carries from token to token; batch first, fp32.
 
     Attributes:
-        memory: what was added to the memory that is read out, (B, H, ...).
-        others: the same for the memories of keys, values and gates.
+        memory: what has been added to the memory that is read out, (B, H, ...).
+        makers: the same for the memories that make keys, values (and queries).
+        gates: the same for the memories that make rates and decays.
         keys: (B, H, K, P) keys of the unfinished chunk, P the longer period; zero where empty.
         values: (B, H, K, P).
         rate: (B, H, P); zero where empty, so that an empty slot writes nothing.
@@ -50,7 +62,8 @@ class SelfModState(NamedTuple):
     """
 
     memory: FastWeights
-    others: FastWeights
+    makers: FastWeights
+    gates: FastWeights
     keys: Tensor
     values: Tensor
     rate: Tensor
@@ -79,32 +92,42 @@ class _Chunk(NamedTuple):
 
 
 class _Banks(NamedTuple):
-    """Both banks, as initial weights, as what was added to them, or as their sum."""
+    """The three banks, as initial weights, as what has been added to them, or as their sum."""
 
     memory: FastWeights
-    others: FastWeights
+    makers: FastWeights
+    gates: FastWeights
 
 
-def _reshaped(weights: FastWeights, lead: tuple[int, ...]) -> FastWeights:
-    """The same weights with their leading dimensions replaced by ``lead``."""
-    hidden, full, scalar = weights
-    return FastWeights(
-        hidden.reshape(*lead, *hidden.shape[-2:]),
-        full.reshape(*lead, *full.shape[-3:]),
-        None if scalar is None else scalar.reshape(*lead, *scalar.shape[-3:]),
-    )
-
-
-def _sum(initial: FastWeights, added: FastWeights, heads: int) -> FastWeights:
-    """Initial weights (H, ...) plus what was added per row and head (N, ...) -> (N, ...)."""
+def _current(initial: _Banks, added: _Banks) -> _Banks:
+    """Initial weights (H, ...) plus what has been added per row and head, (N, ...) -> (N, ...)."""
 
     def one(start: Tensor, more: Tensor) -> Tensor:
-        return (start + more.unflatten(0, (-1, heads))).flatten(0, 1)
+        return (start + more.unflatten(0, (-1, start.shape[0]))).flatten(0, 1)
 
-    scalar = None
-    if initial.scalar is not None and added.scalar is not None:
-        scalar = one(initial.scalar, added.scalar)
-    return FastWeights(one(initial.hidden, added.hidden), one(initial.full, added.full), scalar)
+    def bank(start: FastWeights, more: FastWeights) -> FastWeights:
+        return FastWeights(one(start.hidden, more.hidden), one(start.output, more.output))
+
+    return _Banks(*(bank(start, more) for start, more in zip(initial, added, strict=True)))
+
+
+def _added(state: SelfModState) -> _Banks:
+    """The banks of a state with rows and heads as one dimension."""
+    banks = (state.memory, state.makers, state.gates)
+    return _Banks(*(FastWeights(*(w.flatten(0, 1) for w in bank)) for bank in banks))
+
+
+def _pieces(clock: int, length: int, period: int) -> list[int]:
+    """Sizes of the pieces that chunk ends at multiples of ``period`` cut ``length`` tokens into."""
+    first = min(length, period - clock % period)
+    whole, rest = divmod(length - first, period)
+    return [first] + [period] * whole + ([rest] if rest else [])
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Unit L2 norm over the features (..., K, C), at least fp32; smooth at zero."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.square().sum(-2, keepdim=True) + _UNIT_EPS)
 
 
 def _logit(share: float) -> float:
@@ -130,6 +153,7 @@ class SelfMod(nn.Module):
         self.config = c = config.resolved()
         self.rule = WriteRule(c.activation, c.objective, c.output_rule)
         self.heads = H = dim // c.head_size
+        self.makers = 3 if c.adaptive_q else 2
         self.period = c.period
         self.period_other = c.period if c.period_other is None else c.period_other
         self.conv = CausalConv(dim, c.conv) if c.conv else None
@@ -137,16 +161,21 @@ class SelfMod(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
         self.gain = nn.Parameter(torch.ones(dim))
-        K, hidden, full = c.head_size, c.hidden, 3 if c.adaptive_q else 2
-        self.memory_hidden = nn.Parameter(torch.randn(H, hidden, K) / math.sqrt(K))
-        self.memory_full = nn.Parameter(0.3 * torch.randn(H, 1, K, hidden) / math.sqrt(hidden))
-        self.others_hidden = nn.Parameter(torch.randn(H, (full + 2) * hidden, K) / math.sqrt(K))
-        self.others_full = nn.Parameter(0.3 * torch.randn(H, full, K, hidden) / math.sqrt(hidden))
-        self.others_scalar = nn.Parameter(0.1 * torch.randn(H, 2, 1, hidden) / math.sqrt(hidden))
+        self.memory_hidden, self.memory_output = self._memories(1, c.head_size)
+        self.makers_hidden, self.makers_output = self._memories(self.makers, c.head_size)
+        self.gates_hidden, self.gates_output = self._memories(2, 1)
         self.rate_bias = nn.Parameter(torch.full((H,), _logit(c.rate)))
         self.other_rate = nn.Parameter(torch.full((H,), _logit(c.rate_other / c.rate)))
         lost = -math.log(c.retain) / c.period
         self.decay_bias = nn.Parameter(torch.full((H,), math.log(math.expm1(lost))))
+
+    def _memories(self, count: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """First and second layers of ``count`` fresh memories per head."""
+        H, K, F = self.heads, self.config.head_size, self.config.hidden
+        scale = _OUTPUT_SCALE if outputs > 1 else _GATE_SCALE
+        hidden = torch.randn(H, count * F, K) / math.sqrt(K)
+        output = scale * torch.randn(H, count, outputs, F) / math.sqrt(F)
+        return nn.Parameter(hidden), nn.Parameter(output)
 
     def init_state(self, batch: int) -> SelfModState:
         """The state before the first token, for ``batch`` rows."""
@@ -157,14 +186,13 @@ class SelfMod(nn.Module):
             return self.gain.new_zeros(batch, *shape, dtype=dtype)
 
         def bank(weights: FastWeights) -> FastWeights:
-            hidden, full, scalar = weights
-            more = None if scalar is None else zeros(*scalar.shape)
-            return FastWeights(zeros(*hidden.shape), zeros(*full.shape), more)
+            return FastWeights(zeros(*weights.hidden.shape), zeros(*weights.output.shape))
 
         initial = self._initial()
         return SelfModState(
             memory=bank(initial.memory),
-            others=bank(initial.others),
+            makers=bank(initial.makers),
+            gates=bank(initial.gates),
             keys=zeros(H, K, P),
             values=zeros(H, K, P),
             rate=zeros(H, P),
@@ -197,9 +225,8 @@ class SelfMod(nn.Module):
         if write:
             read, state = self._scan(streams, state, position - state.frozen)
         else:
-            weights = self._current(self._added(state))
-            _, queries = self._generate(weights.others, streams)
-            read = self._read(weights.memory, queries)
+            weights = _current(self._initial(), _added(state))
+            read = self._read(weights.memory, self._generate(weights, streams)[1])
             state = state._replace(frozen=state.frozen + T)
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
         y = rms_norm(y, (y.shape[-1],)) * self.gain
@@ -212,131 +239,110 @@ class SelfMod(nn.Module):
         return silu(x), tail
 
     def _split(self, projected: Tensor) -> Tensor:
-        """(B, T, 4 D) -> (N, 4, K, T): inputs of keys, values, gates, queries; tokens last."""
+        """(B, T, 4 D) -> (N, 4, K, T): inputs of keys, values, queries, gates; tokens last."""
         B, T, _ = projected.shape
         heads = projected.view(B, T, 4, self.heads, -1).permute(0, 3, 2, 4, 1)
         return heads.reshape(B * self.heads, 4, -1, T)
 
     def _initial(self) -> _Banks:
-        others = FastWeights(self.others_hidden, self.others_full, self.others_scalar)
-        return _Banks(FastWeights(self.memory_hidden, self.memory_full), others)
-
-    def _added(self, state: SelfModState) -> _Banks:
-        lead = (state.rate.shape[0] * self.heads,)
-        return _Banks(_reshaped(state.memory, lead), _reshaped(state.others, lead))
-
-    def _current(self, added: _Banks) -> _Banks:
-        initial = self._initial()
         return _Banks(
-            _sum(initial.memory, added.memory, self.heads),
-            _sum(initial.others, added.others, self.heads),
+            FastWeights(self.memory_hidden, self.memory_output),
+            FastWeights(self.makers_hidden, self.makers_output),
+            FastWeights(self.gates_hidden, self.gates_output),
         )
 
-    def _generate(self, others: FastWeights, streams: Tensor) -> tuple[_Chunk, Tensor]:
+    def _generate(self, weights: _Banks, streams: Tensor) -> tuple[_Chunk, Tensor]:
         """Keys, values, gates and queries (N, K, c) of some tokens at the current state."""
-        key, value, gate, query = streams.unbind(1)
-        made = [key, value, query] if self.config.adaptive_q else [key, value]
-        inputs = torch.stack([*made, gate, gate], dim=1)
-        full, scalar = fast_mlp(others, inputs, self.config.activation)
-        if self.config.adaptive_q:
-            query = full[:, 2]
-        if scalar is None:
-            raise AssertionError("the others hold two scalar memories")
-        gates = scalar.float() if scalar.dtype == torch.bfloat16 else scalar
-        gates = gates.view(-1, self.heads, 2, scalar.shape[-1])
-        rate = torch.sigmoid(gates[:, :, 0] + self.rate_bias.unsqueeze(-1))
-        log_decay = -softplus(gates[:, :, 1] + self.decay_bias.unsqueeze(-1))
-        key, value = normalize(full[:, 0], dim=1), normalize(full[:, 1], dim=1)
-        chunk = _Chunk(key, value, rate.flatten(0, 1), log_decay.flatten(0, 1))
-        return chunk, normalize(query, dim=1)
+        made = fast_mlp(weights.makers, streams[:, : self.makers], self.config.activation)
+        query = made[:, 2] if self.config.adaptive_q else streams[:, 2]
+        gates = fast_mlp(weights.gates, streams[:, 3:], self.config.activation)
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32)).squeeze(2)
+        bias = torch.stack([self.rate_bias, self.decay_bias], dim=-1).unsqueeze(-1)
+        gates = (gates.unflatten(0, (-1, self.heads)) + bias).flatten(0, 1)
+        rate, log_decay = torch.sigmoid(gates[:, 0]), -softplus(gates[:, 1])
+        return _Chunk(_unit(made[:, 0]), _unit(made[:, 1]), rate, log_decay), _unit(query)
 
     def _read(self, memory: FastWeights, queries: Tensor) -> Tensor:
-        return fast_mlp(memory, queries.unsqueeze(1), self.config.activation)[0].squeeze(1)
+        return fast_mlp(memory, queries.unsqueeze(1), self.config.activation).squeeze(1)
 
     def _scan(
         self, streams: Tensor, state: SelfModState, clock: int
     ) -> tuple[Tensor, SelfModState]:
         """Read (N, 4, K, T) chunk by chunk, writing where chunks end -> (N, K, T) and the state."""
-        B, T = state.rate.shape[0], streams.shape[-1]
-        longer, shorter = (
-            max(self.period, self.period_other),
-            min(self.period, self.period_other),
-        )
-        added = self._added(state)
-        weights = self._current(added)
+        longer = max(self.period, self.period_other)
+        shorter = min(self.period, self.period_other)
+        initial, added = self._initial(), _added(state)
+        weights = _current(initial, added)
         waiting = _Chunk(state.keys, state.values, state.rate, state.log_decay)
         waiting = _Chunk(*(t.flatten(0, 1)[..., : clock % longer] for t in waiting))
-        dtype = state.rate.dtype
-        reads, writes, done = [], list(state.writes), 0
-        while done < T:
-            size = min(T - done, shorter - clock % shorter)
-            new, queries = self._generate(weights.others, streams[..., done : done + size])
+        reads, writes = [], list(state.writes)
+        for piece in streams.split(_pieces(clock, streams.shape[-1], shorter), dim=-1):
+            new, queries = self._generate(weights, piece)
             reads.append(self._read(weights.memory, queries))
-            waiting = waiting.join(_Chunk(*(t.to(dtype) for t in new)))
-            done, clock = done + size, clock + size
-            memory, others = added
-            if clock % self.period == 0:
-                memory = self._write_memory(weights.memory, memory, waiting.last(self.period))
-                writes[0] += 1
-            if clock % self.period_other == 0:
-                others = self._write_others(weights.others, others, waiting.last(self.period_other))
-                writes[1] += 1
-            if clock % shorter == 0:
-                added = _Banks(memory, others)
-                weights = self._current(added)
+            waiting = waiting.join(_Chunk(*(t.to(state.rate.dtype) for t in new)))
+            clock += piece.shape[-1]
+            due = clock % self.period == 0, clock % self.period_other == 0
+            writes = [count + now for count, now in zip(writes, due, strict=True)]
+            if any(due):
+                with torch.autocast(streams.device.type, enabled=False):
+                    added = self._write(weights, added, waiting, due)
+                    weights = _current(initial, added)
             if clock % longer == 0:
                 waiting = waiting.last(0)
+        lead = (state.rate.shape[0], self.heads)
         fill = longer - waiting.rate.shape[-1]
-        slots = [pad(t, (0, fill)).unflatten(0, (B, self.heads)) for t in waiting]
-        lead = (B, self.heads)
+        slots = _Chunk(*(pad(t, (0, fill)).unflatten(0, lead) for t in waiting))
+        banks = _Banks(*(FastWeights(*(w.unflatten(0, lead) for w in bank)) for bank in added))
         state = state._replace(
-            memory=_reshaped(added.memory, lead),
-            others=_reshaped(added.others, lead),
+            memory=banks.memory,
+            makers=banks.makers,
+            gates=banks.gates,
+            keys=slots.keys,
+            values=slots.values,
+            rate=slots.rate,
+            log_decay=slots.log_decay,
             writes=(writes[0], writes[1]),
-            **dict(zip(_Chunk._fields, slots, strict=True)),
         )
         return torch.cat(reads, dim=-1), state
 
-    def _write_memory(self, weights: FastWeights, added: FastWeights, chunk: _Chunk) -> FastWeights:
-        """What has been added to the memory after a chunk. Its own targets carry gradients."""
-        with torch.autocast(chunk.keys.device.type, enabled=False):
-            values = chunk.values.unsqueeze(1)
+    def _write(
+        self, weights: _Banks, added: _Banks, waiting: _Chunk, due: tuple[bool, bool]
+    ) -> _Banks:
+        """What has been added after a chunk: memory where due[0], makers and gates where due[1]."""
+        memory, makers, gates = added
+        if due[0]:
+            chunk = waiting.last(self.period)
+            targets = chunk.values.unsqueeze(1)
             if self.config.target == "self":
-                values = self._targets(weights, values)[0]
-            tokens = WriteTokens(chunk.keys, values, None, chunk.rate)
-            initial = self._initial().memory
-            return self._retained(initial, weights, added, tokens, chunk.log_decay)
-
-    def _write_others(self, weights: FastWeights, added: FastWeights, chunk: _Chunk) -> FastWeights:
-        """The same for the others, whose targets are their own outputs, without gradients."""
-        with torch.autocast(chunk.keys.device.type, enabled=False):
+                # These carry gradients: no other path teaches the values anything.
+                targets = self._targets(weights.memory, targets)
+            system = write_system(chunk.keys, chunk.rate, chunk_decay(chunk.log_decay))
+            memory = self._retain(0, weights, added, targets, system)
+        if due[1]:
+            chunk = waiting.last(self.period_other)
             with torch.no_grad():
-                full, scalar = self._targets(weights, chunk.values.unsqueeze(1))
+                values = chunk.values.unsqueeze(1)
+                targets = self._targets(weights.makers, values)
+                wanted = fast_mlp(weights.gates, values, self.config.activation)
             scale = torch.sigmoid(self.other_rate).unsqueeze(-1)
             rate = (chunk.rate.unflatten(0, (-1, self.heads)) * scale).flatten(0, 1)
-            tokens = WriteTokens(chunk.keys, full, scalar, rate)
-            initial = self._initial().others
-            return self._retained(initial, weights, added, tokens, chunk.log_decay)
+            system = write_system(chunk.keys, rate, chunk_decay(chunk.log_decay))
+            makers = self._retain(1, weights, added, targets, system)
+            gates = self._retain(2, weights, added, wanted, system)
+        return _Banks(memory, makers, gates)
 
-    def _targets(self, weights: FastWeights, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        full, scalar = fast_mlp(weights, values, self.config.activation)
-        return (normalize(full, dim=-2) if self.config.target_norm else full), scalar
+    def _targets(self, weights: FastWeights, values: Tensor) -> Tensor:
+        made = fast_mlp(weights, values, self.config.activation)
+        return _unit(made) if self.config.target_norm else made
 
-    def _retained(
-        self,
-        initial: FastWeights,
-        weights: FastWeights,
-        added: FastWeights,
-        tokens: WriteTokens,
-        log_decay: Tensor,
+    def _retain(
+        self, which: int, weights: _Banks, added: _Banks, targets: Tensor, system: WriteSystem
     ) -> FastWeights:
-        """Write, with the decay toward what the configured retention says."""
+        """Write one bank with the decay toward what the configured retention says."""
         retention = self.config.retention
-        decaying = added if retention == "anchor" else weights
-        decay = chunk_decay(log_decay)
-        written = fast_mlp_write(weights, decaying, tokens, decay, self.rule)
         if retention == "anchor":
-            return written
+            return fast_mlp_write(weights[which], added[which], targets, system, self.rule)
+        whole = fast_mlp_write(weights[which], weights[which], targets, system, self.rule)
 
         def one(new: Tensor, start: Tensor) -> Tensor:
             rows = new.unflatten(0, (-1, self.heads))
@@ -344,9 +350,5 @@ class SelfMod(nn.Module):
                 rows = normalize(rows, dim=-1) * start.norm(dim=-1, keepdim=True)
             return (rows - start).flatten(0, 1)
 
-        scalar = None
-        if written.scalar is not None and initial.scalar is not None:
-            scalar = one(written.scalar, initial.scalar)
-        return FastWeights(
-            one(written.hidden, initial.hidden), one(written.full, initial.full), scalar
-        )
+        initial = self._initial()[which]
+        return FastWeights(one(whole.hidden, initial.hidden), one(whole.output, initial.output))

@@ -1,20 +1,20 @@
 """Fast two-layer memories M(x) = x + W1 phi(W2 x): reading, and writing one chunk exactly. Floor 1.
 
-A bank holds memories that are written together, from the same keys: ``full`` ones map K -> K with
-an identity skip, ``scalar`` ones map K -> 1. Their first layers are one stacked matrix, so one
-product serves all. Letters: N rows times heads, M memories (full first, then scalar), F hidden,
-K head size, C tokens. Tokens are the LAST dimension throughout: every product is then batched
-over contiguous blocks.
+A bank holds memories of one kind that are written together from the same keys: K -> K with an
+identity skip, or K -> 1 without. Letters: N rows times heads, M memories, F hidden, K head size,
+P outputs (K or 1), C tokens. Tokens are the LAST dimension throughout: every product is then
+batched over contiguous blocks.
 
-The write of one token, all of it at the weights of the chunk start (z = W2 k, a = phi(z)):
+The write of one token, its gradients at the weights of the chunk start (z = W2 k, a = phi(z)):
     e = M(k) - target,  delta = (W1^T e) phi'(z)         (e = -target for the dot objective)
-    D2 <- D2 (alpha I - r k k^T) - r delta k^T,  W2 = base2 + D2
+    D2 <- D2 (alpha I - r k k^T) - r delta k^T
     D1 by ``output``:  decay        D1 <- alpha D1 - r e a^T
-                       delta        D1 <- D1 (alpha I - r x x^T) - r |a| e x^T,   x = a/|a|
-                       delta_error  the same with (base1 a - (target - k))/|a| for |a| e, that is
+                       delta        D1 <- D1 (alpha I - r x x^T) - r |a| e x^T,   x = a / |a|
+                       delta_error  the same with (B1 a - (target - k)) / |a| for |a| e, that is
                                     with the error at the running W1 instead of the frozen one
-where base is what the memory decays toward. Source: self-modifying Titans (Nested Learning,
-NeurIPS 2025) with the preconditioner applied to both layers; chunk form: ``nl.ops.delta_rule``.
+where W = B + D and B is what the memory decays toward. Source: self-modifying Titans (Nested
+Learning, NeurIPS 2025), here with the preconditioner on both layers; chunk form as in
+``nl.ops.delta_rule``, with every per-token factor moved onto a C x C matrix.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from nl.core.state import state_type
 from nl.ops.delta_rule import ChunkDecay, delta_inverse
@@ -32,22 +33,21 @@ Activation = Literal["silu", "gelu"]
 Objective = Literal["l2", "dot"]
 OutputRule = Literal["delta_error", "delta", "decay"]
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
+"""Added to |a|^2, so that a zero feature vector divides by something."""
 
 
 @state_type
 class FastWeights(NamedTuple):
-    """The weights of a bank, or what was added to them.
+    """The weights of a bank, or what has been added to them.
 
     Attributes:
-        hidden: (..., M * F, K) first layers W2, stacked.
-        full: (..., m, K, F) second layers of the full memories.
-        scalar: (..., s, 1, F) second layers of the scalar memories; None where there are none.
+        hidden: (N, M * F, K) first layers W2, stacked.
+        output: (N, M, P, F) second layers W1.
     """
 
     hidden: Tensor
-    full: Tensor
-    scalar: Tensor | None = None
+    output: Tensor
 
 
 class WriteRule(NamedTuple):
@@ -58,126 +58,125 @@ class WriteRule(NamedTuple):
     output: OutputRule = "delta_error"
 
 
-class WriteTokens(NamedTuple):
-    """What a bank is taught in one chunk.
+class WriteSystem(NamedTuple):
+    """What all banks written from the same keys at the same rates share.
 
     Attributes:
         keys: (N, K, C).
-        full: (N, m or 1, K, C) targets of the full memories.
-        scalar: (N, s, 1, C) targets of the scalar memories, or None.
-        rate: (N, C) step sizes.
+        rate: (N, C).
+        decay: products of the chunk's decays.
+        spread: (N, C, C) turns right-hand sides (N, ., C) into updates: diag(r) (I + L)^-T diag(w).
     """
 
     keys: Tensor
-    full: Tensor
-    scalar: Tensor | None
     rate: Tensor
+    decay: ChunkDecay
+    spread: Tensor
+
+
+def write_system(keys: Tensor, rate: Tensor, decay: ChunkDecay) -> WriteSystem:
+    """Solve the system of the first layers once; keys (N, K, C), rate (N, C)."""
+    inverse = delta_inverse(keys.transpose(1, 2) @ keys, decay.ratio, rate)
+    spread = inverse.transpose(1, 2) * (rate.unsqueeze(-1) * decay.after.unsqueeze(-2))
+    return WriteSystem(keys, rate, decay, spread)
 
 
 class _Silu(torch.autograd.Function):
-    """(phi, phi') of SiLU in one node; the backward pass needs z only."""
+    """(phi, phi') of SiLU in one node: with g the sigmoid, phi'' = (1 - g) (2 phi' - phi)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(z)
         gate = torch.sigmoid(z)
         value = z * gate
-        return value, torch.addcmul(gate, value, 1 - gate)
+        rest = 1 - gate
+        slope = gate.addcmul_(value, rest)
+        ctx.save_for_backward(value, slope, rest)
+        return value, slope
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        gate = torch.sigmoid(z)
-        rest = 1 - gate
-        slope = torch.addcmul(gate, z * gate, rest)
-        bend = gate.mul_(rest).mul_((rest.mul_(2).sub_(1)).mul_(z).add_(2))
-        return (grad_value * slope).addcmul_(grad_slope, bend)
+        value, slope, rest = ctx.saved_tensors
+        half_bend = torch.sub(slope, value, alpha=0.5).mul_(rest)
+        return (grad_value * slope).addcmul_(grad_slope, half_bend, value=2)
 
 
 class _Gelu(torch.autograd.Function):
-    """(phi, phi') of the exact GELU in one node."""
+    """(phi, phi') of the exact GELU in one node: phi'' = n(z) (2 - z^2), n the normal density."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(z)
-        share = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
-        density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
-        return z * share, torch.addcmul(share, z, density)
-
-    @staticmethod
-    def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
         share = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
         density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
         slope = torch.addcmul(share, z, density)
+        ctx.save_for_backward(z, slope, density)
+        return z * share, slope
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> Tensor:
+        z, slope, density = ctx.saved_tensors
         return (grad_value * slope).addcmul_(grad_slope, density * (2 - z * z))
 
 
-def activation(z: Tensor, name: Activation) -> Tensor:
-    """The activation of the hidden layer."""
-    return torch.nn.functional.silu(z) if name == "silu" else torch.nn.functional.gelu(z)
-
-
 def activation_and_slope(z: Tensor, name: Activation) -> tuple[Tensor, Tensor]:
-    """phi(z) and phi'(z); differentiable once more."""
-    node = _Silu if name == "silu" else _Gelu
-    value, slope = node.apply(z)
+    """phi(z) and phi'(z), differentiable once more."""
+    value, slope = (_Silu if name == "silu" else _Gelu).apply(z)
     return value, slope
 
 
-def fast_mlp(weights: FastWeights, x: Tensor, name: Activation) -> tuple[Tensor, Tensor | None]:
-    """Read a bank with an input of its own for every memory.
+def fast_mlp(weights: FastWeights, x: Tensor, name: Activation) -> Tensor:
+    """Read a bank.
 
     Args:
-        weights: of the bank, batch (N,).
-        x: (N, M, K, C) inputs, or (N, 1, K, C) for one input shared by all.
+        weights: of the bank.
+        x: (N, M, K, C), an input for every memory, or (N, 1, K, C), one for all.
         name: activation.
 
     Returns:
-        (N, m, K, C) outputs of the full memories and (N, s, 1, C) of the scalar ones, or None.
+        (N, M, P, C).
     """
-    memories = weights.full.shape[1]
-    total = memories + (0 if weights.scalar is None else weights.scalar.shape[1])
+    memories = weights.output.shape[1]
     if x.shape[1] == 1:
-        z = (weights.hidden @ x[:, 0]).unflatten(1, (total, -1))
+        z = (weights.hidden @ x.squeeze(1)).unflatten(1, (memories, -1))
     else:
-        z = weights.hidden.unflatten(1, (total, -1)) @ x
-    a = activation(z, name)
-    full = x[:, :memories] + weights.full @ a[:, :memories]
-    return full, None if weights.scalar is None else weights.scalar @ a[:, memories:]
+        z = weights.hidden.unflatten(1, (memories, -1)) @ x
+    y = weights.output @ (silu(z) if name == "silu" else gelu(z))
+    return y + x if _has_skip(weights) else y
+
+
+def _has_skip(weights: FastWeights) -> bool:
+    return weights.output.shape[2] == weights.hidden.shape[2]
 
 
 def _write_output(
-    added: Tensor,
-    a: Tensor,
-    error: Tensor,
-    rate: Tensor,
-    decay: ChunkDecay,
-    rule: OutputRule,
+    added: Tensor, a: Tensor, error: Tensor, system: WriteSystem, rule: OutputRule
 ) -> Tensor:
-    """The new D1 (N, m, P, F) of one kind; ``a`` (N, m, F, C), ``error`` (N, m, P, C)."""
-    step = rate[:, None, None, :]
+    """The new D1: ``added`` (N, M, P, F), ``a`` (N, M, F, C), ``error`` (N, M, P, C)."""
+    decay, rate = system.decay, system.rate.unsqueeze(1)
     kept = decay.total[:, None, None, None] * added
-    after = decay.after[:, None, None, :]
     if rule == "decay":
-        return kept - (step * after * error) @ a.transpose(-1, -2)
-    norm = (a.square().sum(-2, keepdim=True) + _NORM_EPS).sqrt()
-    key = a / norm
-    before = decay.before[:, None, None, :]
+        step = (rate * decay.after.unsqueeze(1)).unsqueeze(2)
+        return kept - (step * error) @ a.transpose(-1, -2)
+    gram = a.transpose(-1, -2) @ a
+    square = gram.diagonal(dim1=-2, dim2=-1) + NORM_EPS
+    shrink = square.rsqrt()
+    inverse = delta_inverse(
+        gram * (shrink.unsqueeze(-1) * shrink.unsqueeze(-2)), decay.ratio.unsqueeze(1), rate
+    )
+    seen = added @ a
     if rule == "delta":
-        wanted = before * (added @ key) + norm * error
+        wanted = decay.before[:, None, None] * seen + square.unsqueeze(2) * error
     else:
-        wanted = (before - 1) * (added @ key) + error / norm
-    inverse = delta_inverse(key.transpose(-1, -2) @ key, decay.ratio[:, None], rate[:, None])
-    update = (step * wanted) @ inverse.transpose(-1, -2)
-    return kept - update @ (after * key).transpose(-1, -2)
+        wanted = torch.addcmul(error, seen, decay.before[:, None, None] - 1)
+    factor = (rate * shrink).unsqueeze(-1) * (decay.after.unsqueeze(1) * shrink).unsqueeze(-2)
+    update = wanted @ (inverse.transpose(-1, -2) * factor)
+    return kept - update @ a.transpose(-1, -2)
 
 
 def fast_mlp_write(
     weights: FastWeights,
     added: FastWeights,
-    tokens: WriteTokens,
-    decay: ChunkDecay,
+    targets: Tensor,
+    system: WriteSystem,
     rule: WriteRule,
 ) -> FastWeights:
     """What has been added to a bank after one chunk (the D of the module's equations).
@@ -185,37 +184,25 @@ def fast_mlp_write(
     Args:
         weights: W at the chunk start.
         added: D at the chunk start; W - D is what the memory decays toward.
-        tokens: keys, targets and rates.
-        decay: products of the chunk's decays, (N, ...).
+        targets: (N, M, P, C), or (N, 1, P, C) for one target for all.
+        system: keys, rates, decays.
         rule: activation, objective, rule of the second layer.
 
     Returns:
         D at the chunk end.
     """
-    keys, rate = tokens.keys, tokens.rate
-    memories = weights.full.shape[1]
+    keys, decay = system.keys, system.decay
     z = weights.hidden @ keys
-    a, slope = activation_and_slope(z, rule.activation)
-    total = z.shape[1] // weights.full.shape[-1]
-    a = a.unflatten(1, (total, -1))
-    hidden = a[:, :memories]
-    error = -tokens.full
+    value, slope = activation_and_slope(z, rule.activation)
+    a = value.unflatten(1, (weights.output.shape[1], -1))
+    error = -targets
     if rule.objective == "l2":
-        error = keys.unsqueeze(1) + weights.full @ hidden + error
-    full = _write_output(added.full, hidden, error, rate, decay, rule.output)
-    back = weights.full.transpose(-1, -2) @ error
-    scalar = None
-    if weights.scalar is not None and added.scalar is not None and tokens.scalar is not None:
-        hidden = a[:, memories:]
-        error = -tokens.scalar
-        if rule.objective == "l2":
-            error = weights.scalar @ hidden + error
-        scalar = _write_output(added.scalar, hidden, error, rate, decay, rule.output)
-        back = torch.cat([back, weights.scalar.transpose(-1, -2) * error], dim=1)
-    grads = back.flatten(1, 2) * slope
-    inverse = delta_inverse(keys.transpose(-1, -2) @ keys, decay.ratio, rate)
-    seen = decay.before[:, None, :] * (added.hidden @ keys)
-    update = (rate[:, None, :] * (seen + grads)) @ inverse.transpose(-1, -2)
-    written = update @ (decay.after[:, None, :] * keys).transpose(-1, -2)
-    first = decay.total[:, None, None] * added.hidden - written
-    return FastWeights(first, full, scalar)
+        error = weights.output @ a + error
+        if _has_skip(weights):
+            error = error + keys.unsqueeze(1)
+    error = error.expand(-1, a.shape[1], -1, -1)
+    back = (weights.output.transpose(-1, -2) @ error).flatten(1, 2)
+    wanted = torch.baddbmm(back * slope, added.hidden, decay.before.unsqueeze(1) * keys)
+    hidden = decay.total[:, None, None] * added.hidden
+    hidden = torch.baddbmm(hidden, wanted @ system.spread, keys.transpose(1, 2), alpha=-1)
+    return FastWeights(hidden, _write_output(added.output, a, error, system, rule.output))
