@@ -7,11 +7,13 @@ chunk start (norm = unit L2 norm):
     r = sigmoid(M_eta(x_g) + b_eta)                 log alpha = -softplus(M_alpha(x_g) + b_alpha)
     o = M_memory(q)
 
-Every ``period`` tokens ``memory`` is written from the chunk's (k, v, r, alpha), every
-``period_other`` tokens the others are (``nl.ops.fast_mlp``). Source: the self-modifying Titans of
-Nested Learning (NeurIPS 2025) with the changes that ``docs/nested_core.md`` gives evidence for:
-unit-norm values and targets, decay toward the initial memory, the delta rule on both layers,
-static projections in front of the memories, the value itself as the target of ``memory``.
+The second layer of ``memory`` learns at rate r, its first layer and the other memories at learned
+shares of it: features and keys that move do not fit what was stored under the old ones. Every
+``period`` tokens ``memory`` is written from the chunk's (k, v, r, alpha), every ``period_other``
+tokens the others are (``nl.ops.fast_mlp``). Source: the self-modifying Titans of Nested Learning
+(NeurIPS 2025) with the changes that ``docs/nested_core.md`` gives evidence for: unit-norm values
+and targets, decay toward the initial memory, the delta rule on both layers, static projections in
+front of the memories, the value itself as the target of ``memory``.
 """
 
 from __future__ import annotations
@@ -165,6 +167,7 @@ class SelfMod(nn.Module):
         self.makers_hidden, self.makers_output = self._memories(self.makers, c.head_size)
         self.gates_hidden, self.gates_output = self._memories(2, 1)
         self.rate_bias = nn.Parameter(torch.full((H,), _logit(c.rate)))
+        self.hidden_rate = nn.Parameter(torch.full((H,), _logit(c.rate_hidden / c.rate)))
         self.other_rate = nn.Parameter(torch.full((H,), _logit(c.rate_other / c.rate)))
         lost = -math.log(c.retain) / c.period
         self.decay_bias = nn.Parameter(torch.full((H,), math.log(math.expm1(lost))))
@@ -316,7 +319,9 @@ class SelfMod(nn.Module):
             if self.config.target == "self":
                 # These carry gradients: no other path teaches the values anything.
                 targets = self._targets(weights.memory, targets)
-            system = write_system(chunk.keys, chunk.rate, chunk_decay(chunk.log_decay))
+            decay = chunk_decay(chunk.log_decay)
+            slow = self._share(chunk.rate, self.hidden_rate)
+            system = write_system(chunk.keys, chunk.rate, decay, slow)
             memory = self._retain(0, weights, added, targets, system)
         if due[1]:
             chunk = waiting.last(self.period_other)
@@ -324,12 +329,16 @@ class SelfMod(nn.Module):
                 values = chunk.values.unsqueeze(1)
                 targets = self._targets(weights.makers, values)
                 wanted = fast_mlp(weights.gates, values, self.config.activation)
-            scale = torch.sigmoid(self.other_rate).unsqueeze(-1)
-            rate = (chunk.rate.unflatten(0, (-1, self.heads)) * scale).flatten(0, 1)
+            rate = self._share(chunk.rate, self.other_rate)
             system = write_system(chunk.keys, rate, chunk_decay(chunk.log_decay))
             makers = self._retain(1, weights, added, targets, system)
             gates = self._retain(2, weights, added, wanted, system)
         return _Banks(memory, makers, gates)
+
+    def _share(self, rate: Tensor, logit: Tensor) -> Tensor:
+        """A learned share, per head, of the rates (N, C)."""
+        share = torch.sigmoid(logit).unsqueeze(-1)
+        return (rate.unflatten(0, (-1, self.heads)) * share).flatten(0, 1)
 
     def _targets(self, weights: FastWeights, values: Tensor) -> Tensor:
         made = fast_mlp(weights, values, self.config.activation)

@@ -51,7 +51,9 @@ class SelfModConfig:
     conv: int = 4
     """Width of the causal convolution in front; 0 = none."""
     rate: float = 0.5
-    """Initial step size of memory, in (0, 1); learned from there."""
+    """Initial step size of memory's second layer, in (0, 1); learned from there."""
+    rate_hidden: float = 0.01
+    """Initial step size of memory's first layer, in (0, rate); a faster one unlearns."""
     rate_other: float = 0.01
     """Initial step size of the other memories, in (0, rate)."""
     retain: float = 0.9
@@ -76,10 +78,11 @@ class SelfModConfig:
         )
         require(self.conv >= 0, f"conv: {self.conv}; must be 0 (none) or a width")
         require(0 < self.rate < 1, f"rate: {self.rate}; must lie between 0 and 1")
-        require(
-            0 < self.rate_other < self.rate,
-            f"rate_other: {self.rate_other}; must lie between 0 and rate ({self.rate})",
-        )
+        for name, slow in (("rate_hidden", self.rate_hidden), ("rate_other", self.rate_other)):
+            require(
+                0 < slow < self.rate,
+                f"{name}: {slow}; must lie between 0 and rate ({self.rate})",
+            )
         require(0 < self.retain < 1, f"retain: {self.retain}; must lie between 0 and 1")
         require(
             self.objective == "l2" or self.output_rule != "delta_error",

@@ -7,7 +7,7 @@ batched over contiguous blocks.
 
 The write of one token, its gradients at the weights of the chunk start (z = W2 k, a = phi(z)):
     e = M(k) - target,  delta = (W1^T e) phi'(z)         (e = -target for the dot objective)
-    D2 <- D2 (alpha I - r k k^T) - r delta k^T
+    D2 <- D2 (alpha I - s k k^T) - s delta k^T           (s = r, or a smaller rate of its own)
     D1 by ``output``:  decay        D1 <- alpha D1 - r e a^T
                        delta        D1 <- D1 (alpha I - r x x^T) - r |a| e x^T,   x = a / |a|
                        delta_error  the same with (B1 a - (target - k)) / |a| for |a| e, that is
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from nl.core.state import state_type
-from nl.ops.delta_rule import ChunkDecay, delta_inverse
+from nl.ops.delta_rule import ChunkDecay, unit_lower_inverse
 
 Activation = Literal["silu", "gelu"]
 Objective = Literal["l2", "dot"]
@@ -63,22 +63,40 @@ class WriteSystem(NamedTuple):
 
     Attributes:
         keys: (N, K, C).
-        rate: (N, C).
         decay: products of the chunk's decays.
-        spread: (N, C, C) turns right-hand sides (N, ., C) into updates: diag(r) (I + L)^-T diag(w).
+        pull: (N, C, C) r_t times the decay from token i to the one before t; L = pull * gram.
+        reach: (N, C, C) at [i, t]: r_i times the decay from token t to the chunk end.
+        spread: (N, C, C) turns right-hand sides (N, ., C) into updates of the first layers.
     """
 
     keys: Tensor
-    rate: Tensor
     decay: ChunkDecay
+    pull: Tensor
+    reach: Tensor
     spread: Tensor
 
 
-def write_system(keys: Tensor, rate: Tensor, decay: ChunkDecay) -> WriteSystem:
-    """Solve the system of the first layers once; keys (N, K, C), rate (N, C)."""
-    inverse = delta_inverse(keys.transpose(1, 2) @ keys, decay.ratio, rate)
-    spread = inverse.transpose(1, 2) * (rate.unsqueeze(-1) * decay.after.unsqueeze(-2))
-    return WriteSystem(keys, rate, decay, spread)
+def write_system(
+    keys: Tensor, rate: Tensor, decay: ChunkDecay, hidden_rate: Tensor | None = None
+) -> WriteSystem:
+    """Solve the system of the first layers once.
+
+    Args:
+        keys: (N, K, C).
+        rate: (N, C) step sizes of the second layers.
+        decay: products of the chunk's decays, (N, ...).
+        hidden_rate: (N, C) step sizes of the first layers; None = ``rate``.
+    """
+    first = (rate if hidden_rate is None else hidden_rate).unsqueeze(-1)
+    rate, after = rate.unsqueeze(-1), decay.after.unsqueeze(-2)
+    spread = _spread(keys, first * decay.ratio, first * after)
+    return WriteSystem(keys, decay, rate * decay.ratio, rate * after, spread)
+
+
+def _spread(x: Tensor, pull: Tensor, reach: Tensor) -> Tensor:
+    """diag(r) (I + L)^-T diag(decay to the end) for keys x (..., K, C)."""
+    inverse = unit_lower_inverse((x.transpose(-1, -2) @ x) * pull)
+    return inverse.transpose(-1, -2) * reach
 
 
 class _Silu(torch.autograd.Function):
@@ -151,25 +169,21 @@ def _write_output(
     added: Tensor, a: Tensor, error: Tensor, system: WriteSystem, rule: OutputRule
 ) -> Tensor:
     """The new D1: ``added`` (N, M, P, F), ``a`` (N, M, F, C), ``error`` (N, M, P, C)."""
-    decay, rate = system.decay, system.rate.unsqueeze(1)
+    decay, reach = system.decay, system.reach.unsqueeze(1)
     kept = decay.total[:, None, None, None] * added
     if rule == "decay":
-        step = (rate * decay.after.unsqueeze(1)).unsqueeze(2)
+        step = reach.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
         return kept - (step * error) @ a.transpose(-1, -2)
-    gram = a.transpose(-1, -2) @ a
-    square = gram.diagonal(dim1=-2, dim2=-1) + NORM_EPS
+    square = a.square().sum(-2, keepdim=True) + NORM_EPS
     shrink = square.rsqrt()
-    inverse = delta_inverse(
-        gram * (shrink.unsqueeze(-1) * shrink.unsqueeze(-2)), decay.ratio.unsqueeze(1), rate
-    )
-    seen = added @ a
+    x = a * shrink
+    seen, before = added @ x, decay.before[:, None, None]
     if rule == "delta":
-        wanted = decay.before[:, None, None] * seen + square.unsqueeze(2) * error
+        wanted = before * seen + square.sqrt() * error
     else:
-        wanted = torch.addcmul(error, seen, decay.before[:, None, None] - 1)
-    factor = (rate * shrink).unsqueeze(-1) * (decay.after.unsqueeze(1) * shrink).unsqueeze(-2)
-    update = wanted @ (inverse.transpose(-1, -2) * factor)
-    return kept - update @ a.transpose(-1, -2)
+        wanted = torch.addcmul(shrink * error, seen, before - 1)
+    update = wanted @ _spread(x, system.pull.unsqueeze(1), reach)
+    return kept - update @ x.transpose(-1, -2)
 
 
 def fast_mlp_write(
@@ -206,3 +220,38 @@ def fast_mlp_write(
     hidden = decay.total[:, None, None] * added.hidden
     hidden = torch.baddbmm(hidden, wanted @ system.spread, keys.transpose(1, 2), alpha=-1)
     return FastWeights(hidden, _write_output(added.output, a, error, system, rule.output))
+
+
+def fast_mlp_write_reference(
+    weights: FastWeights,
+    added: FastWeights,
+    targets: Tensor,
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
+    rule: WriteRule,
+) -> FastWeights:
+    """The token loop that ``fast_mlp_write`` must equal, straight from the module's equations.
+
+    ``tokens`` is (keys (N, K, C), rate (N, C), rate of the first layers (N, C), log decay (N, C));
+    the other arguments and the result are those of ``fast_mlp_write``.
+    """
+    keys, rate, hidden_rate, log_decay = tokens
+    memories = weights.output.shape[1]
+    first = weights.hidden.unflatten(1, (memories, -1))
+    hidden, output = added.hidden.unflatten(1, (memories, -1)), added.output
+    base = weights.output - added.output
+    for t in range(keys.shape[-1]):
+        key, target = keys[:, None, :, t, None], targets[..., t, None]
+        step, slow, kept = (v[:, t, None, None, None] for v in (rate, hidden_rate, log_decay.exp()))
+        a, slope = activation_and_slope(first @ key, rule.activation)
+        skip = key if _has_skip(weights) else torch.zeros_like(key[:, :, :1])
+        error = (skip + weights.output @ a if rule.objective == "l2" else 0) - target
+        delta = (weights.output.mT @ error) * slope
+        hidden = kept * hidden - slow * (hidden @ key + delta) @ key.mT
+        norm = (a.square().sum(-2, keepdim=True) + NORM_EPS).sqrt()
+        x = a / norm
+        if rule.output == "decay":
+            output = kept * output - step * error @ a.mT
+            continue
+        taught = norm * error if rule.output == "delta" else base @ x - (target - skip) / norm
+        output = kept * output - step * (output @ x + taught) @ x.mT
+    return FastWeights(hidden.flatten(1, 2), output)
