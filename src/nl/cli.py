@@ -7,6 +7,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nl.config import ConfigError
@@ -55,9 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="nl <command> --help shows an example of each command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
-    add_doctor(commands)
-    add_report(commands)
-    add_bench(commands)
+    for add in (
+        add_doctor,
+        add_train,
+        add_eval,
+        add_generate,
+        add_report,
+        add_bench,
+        add_export,
+        add_help,
+    ):
+        add(commands)
     return parser
 
 
@@ -90,12 +100,114 @@ def add_doctor(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 
+def add_train(commands: Commands) -> None:
+    """``nl train``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.assembly import job
+        from nl.config.hydra import run_launcher
+
+        run_launcher(partial(job, strategy="single"), options.rest)
+        return 0
+
+    example = "nl train --config-name pilot_smoke train.steps=100 model.block=transformer"
+    parser = add_command(commands, "train", "train on one device, like train.py", example, run)
+    parser.usage = "nl train --config-name <config> [key=value ...] [Hydra's flags]"
+
+
+def add_eval(commands: Commands) -> None:
+    """``nl eval``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_model import evaluate
+
+        return evaluate(options)
+
+    example = "nl eval runs/pilot_smoke/<run> --suite perplexity needle --set needle.samples=4"
+    parser = add_command(commands, "eval", "measure saved weights", example, run)
+    add_path(parser)
+    parser.add_argument(
+        "--suite", nargs="+", default=[], help="suites of the run, or evaluator kinds (all)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="SUITE.FIELD=VALUE",
+        help="settings of evaluators; nl help evaluator=<kind> lists them",
+    )
+    parser.add_argument("--output", help="folder for details; rows then stay out of the run")
+    parser.add_argument("--limit", type=int, default=0, help="samples per task; 0: no limit")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per forward pass")
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is sampled")
+
+
+def add_generate(commands: Commands) -> None:
+    """``nl generate``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_model import generate
+
+        return generate(options)
+
+    example = 'nl generate runs/pilot_smoke/<run> --prompt "Return the" --temperature 0.8'
+    parser = add_command(commands, "generate", "continue a prompt, token by token", example, run)
+    add_path(parser)
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to add")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample within this probability")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--no-write", action="store_true", help="freeze every memory")
+    parser.add_argument("--save", action="store_true", help="keep the text for the run's report")
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """What a command that needs weights takes."""
+    parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
+    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+
+
+def add_export(commands: Commands) -> None:
+    """``nl export``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_model import export_model
+
+        return export_model(options)
+
+    example = "nl export runs/pilot_smoke/<run> pilot_smoke.safetensors"
+    parser = add_command(
+        commands, "export", "write weights and configuration as one file", example, run
+    )
+    parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
+    parser.add_argument("file", help="the .safetensors file to write")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def add_help(commands: Commands) -> None:
+    """``nl help``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_help import show_help
+
+        return show_help(options.topic)
+
+    example = "nl help model=language, or nl help train.steps, or nl help evaluator"
+    parser = add_command(commands, "help", "explain configuration keys", example, run)
+    parser.add_argument("topic", nargs="?", default="", help="<group>, <group>=<kind> or <key>")
+
+
 def add_report(commands: Commands) -> None:
     """``nl report``."""
 
     def run(options: argparse.Namespace) -> int:
+        from nl.cli_model import write_baselines
         from nl.report import write_report
 
+        write_baselines(Path(options.run))
         print(write_report(options.run))
         return 0
 

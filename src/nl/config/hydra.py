@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,17 @@ def refusing() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         sys.stderr.write(f"{explain(error)}\n")
         raise SystemExit(2) from None
+
+
+def run_launcher(job: Callable[[Any], None], arguments: Sequence[str]) -> None:
+    """Do what a launcher file does, from anywhere: Hydra's flags and overrides in ``arguments``."""
+    import hydra
+
+    publish()
+    sys.argv = ["nl train", *quoted(arguments)]
+    decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="pilot")
+    with refusing():
+        decorate(job)()
 
 
 def plain(cfg: Any) -> dict[str, Any]:

@@ -124,26 +124,25 @@ def draw(figure: Figure) -> str:
         axes.locator_params(axis="y", nbins=6 if figure.wide else 4)
         for line in figure.lines:
             draw_line(axes, line)
-        for number, (name, value) in enumerate(figure.levels.items()):
-            axes.axhline(value, color=SOFT, linewidth=1.0, linestyle=DASHES[1 + number % 3])
-            axes.annotate(
-                name,
-                (0.995, value),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                color=SOFT,
-                fontsize=8,
-            )
-        if sum(not line.faint for line in figure.lines) > 1:
-            columns = min(5, len(figure.lines))
+        for name, value in figure.levels.items():
+            axes.axhline(value, color=level_colour(name, figure), lw=1.1, ls=DASHES[2], label=name)
+        entries = sum(not line.faint for line in figure.lines) + len(figure.levels)
+        if entries > 1:
+            columns = min(4, entries)
             canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
         buffer = io.StringIO()
         canvas.savefig(
             buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     return clean(buffer.getvalue(), figure.name)
+
+
+def level_colour(name: str, figure: Figure) -> str:
+    """The colour of the curve that a level belongs to (``unigram val``), else that of the text."""
+    for line in figure.lines:
+        if name.endswith(f" {line.name}"):
+            return SERIES[line.colour % len(SERIES)]
+    return SOFT
 
 
 def draw_line(axes: Any, line: Line) -> None:

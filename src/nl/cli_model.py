@@ -1,0 +1,252 @@
+"""``nl eval``, ``nl generate``, ``nl export`` and the baselines of a report. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nl.config import ConfigError, structure, table, unstructure
+from nl.config.groups import EvaluatorConfig
+from nl.config.registry import unknown
+from nl.config.run import RunConfig
+from nl.run.directory import RunDir
+from nl.run.discover import newest_valid, run_of, step_of
+from nl.run.files import read_json, write_atomic, write_json
+from nl.run.records import line, read_records
+
+EXPORTED = re.compile(r"step_(\d{6,})\.safetensors")
+
+
+def owner(path: Path) -> Path | None:
+    """The run directory that a run, checkpoint or exported file belongs to."""
+    if RunDir.holds_run(path):
+        return path
+    if EXPORTED.fullmatch(path.name) and RunDir.holds_run(path.resolve().parent.parent):
+        return path.resolve().parent.parent
+    return run_of(path)
+
+
+def step_at(path: Path) -> int | None:
+    """The step of what ``path`` names, where its name or its newest checkpoint tells."""
+    if found := EXPORTED.fullmatch(path.name):
+        return int(found[1])
+    folder = newest_valid(path)[0] if RunDir.holds_run(path) else path
+    return step_of(folder) if folder is not None else None
+
+
+def data_of(run: RunConfig, given: str | None) -> str:
+    """The data directory: as given, else the one the run was trained on."""
+    path = given or getattr(run.stream, "path", None)
+    if path is None:
+        raise ConfigError(
+            f"data: stream={run.stream.kind} has no text; name a data directory with --data."
+        )
+    return str(path)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """``nl eval``: run evaluators on saved weights, print the table, record the rows."""
+    from nl.assembly import evaluation_context, load_run
+    from nl.eval.rows import table as as_text
+    from nl.eval.suite import run_suite
+
+    path = Path(options.path)
+    run, model = load_run(path)
+    chosen = choose_evaluators(run, options.suite, options.set)
+    home, step = owner(path), step_at(path)
+    output = Path(options.output) if options.output else default_output(path, home)
+    context = evaluation_context(
+        data_of(run, options.data),
+        output,
+        device=options.device,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+        step=step,
+    )
+    model.to(options.device)
+    rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
+    print(as_text(rows))
+    if home is not None and not options.output:
+        record(home / "evals.jsonl", [{"step": step, **dataclasses.asdict(r)} for r in rows])
+    return 0
+
+
+def default_output(path: Path, home: Path | None) -> Path:
+    """Details go into the run where there is one, else below ``eval``."""
+    return home / "artifacts" / "evals" if home is not None else Path("eval") / path.stem
+
+
+def choose_evaluators(
+    run: RunConfig, names: Sequence[str], settings: Sequence[str]
+) -> dict[str, Any]:
+    """The evaluators to run, by suite name.
+
+    Args:
+        run: its ``evals`` are the default and give their settings.
+        names: suites of the run or kinds of the registry; empty: the run's, else every kind.
+        settings: ``<suite>.<field>=<value>``, the value in YAML.
+
+    Raises:
+        ConfigError: an unknown suite or field, or a value out of range.
+    """
+    known = {**{kind: {"kind": kind} for kind in table("evaluator")}, **unstructure(run.evals)}
+    wanted = list(names) or list(run.evals) or list(table("evaluator"))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(unknown("--suite", name, known))
+    data = {name: dict(known[name]) for name in wanted}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        suite, _, field = key.partition(".")
+        if not equals or not field:
+            raise ConfigError(f"--set {setting}: expected <suite>.<field>=<value>.")
+        if suite not in data:
+            raise ConfigError(unknown(f"--set {setting}", suite, data))
+        data[suite][field] = parse_value(setting, text)
+    return {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+
+
+def parse_value(setting: str, text: str) -> Any:
+    """A value as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: the value is not YAML.") from error
+
+
+def record(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Put rows into evals.jsonl in place of earlier ones of the same step and suite."""
+    replaced = {(row["step"], row["suite"]) for row in rows}
+    kept = [r for r in read_records(path) if (r.get("step"), r.get("suite")) not in replaced]
+    write_atomic(path, "".join(line(row) for row in [*kept, *rows]))
+
+
+def generate(options: argparse.Namespace) -> int:
+    """``nl generate``: print the prompt and what follows, token by token, with streamed State."""
+    from nl.assembly import load_run
+    from nl.data.manifest import data_tokenizer
+    from nl.models.generate import Sampling
+
+    path = Path(options.path)
+    run, model = load_run(path)
+    tokenizer = data_tokenizer(data_of(run, options.data))
+    sampling = Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=(tokenizer.eos_id,),
+    )
+    prompt = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
+    model.to(options.device)
+    sys.stdout.write(options.prompt)
+    text = ""
+    new: list[int] = []
+    for token in stream_tokens(model, prompt, sampling, write=not options.no_write):
+        new.append(token)
+        grown = tokenizer.decode([*prompt, *new])[len(tokenizer.decode(prompt)) :]
+        if not grown.endswith("\ufffd"):
+            sys.stdout.write(grown[len(text) :])
+            sys.stdout.flush()
+            text = grown
+    sys.stdout.write("\n")
+    if options.save:
+        save_sample(path, {"prompt": options.prompt, "text": text, **settings_of(options)})
+    return 0
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """How a text was drawn, for the report."""
+    keys = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
+    memory = "frozen" if options.no_write else "written while reading"
+    return {**{key: getattr(options, key) for key in keys}, "memory": memory}
+
+
+def stream_tokens(model: Any, prompt: list[int], sampling: Any, *, write: bool) -> Iterator[int]:
+    """New token ids one at a time: the same ids as ``model.generate`` gives."""
+    import torch
+
+    from nl.models.generate import pick
+
+    device = next(model.parameters()).device
+    tokens = torch.tensor([prompt], device=device)
+    random = torch.Generator(device).manual_seed(sampling.seed)
+    state = None
+    for _ in range(sampling.max_new_tokens):
+        with torch.no_grad():
+            out = model(tokens, state, write=write)
+        state = out.state
+        tokens = pick(out.pred[:, -1].float(), sampling, random)[:, None]
+        token = int(tokens.item())
+        if token in sampling.stop:
+            return
+        yield token
+
+
+def save_sample(path: Path, sample: dict[str, Any]) -> None:
+    """Append a generated text to the run's ``artifacts/samples.jsonl``.
+
+    Raises:
+        ConfigError: ``path`` belongs to no run directory.
+    """
+    home = owner(path)
+    if home is None:
+        raise ConfigError(f"--save: {path} belongs to no run directory; leave --save out.")
+    file = home / "artifacts" / "samples.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    write_atomic(file, "".join(line(row) for row in [*read_records(file), sample]))
+
+
+def export_model(options: argparse.Namespace) -> int:
+    """``nl export``: weights and configuration as one safetensors file."""
+    from nl.assembly import load_run
+    from nl.dist.export import export
+
+    target = Path(options.file)
+    if target.exists() and not options.force:
+        raise ConfigError(f"{target}: exists already; choose another name or add --force.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent}: no such directory; create it first.")
+    run, model = load_run(options.path)
+    try:
+        export(model, run, target)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror}).") from error
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{target}: {count:,} parameters, {target.stat().st_size:,} bytes")
+    return 0
+
+
+def write_baselines(run: Path) -> None:
+    """Put the unigram losses of the run's data into ``artifacts/baselines.json``, once.
+
+    Nothing is written for runs without text, or where the data is not on this machine.
+    """
+    target = run / "artifacts" / "baselines.json"
+    config = run / "config.yaml"
+    if target.is_file() or not config.is_file():
+        return
+    stream = (yaml.safe_load(config.read_text()) or {}).get("stream")
+    path = stream.get("path") if isinstance(stream, dict) else None
+    if not path or not (Path(path) / "manifest.json").is_file():
+        return
+    splits = read_json(Path(path) / "manifest.json")["splits"]
+    if not {"train", "val"} <= set(splits):
+        return
+    from nl.data.unigram import unigram_losses
+
+    losses = unigram_losses(path, "val", verify=False)
+    tokens = sum(loss.tokens for loss in losses.values())
+    mean = sum(loss.pooled * loss.tokens for loss in losses.values()) / max(1, tokens)
+    levels = {"val": mean, **{f"val/{domain}": loss.pooled for domain, loss in losses.items()}}
+    target.parent.mkdir(exist_ok=True)
+    write_json(target, {"unigram": levels})
