@@ -15,8 +15,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from nl.config import ConfigError, Group, groups, lookup, table
-from nl.config.registry import unknown
+from nl.config import ConfigError, Group, lookup, table
+from nl.config.registry import groups, unknown
 from nl.config.run import RunConfig
 from nl.config.structure import MISSING, unstructure
 

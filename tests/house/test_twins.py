@@ -1,4 +1,4 @@
-"""Every fast operation has its naive twin beside it, with the same arguments and a test on both."""
+"""Every fast operation has its naive twin beside it, and a test that names it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = "_reference"
 
 
-def functions(path: Path) -> dict[str, list[str]]:
-    """Parameter names of the public functions of a module."""
-    return {
-        node.name: [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+def functions(path: Path) -> list[str]:
+    """Names of the public functions of a module."""
+    return [
+        node.name
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-    }
+    ]
 
 
 def twin_violations(ops: Path, tests: str) -> list[str]:
@@ -29,8 +29,6 @@ def twin_violations(ops: Path, tests: str) -> list[str]:
             fast = twin.removesuffix(SUFFIX)
             if fast not in known:
                 found.append(f"{path.name}: {twin} has no {fast}")
-            elif known[fast] != known[twin]:
-                found.append(f"{path.name}: {fast} and {twin} take different arguments")
             if twin not in tests:
                 found.append(f"{path.name}: no test names {twin}")
     return found
@@ -49,11 +47,9 @@ def test_every_operation_has_a_tested_twin() -> None:
 def test_twin_check_finds_planted_violations(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text("def scan(x): ...\n")
     (tmp_path / "lost.py").write_text("def scan_reference(x): ...\n")
-    (tmp_path / "other.py").write_text("def f(x, y): ...\ndef f_reference(x): ...\n")
     (tmp_path / "fine.py").write_text("def g(x): ...\ndef g_reference(x): ...\ndef h(): ...\n")
-    assert twin_violations(tmp_path, "f_reference scan_reference") == [
+    assert twin_violations(tmp_path, "scan_reference") == [
         "alone.py: no <operation>_reference",
         "fine.py: no test names g_reference",
         "lost.py: scan_reference has no scan",
-        "other.py: f and f_reference take different arguments",
     ]

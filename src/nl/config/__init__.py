@@ -1,13 +1,12 @@
 """Configuration: registry, strict structuring, the Hydra bridge. Floor 0, no torch."""
 
-from nl.config.registry import ConfigError, Group, groups, lookup, register, table
+from nl.config.registry import ConfigError, Group, lookup, register, table
 from nl.config.structure import defaults_of, require, structure, unstructure
 
 __all__ = [
     "ConfigError",
     "Group",
     "defaults_of",
-    "groups",
     "lookup",
     "register",
     "require",
