@@ -68,6 +68,11 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     Raises:
         ConfigError: naming the keys to change.
     """
+    if run.deepspeed is not None and strategy.name != "deepspeed":
+        raise ConfigError(
+            f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
+            "it; set deepspeed=null."
+        )
     for key, part in (("model", run.model), ("objective", run.objective)):
         for need in getattr(part, "requires", ()):
             if not getattr(strategy.capabilities, need):

@@ -58,8 +58,11 @@ class LanguageConfig(ModelConfig):
     tie_embeddings: bool = False
     """Use the head's weight as embedding."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention layers, in blocks that have them."""
     cms: CMSConfig = field(default_factory=CMSConfig)
+    """Continuum memory, in blocks that have it."""
     selfmod: SelfModConfig = field(default_factory=SelfModConfig)
+    """Self-modifying memory, in blocks that have it."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers"):
