@@ -7,10 +7,10 @@ word), and a choice among words that end other passages of the same set (chance 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,63 +45,82 @@ class Passage:
     answer: str
 
 
-def draw_passage(text: str, words: int, rng: random.Random) -> Passage | None:
-    """A random passage of ``words`` words whose last word stood before, None if there is none.
+@dataclass(frozen=True)
+class PassageSet:
+    """What one domain is asked.
+
+    Attributes:
+        passages: the questions.
+        answers: different last words of these and of further passages, the wrong candidates'
+            source.
+    """
+
+    passages: tuple[Passage, ...]
+    answers: tuple[str, ...]
+
+
+def draw_passages(text: str, words: int, rng: random.Random) -> list[Passage]:
+    """Passages of ``words`` words whose last word stood before, in random order, none overlapping.
 
     The word has at least four letters and did not occur in the five words just before it.
     """
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     starts = {start: index for index, (start, _) in enumerate(spans)}
-    found = [m for m in TARGET.finditer(text) if starts.get(m.start(), 0) >= words]
-    rng.shuffle(found)
-    for match in found:
+    places = [m for m in TARGET.finditer(text) if starts.get(m.start(), 0) >= words]
+    rng.shuffle(places)
+    taken: set[int] = set()
+    found = []
+    for match in places:
         index = starts[match.start()]
+        reach = range(index - words, index + 1)
+        if not taken.isdisjoint(reach):
+            continue
         first = spans[index - words][0]
         near = spans[index - MIN_DISTANCE][0]
         word = match.group()
         early, late = text[first:near], text[near : match.start()]
         if word in WORD.findall(early) and word not in WORD.findall(late):
-            return Passage(text[first : match.start() - 1], word)
-    return None
-
-
-def draw_passages(context: EvalContext, domain: str, settings: ClozeSettings) -> list[Passage]:
-    """One passage per document of a domain, at most ``settings.passages``.
-
-    Raises:
-        ConfigError: no passage, or fewer different words than candidates.
-    """
-    book = SeedBook(context.seed)
-    texts = context.texts(settings.split, domain)
-    order = random.Random(book.seed("eval", "cloze", domain, "order"))
-    order.shuffle(texts)
-    found: list[Passage] = []
-    for number, text in enumerate(texts):
-        rng = random.Random(book.seed("eval", "cloze", domain, number))
-        passage = draw_passage(text, settings.words, rng)
-        if passage is not None:
-            found.append(passage)
-        if len(found) == settings.passages:
-            break
-    different = {passage.answer for passage in found}
-    if len(different) < settings.candidates:
-        raise ConfigError(
-            f"cloze: split {settings.split}, domain {domain} gives {len(found)} passages of "
-            f"{settings.words} words with {len(different)} different last words; at least "
-            f"{settings.candidates} are needed. Use shorter passages or more documents."
-        )
+            taken.update(reach)
+            found.append(Passage(text[first : match.start() - 1], word))
     return found
 
 
+def collect_passages(context: EvalContext, domain: str, settings: ClozeSettings) -> PassageSet:
+    """At most ``settings.passages`` of a domain (0: all), from as many documents as possible.
+
+    Raises:
+        ConfigError: fewer different words than candidates.
+    """
+    book = SeedBook(context.seed)
+    texts = context.texts(settings.split, domain)
+    random.Random(book.seed("eval", "cloze", domain, "order")).shuffle(texts)
+    drawn = []
+    for number, text in enumerate(texts):
+        rng = random.Random(book.seed("eval", "cloze", domain, number))
+        drawn.append(draw_passages(text, settings.words, rng))
+        if settings.passages and sum(map(bool, drawn)) == settings.passages:
+            break
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    found = [passage for passage in rounds if passage is not None]
+    answers = sorted({passage.answer for passage in found})
+    if len(answers) < settings.candidates:
+        raise ConfigError(
+            f"cloze: split {settings.split}, domain {domain} gives {len(found)} passages of "
+            f"{settings.words} words with {len(answers)} different last words; at least "
+            f"{settings.candidates} are needed. Use shorter passages or more documents."
+        )
+    return PassageSet(tuple(found[: settings.passages or None]), tuple(answers))
+
+
 def write_tasks(
-    folder: Path, domain: str, passages: Sequence[Passage], *, candidates: int, seed: int
+    folder: Path, domain: str, passages: PassageSet, *, candidates: int, seed: int
 ) -> tuple[str, str]:
     """Write one domain's JSONL and its two task YAMLs.
 
     Args:
         folder: for the files and lm_eval's own cache of them.
         domain: names the tasks ``cloze_<domain>`` and ``cloze_<domain>_choice``.
-        passages: what is asked.
+        passages: what is asked, and the words to choose among.
         candidates: words to choose among.
         seed: of the order and choice of the wrong words.
 
@@ -109,10 +128,9 @@ def write_tasks(
         The names of both tasks.
     """
     rng = random.Random(SeedBook(seed).seed("eval", "cloze", domain, "candidates"))
-    answers = sorted({passage.answer for passage in passages})
     lines = []
-    for passage in passages:
-        others = [answer for answer in answers if answer != passage.answer]
+    for passage in passages.passages:
+        others = [answer for answer in passages.answers if answer != passage.answer]
         choices = [*rng.sample(others, candidates - 1), passage.answer]
         rng.shuffle(choices)
         label = choices.index(passage.answer)
@@ -157,8 +175,8 @@ def make_cloze(context: EvalContext, folder: Path, settings: ClozeSettings) -> l
     names: list[str] = []
     counts = {}
     for domain in context.domains(settings.split):
-        passages = draw_passages(context, domain, settings)
-        counts[domain] = len(passages)
+        passages = collect_passages(context, domain, settings)
+        counts[domain] = len(passages.passages)
         names += write_tasks(
             folder, domain, passages, candidates=settings.candidates, seed=context.seed
         )

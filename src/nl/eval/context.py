@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -53,6 +53,7 @@ class EvalContext:
         seed: samples are drawn from named streams of this seed.
         limit: at most this many samples (documents, passages) per task; 0: the evaluator's own.
         step: the optimizer step of the checkpoint, for evals.jsonl.
+        facts: what else is recorded beside the results (checkpoint, configuration hash).
     """
 
     tokenizer: Tokenizer
@@ -64,6 +65,7 @@ class EvalContext:
     seed: int = 0
     limit: int = 0
     step: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "segment"):

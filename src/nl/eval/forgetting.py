@@ -14,12 +14,47 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nl.config import ConfigError
+from nl.config import ConfigError, require
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, Memorize
 from nl.eval.continual_metrics import BETTER, LossMatrix, all_metrics
 from nl.eval.perplexity import EncodedText, document_losses
 from nl.eval.rows import make_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """One segment of a segments file."""
+
+    name: str
+    """Name of the column."""
+    shards_dir: str | None = None
+    """Data directory; null: the one the run was trained on."""
+    domain: str | None = None
+    """Domain of the data directory; null: the same as name."""
+    split: str = "test"
+    """Split of the domain."""
+    max_batches: int | None = None
+    """Batches of documents for this segment; null: as --max-batches says."""
+
+    def __post_init__(self) -> None:
+        batches = self.max_batches
+        require(batches is None or batches >= 1, f"max_batches: {batches}; must be >= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentsFile:
+    """``configs/data/continual_segments_sample.yaml`` and its like."""
+
+    segments: tuple[SegmentSpec, ...]
+    """The columns of R."""
+    phases: tuple[str, ...] | None = None
+    """Segment trained in each phase; null: the run's own phases, else each segment once."""
+
+    def __post_init__(self) -> None:
+        names = [segment.name for segment in self.segments]
+        require(bool(names), "segments: empty; name at least one.")
+        require(len(set(names)) == len(names), f"segments: {names}; each name once.")
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,10 @@ def recipe(name: str) -> str:
         f"save split {task.split} of {task.dataset} as JSON lines to "
         f"<dir>/{name}/{task.split}.jsonl and give --data-dir <dir>."
     )
+
+
+def listing() -> str:
+    """All task names, one per line, with where their data comes from."""
+    lines = ["cloze: made from held-out documents of the data directory"]
+    lines += [f"{name}: {task.dataset}, split {task.split}" for name, task in HUB_TASKS.items()]
+    return "\n".join(lines)

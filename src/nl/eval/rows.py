@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nl.config import ConfigError
 from nl.core.protocols import EvalRow
+from nl.run.files import write_json
 
 
 def make_row(
@@ -48,11 +49,16 @@ def ratio_and_stderr(
 
 
 def save_json(path: Path, data: Any) -> Path:
-    """Write JSON atomically; NaN and infinity become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
-    draft.replace(path)
+    """Write JSON atomically; NaN and infinity become null.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, _finite(data))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
 
 

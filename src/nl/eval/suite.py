@@ -13,6 +13,7 @@ from nl.core.logs import get_logger
 from nl.core.protocols import EvalRow, Evaluator
 from nl.eval.context import EvalContext
 from nl.eval.rows import save_json
+from nl.run.provenance import provenance
 
 
 def run_suite(
@@ -38,12 +39,28 @@ def run_suite(
             "suite": name,
             "step": context.step,
             "seconds": time.monotonic() - start,
-            "seed": context.seed,
+            **facts(context),
             "rows": [as_record(row, context.step) for row in found],
         }
         save_json(context.output / f"{name}.json", record)
         rows += found
     return rows
+
+
+def facts(context: EvalContext) -> dict[str, Any]:
+    """What the numbers depend on besides the model: seed, tokenizer, code, versions."""
+    tokenizer = context.tokenizer
+    return {
+        "seed": context.seed,
+        "limit": context.limit,
+        "device": str(context.device),
+        "tokenizer": {
+            "sha256": getattr(tokenizer, "sha256", None),
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "provenance": provenance(),
+        **context.facts,
+    }
 
 
 def as_record(row: EvalRow, step: int | None) -> dict[str, Any]:

@@ -146,7 +146,6 @@ def run_task(
             model=harness_model(Answers(model, context, mode, gold)),
             tasks=[task],
             task_manager=TaskManager(include_defaults=False),  # else it indexes thousands of tasks
-            num_fewshot=0,
             limit=samples or None,
             bootstrap_iters=BOOTSTRAP,
             log_samples=True,

@@ -28,7 +28,7 @@ def naive(model: torch.nn.Module, item: Item, write: bool) -> Score:
 def make_items(rng: random.Random) -> list[Item]:
     """Ragged contexts; some shared by several continuations, of one token and more."""
     items = []
-    for _ in range(9):
+    for _ in range(6):
         context = tuple(rng.randrange(128) for _ in range(rng.randrange(1, 30)))
         for _ in range(rng.choice((1, 1, 2, 4))):
             size = rng.choice((1, 1, 2, 5))

@@ -1,0 +1,177 @@
+"""What the scripts below scripts/eval share: flags, loading, printing, exit codes. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nl.config import ConfigError, structure, unstructure
+from nl.config.hydra import compose, config_dir, load_config, run_config
+from nl.config.run import RunConfig, config_hash
+from nl.core.logs import setup_logging
+from nl.run.directory import RunDir
+from nl.run.discover import newest_valid, step_of
+from nl.run.files import RunError, writable_folder
+
+if TYPE_CHECKING:
+    from nl.eval.context import EvalContext
+
+
+def parser_for(doc: str | None, output: str, *, single: bool = True) -> argparse.ArgumentParser:
+    """The flags that every evaluation script has.
+
+    Args:
+        doc: the script's docstring, shown by --help.
+        output: default of --output.
+        single: one --checkpoint (else the script takes several itself).
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag, shown = parser.add_argument, "default: %(default)s"
+    if single:
+        flag("--checkpoint", required=True, help="run, checkpoint directory or exported file")
+    flag("--config", help="name or path; only checked against the checkpoint, which holds its own")
+    flag("--tokenizer-path", help="SentencePiece model or bytes; default: the data directory's")
+    flag("--data", help="data directory; default: the one the run was trained on")
+    flag("--device", default="cpu", choices=("cpu", "cuda"), help=shown)
+    flag("--batch-size", type=int, default=8, help="rows per forward pass; " + shown)
+    flag("--seed", type=int, default=0, help="seed of everything that is sampled; " + shown)
+    modes = ("off", "context", "oracle")
+    flag("--memorize", nargs="+", default=["off", "context"], choices=modes, help=shown)
+    flag("--output", type=Path, default=Path(output), help="JSON file; " + shown)
+    return parser
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Run a script's work; 2 after a complaint that the user can mend, 130 after Ctrl-C."""
+    setup_logging()
+    try:
+        work()
+    except (ConfigError, RunError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, the run it comes from and what its evaluation may use."""
+
+    run: RunConfig
+    model: Any
+    context: EvalContext
+
+
+def load(options: argparse.Namespace, checkpoint: str) -> Loaded:
+    """Model and context of one checkpoint, everything checked before anything is measured.
+
+    Raises:
+        ConfigError: missing or damaged files, another configuration, another tokenizer, no CUDA.
+    """
+    from nl.assembly import evaluation_context, load_run
+
+    check_output(options.output)
+    check_device(options.device)
+    run, model = load_run(checkpoint)
+    if options.config:
+        check_config(options.config, run, checkpoint)
+    data = options.data or getattr(run.stream, "path", None)
+    if data is None:
+        raise ConfigError(f"data: stream={run.stream.kind} has no text; give --data <directory>.")
+    context = evaluation_context(
+        data,
+        options.output.with_suffix(""),
+        device=options.device,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        step=step_at(Path(checkpoint)),
+        facts={"checkpoint": str(checkpoint), "config_hash": config_hash(run), "data": str(data)},
+    )
+    if options.tokenizer_path:
+        context = replace(context, tokenizer=checked_tokenizer(options.tokenizer_path, context))
+    check_vocabulary(context, run)
+    return Loaded(run, model.to(options.device), context)
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that is no JSON file or cannot be written, before the work."""
+    if path.suffix != ".json":
+        raise ConfigError(f"--output: {path}; must end in .json.")
+    writable_folder(path.parent, "--output")
+
+
+def check_device(device: str) -> None:
+    """Refuse CUDA where there is none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: cuda; no CUDA device here. Use --device cpu.")
+
+
+def check_config(name: str, run: RunConfig, checkpoint: str) -> None:
+    """Refuse a configuration whose model is not the checkpoint's."""
+    path = Path(name)
+    inside = path.resolve().is_relative_to(config_dir()) or path.parts[:1] == ("configs",)
+    plain = path.is_file() and not inside
+    given = run_config(load_config(path) if plain else compose(name))
+    wanted, found = unstructure(given.model), unstructure(run.model)
+    different = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"--config {name}: model.{key} is {wanted.get(key)!r}, in {checkpoint} it is "
+            f"{found.get(key)!r}; leave --config out, the checkpoint holds its own."
+        )
+
+
+def checked_tokenizer(path: str, context: EvalContext) -> Any:
+    """The tokenizer of a path; it must be the one the data was made with."""
+    from nl.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(path, sha256=getattr(context.tokenizer, "sha256", None))
+
+
+def check_vocabulary(context: EvalContext, run: RunConfig) -> None:
+    """Refuse a tokenizer with ids that the model does not have."""
+    known = getattr(run.model, "vocab_size", None)
+    if known is None:
+        raise ConfigError(f"model={run.model.kind} is no language model; these scripts read text.")
+    if context.tokenizer.vocab_size > known:
+        raise ConfigError(
+            f"--tokenizer-path: {context.tokenizer.vocab_size} token ids, the model has {known}; "
+            "give the tokenizer the model was trained with."
+        )
+
+
+def step_at(path: Path) -> int | None:
+    """The step of a run's newest valid checkpoint, or of a checkpoint's name."""
+    folder = newest_valid(path)[0] if RunDir.holds_run(path) else path.with_suffix("")
+    return None if folder is None else step_of(folder)
+
+
+def measure(options: argparse.Namespace, evaluator: Any, limit: int = 0) -> None:
+    """Run one evaluator on --checkpoint, print its table, leave the JSON at --output."""
+    from nl.eval.rows import table
+    from nl.eval.suite import run_suite
+
+    loaded = load(options, options.checkpoint)
+    context = replace(loaded.context, output=options.output.parent, limit=limit)
+    print(table(run_suite(loaded.model, {options.output.stem: evaluator.build()}, context)))
+    print(f"written: {options.output}")
+
+
+def evaluator(kind: str, settings: Mapping[str, Any]) -> Any:
+    """An evaluator's configuration, checked, complaints by field; None means its default."""
+    import nl.assembly  # noqa: F401 - registers every evaluator
+    from nl.config.groups import EvaluatorConfig
+
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    return structure(EvaluatorConfig, {"kind": kind, **chosen})

@@ -1,0 +1,228 @@
+"""The scripts below scripts/eval end to end on a tiny run: outputs, records, refusals."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nl.assembly import build_objective, launch
+from nl.config import structure
+from nl.config.hydra import compose
+from nl.data.documents import Document, encode_jsonl
+from nl.data.files import write_json
+from nl.data.prep.shard import shard_corpus
+
+ROOT = Path(__file__).resolve().parents[3]
+SEGMENTS = str(ROOT / "configs" / "data" / "continual_segments_sample.yaml")
+NAMES = ("lantern", "garden", "kettle", "violin", "anchor", "window")
+
+
+def text(domain: str, number: int) -> str:
+    """A few hundred words in which names come back."""
+    verb = {"prose": "saw the", "code": "= new"}[domain]
+    words = [f"{NAMES[(number + i * i) % 6]} {verb} {NAMES[(number * i) % 6]}" for i in range(60)]
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level data directory with two domains."""
+    root = tmp_path_factory.mktemp("data")
+    splits: dict[str, dict[str, object]] = {}
+    for split, count in (("train", 6), ("val", 2), ("test", 3)):
+        for domain in ("prose", "code"):
+            documents = [
+                Document(text(domain, len(split) * 10 + i), f"{split}{i}") for i in range(count)
+            ]
+            raw = encode_jsonl(documents)
+            file = root / "corpus" / split / f"{domain}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(raw)
+            splits.setdefault(split, {})[domain] = text_file(root, file, documents, raw)
+    write_json(root / "corpus" / "manifest.json", {"schema": 1, "name": "t", "splits": splits})
+    shard_corpus(root / "corpus", "bytes", root / "data")
+    return root / "data"
+
+
+def text_file(root: Path, file: Path, documents: list[Document], raw: bytes) -> dict[str, object]:
+    import hashlib
+
+    return {
+        "file": str(file.relative_to(root / "corpus")),
+        "documents": len(documents),
+        "bytes": sum(len(d.text.encode()) for d in documents),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three phases of two steps, a checkpoint at the end of each."""
+    phases = "[{domain: prose, steps: 2}, {domain: code, steps: 2}, {domain: prose, steps: 2}]"
+    place = tmp_path_factory.mktemp("runs") / "run"
+    overrides = [
+        "stream=phases",
+        f"stream.path={data}",
+        f"stream.phases={phases}",
+        "stream.seq_len=32",
+        "stream.batch_size=2",
+        "train.steps=6",
+        "train.validate_every=0",
+        "checkpoint.every=2",
+        "checkpoint.keep=0",
+        "schedule.warmup=1",
+        "model.vocab_size=259",
+        "model.dim=16",
+        "model.layers=1",
+        "model.attention.heads=2",
+        f"run.dir={place}",
+    ]
+    return launch(compose("pilot_smoke", overrides))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> int:
+    """Run a script in this process; its exit code."""
+    path = str(ROOT / "scripts" / "eval" / f"{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(path, run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+def test_perplexity(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p.json"
+    flags = ("--checkpoint", run, "--output", out, "--max-tokens", 40, "--splits", "test")
+    assert call(monkeypatch, "perplexity", *flags) == 0
+    record = json.loads(out.read_text())
+    assert record["step"] == 6
+    assert record["checkpoint"] == str(run)
+    assert record["tokenizer"]["vocab_size"] == 259
+    assert "torch" in record["provenance"]["versions"]
+    assert len(record["config_hash"]) == 12
+    assert "test/prose" in capsys.readouterr().out
+    nats = {r["task"]: r for r in record["rows"] if r["metric"] == "nats_per_token"}
+    assert nats["test/all"]["n"] == 6
+    bits = {r["task"]: r["value"] for r in record["rows"] if r["metric"] == "bits_per_byte"}
+    ratio = nats["test/code"]["value"] / bits["test/code"]
+    assert ratio == pytest.approx(0.6931, abs=1e-3)  # a byte tokenizer
+
+
+def test_niah_takes_lengths_both_ways(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "n.json"
+    flags = ["--checkpoint", run / "checkpoints" / "step_000004", "--output", out]
+    flags += ["--context-lengths", 300, 320, "--context-lengths", 340, "--samples-per-length", 1]
+    flags += ["--depths", 0.5, "--memorize", "off", "--candidates", 3, "--haystack", "text"]
+    assert call(monkeypatch, "niah", *flags) == 0
+    tasks = {row["task"] for row in json.loads(out.read_text())["rows"]}
+    assert tasks == {"text/300/0.5", "text/320/0.5", "text/340/0.5"}
+    assert json.loads(out.read_text())["step"] == 4
+    assert (tmp_path / "n" / "needle_text.json").is_file()
+
+
+def test_zeroshot(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "z.json"
+    flags = ["--checkpoint", run / "checkpoints" / "step_000006.safetensors", "--output", out]
+    flags += ["--max-samples", 4, "--tokenizer-path", "bytes", "--tasks", "cloze,piqa"]
+    flags += ["--data-dir", tmp_path, "--memorize", "context"]
+    assert call(monkeypatch, "zeroshot", *flags) == 0
+    rows = json.loads(out.read_text())["rows"]
+    values = {(row["task"], row["metric"]): row for row in rows}
+    assert values["cloze_code_choice", "acc"]["chance"] == 0.25
+    assert values["cloze_prose", "perplexity"]["n"] == 4
+    assert values["piqa", "acc"]["value"] is None
+
+
+def test_continual_finds_the_phases_of_a_run(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from nl.assembly import load_run
+
+    out = tmp_path / "c.json"
+    flags = ["--segments-yaml", SEGMENTS, "--output", out, "--max-batches", 1, "--max-tokens", 64]
+    assert call(monkeypatch, "continual", "--checkpoints", run, *flags) == 0
+    assert "prose" in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    found = record["memorize"]["off"]
+    assert found["phases"] == ["prose", "code", "prose"]
+    assert found["rows"] == ["init", "1:prose", "2:code", "3:prose"]
+    losses = torch.tensor(found["nats_per_token"])
+    assert losses.shape == (4, 2)
+    assert bool((losses[1] < losses[0]).all())
+    ends = [run / "checkpoints" / f"step_{step:06d}" for step in (2, 4, 6)]
+    assert call(monkeypatch, "continual", "--checkpoints", *ends, "--no-initial", *flags) == 0
+    again = json.loads(out.read_text())["memorize"]["off"]
+    assert again["nats_per_token"][1:] == found["nats_per_token"][1:]
+    assert again["nats_per_token"][0] == [None, None]
+    config, _ = load_run(run)
+    first, second = (build_objective(config).model for _ in range(2))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("niah", ["--checkpoint", "nowhere"], "nowhere: does not exist"),
+        ("niah", ["--checkpoint", "RUN", "--context-lengths", "20"], "lengths: 20"),
+        ("niah", ["--checkpoint", "RUN", "--output", "x.txt"], "must end in .json"),
+        ("niah", ["--checkpoint", "RUN", "--data", "nowhere"], "nowhere/manifest.json"),
+        (
+            "niah",
+            ["--checkpoint", "RUN", "--config", "pilot_smoke"],
+            "--config pilot_smoke: model.",
+        ),
+        ("niah", ["--checkpoint", "RUN", "--depths", "2"], "depths"),
+        ("perplexity", ["--checkpoint", "RUN", "--splits", "tset"], "unknown 'tset'"),
+        ("zeroshot", ["--checkpoint", "RUN", "--tasks", "piqua"], "Did you mean 'piqa'"),
+        ("zeroshot", ["--checkpoint", "RUN", "--tasks", "piqa", "--data-dir", "no"], "no/piqa"),
+        ("zeroshot", ["--checkpoint", "RUN", "--tokenizer-path", "no.model"], "no.model"),
+        ("continual", ["--checkpoints", "RUN", "--segments-yaml", "no.yaml"], "no.yaml"),
+        (
+            "continual",
+            ["--checkpoints", "RUN", "RUN", "--segments-yaml", SEGMENTS],
+            "2 for 3 phases",
+        ),
+    ],
+)
+def test_refusals_exit_with_2_and_write_nothing(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    flags: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(run) if flag == "RUN" else flag for flag in flags]
+    assert call(monkeypatch, script, *arguments) == 2
+    errors = capsys.readouterr().err
+    assert f"error: {words}" in errors or words in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_list_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "zeroshot", "--list-tasks") == 0
+    assert "hellaswag: Rowan/hellaswag" in capsys.readouterr().out
+
+
+def test_the_run_itself_can_evaluate(data: Path, run: Path) -> None:
+    """Evaluators are parts: a run's configuration names them."""
+    from nl.config.groups import EvaluatorConfig
+
+    for kind in ("perplexity", "needle", "zeroshot"):
+        part = structure(EvaluatorConfig, {"kind": kind, "memorize": ["off"]}, f"evals.{kind}")
+        assert part.kind == kind
