@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import nl.assembly  # registers the optimizers and schedules that tiny runs name
 from nl.config import register, structure
 from nl.config.groups import ModelConfig, ObjectiveConfig, StreamConfig
 from nl.config.run import RunConfig
@@ -170,7 +171,7 @@ def tiny_run(**changes: Any) -> RunConfig:
 
 
 if __name__ == "__main__":
-    import nl
+
 
     torch.set_num_threads(1)
     nl.launch(tiny_run(**json.loads(sys.argv[1])), strategy=sys.argv[2])

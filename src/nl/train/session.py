@@ -8,9 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from nl.config import ConfigError
 from nl.config.hydra import save_config
 from nl.config.run import RunConfig, config_hash
 from nl.core.logs import get_logger, setup_logging
@@ -57,8 +55,9 @@ def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
         run_dir = _enter(run, strategy, resume)
         with _recording(run_dir, strategy, run.train.steps) as progress:
             trainer = Trainer(parts, run_dir)
-            progress.append(trainer)
             _continue(trainer, resume)
+            progress.append(trainer)
+            trainer.heartbeat(None)
             received = _fit(trainer, stop)
         if received:
             code = exit_code(received)
@@ -80,7 +79,7 @@ def _enter(run: RunConfig, strategy: Strategy, resume: Resume | None) -> RunDir:
     box: list[RunDir] = []
 
     def enter() -> str:
-        box.append(_create(run, strategy) if resume is None else _reopen(run, resume))
+        box.append(_create(run, strategy) if resume is None else _reopen(resume))
         return str(box[0].path)
 
     path = Path(strategy.first(enter))
@@ -95,10 +94,18 @@ def _overrides() -> str:
 
 
 def _create(run: RunConfig, strategy: Strategy) -> RunDir:
-    named = run.run.dir
-    hashed = config_hash(run)
-    path = Path(named) if named else RunDir.place(run.run.root, run.name, hashed, run.seed)
+    named, name, seed = run.run.dir, run.name, run.seed
+    path = Path(named) if named else RunDir.place(run.run.root, name, config_hash(run), seed)
     run_dir = RunDir.create(path)
+    with contextlib.ExitStack() as undo:
+        undo.callback(run_dir.release)
+        _describe(run, strategy, run_dir)
+        undo.pop_all()
+    return run_dir
+
+
+def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
+    """Write config, overrides and, last, the meta.json that makes the directory a run."""
     save_config(run, run_dir.config)
     write_atomic(run_dir.overrides, _overrides())
     parameters = sum(p.numel() for p in strategy.objective.parameters())
@@ -110,22 +117,25 @@ def _create(run: RunConfig, strategy: Strategy) -> RunDir:
             "devices": [str(strategy.device)],
             "world_size": strategy.world,
             "strategy": strategy.name,
-            "config_hash": hashed,
+            "config_hash": config_hash(run),
             "seed": run.seed,
             "started": time.time(),
             "parameters": parameters,
             "resumes": [],
         },
     )
-    return run_dir
 
 
-def _reopen(run: RunConfig, resume: Resume) -> RunDir:
+def _reopen(resume: Resume) -> RunDir:
     run_dir = RunDir.open(resume.run)
     run_dir.lock()
     for name in run_dir.sweep():
         log.warning("removed what a crash left behind: %s", name)
-    step = int(resume.checkpoint.removeprefix("step_")) if resume.checkpoint else 0
+    return run_dir
+
+
+def _rewind(run: RunConfig, run_dir: RunDir, step: int) -> None:
+    """Make the directory that of a run at ``step``: no later rows, checkpoints or summary."""
     for name in abandon(run_dir, step):
         log.warning("a newer checkpoint was set aside as %s", name)
     for records in (run_dir.metrics, run_dir.evals):
@@ -137,7 +147,6 @@ def _reopen(run: RunConfig, resume: Resume) -> RunDir:
     scratch = run_dir.config.with_name(".tmp-config.yaml")
     save_config(run, scratch)
     scratch.replace(run_dir.config)
-    return run_dir
 
 
 def _continue(trainer: Trainer, resume: Resume | None) -> None:
@@ -145,6 +154,8 @@ def _continue(trainer: Trainer, resume: Resume | None) -> None:
     if resume is not None and resume.checkpoint is not None:
         trainer.state = trainer.saver.restore(resume.checkpoint)
         log.info("continuing at step %d", trainer.state.step)
+    if resume is not None:
+        trainer.strategy.first(lambda: _rewind(trainer.run, trainer.run_dir, trainer.state.step))
     if trainer.strategy.rank == 0:
         trainer.sinks, trainer.state.wandb_id = open_sinks(
             trainer.run,
@@ -168,16 +179,13 @@ def _fit(trainer: Trainer, stop: StopSignals) -> int:
 def _recording(run_dir: RunDir, strategy: Strategy, total: int) -> Iterator[list[Trainer]]:
     """Keep ``status.json`` true whatever happens, and let go of the lock."""
     progress: list[Trainer] = []
-    if strategy.rank == 0:
-        run_dir.write_status("running", 0, total)
     ended = False
     try:
         yield progress
         ended = True
     finally:
-        step = progress[0].state.step if progress else 0
-        if strategy.rank == 0:
-            _last_status(run_dir, step, total, ended)
+        if strategy.rank == 0 and progress:
+            _last_status(run_dir, progress[0].state.step, total, ended)
         run_dir.release()
 
 
@@ -186,7 +194,5 @@ def _last_status(run_dir: RunDir, step: int, total: int, ended: bool) -> None:
     if ended or kind is None or error is None:
         run_dir.write_status("done" if run_dir.summary.is_file() else "stopped", step, total)
         return
-    facts: dict[str, Any] = failure(kind, error, trace)
-    run_dir.write_status("failed", step, total, error=facts)
-    if not isinstance(error, ConfigError):
-        log.error("failed at step %d", step, exc_info=(kind, error, trace))
+    run_dir.write_status("failed", step, total, error=failure(kind, error, trace))
+    log.error("failed at step %d", step, exc_info=(kind, error, trace))

@@ -20,7 +20,7 @@ from nl.config.run import LoggingConfig, RunConfig
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
 from nl.run.files import writable_folder, write_atomic
-from nl.run.records import RecordWriter, clean, line, read_records
+from nl.run.records import RecordWriter, clean, cut_records, line, read_records
 
 log = get_logger(__name__)
 
@@ -32,6 +32,7 @@ class Sink(Protocol):
 
     def write(self, row: Row) -> None: ...
     def sync(self) -> None: ...
+    def rewind(self, step: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -49,6 +50,10 @@ class RecordSink:
         """Make it durable."""
         self._writer.sync()
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows after ``step``."""
+        cut_records(self._writer.path, step)
+
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
@@ -64,9 +69,17 @@ class JsonSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._metrics = path, metrics
         self._writer: RecordWriter | None = None
-        if path.suffix == ".jsonl":
-            write_atomic(path, "".join(line(row) for row in read_records(metrics)))
-            self._writer = RecordWriter(path)
+        self.rewind(0)
+
+    def rewind(self, step: int) -> None:
+        """Copy metrics.jsonl, which has been rewound already."""
+        del step
+        if self._writer is not None:
+            self._writer.close()
+        if self._path.suffix == ".jsonl":
+            rows = read_records(self._metrics)
+            write_atomic(self._path, "".join(line(row) for row in rows))
+            self._writer = RecordWriter(self._path)
 
     def write(self, row: Row) -> None:
         """Append, where the file has lines."""
@@ -119,6 +132,9 @@ class ConsoleSink:
 
     def sync(self) -> None:
         """Nothing is held back."""
+
+    def rewind(self, step: int) -> None:
+        """The next row shows where it goes on."""
 
     def close(self) -> None:
         """Take the bar down."""
@@ -193,6 +209,9 @@ class WandbSink:
 
     def sync(self) -> None:
         """W&B keeps its own files."""
+
+    def rewind(self, step: int) -> None:
+        """Rows that were sent stay; later ones carry their step."""
 
     def close(self) -> None:
         """Finish the W&B run."""

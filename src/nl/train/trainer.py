@@ -20,7 +20,6 @@ from nl.core.output import Knobs, StepInfo
 from nl.core.protocols import Controller, EvalRow, Hook, Stream
 from nl.dist.base import Strategy
 from nl.run.directory import RunDir
-from nl.run.records import cut_records
 from nl.train.hooks.checkpoint import Saver
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity, stable
 from nl.train.hooks.stop import StopSignals
@@ -158,7 +157,7 @@ class Trainer:
         can_wait = (
             self.run.train.nonfinite.policy == "abort"
             and self.strategy.device.type != "cpu"
-            and not (self._logged(number) or self.saver.due(number) or self._validated(number))
+            and not (self._measured(number) or self.saver.due(number) or self._validated(number))
         )
         return not can_wait and self._read_verdict()
 
@@ -177,8 +176,12 @@ class Trainer:
         self.state.tokens += int(step.weight)
         self._bad_in_a_row = 0
         self.clock.stepped(int(step.weight))
-        if self._logged(self.state.step):
-            self._log(step, factor)
+        if self._measured(self.state.step):
+            self._report(step, factor)
+
+    def _measured(self, step: int) -> bool:
+        """Whether the numbers of this step are read from the device: a row or a hook wants them."""
+        return self._logged(step) or any(step % hook.every == 0 for hook in self.hooks)
 
     def _logged(self, step: int) -> bool:
         return step == 1 or step % self.run.logging.every == 0 or step == self.run.train.steps
@@ -187,7 +190,7 @@ class Trainer:
         every = self.run.train.validate_every
         return (every > 0 and step % every == 0) or step == self.run.train.steps
 
-    def _log(self, step: Step, factor: float) -> None:
+    def _report(self, step: Step, factor: float) -> None:
         numbers = step.totals.read(self.strategy, step.weight)
         row = {
             "loss": numbers.pop("loss"),
@@ -198,9 +201,10 @@ class Trainer:
         row["ppl"] = perplexity(row["loss"])
         if self.state.skipped or self.state.rollbacks:
             row |= {"train/skipped": self.state.skipped, "train/rollbacks": self.state.rollbacks}
-        self.state.observations = stable(row)
-        self._write([{"split": "train", **row, **self.clock.read()}])
-        self._heartbeat(step.tags.get("phase"))
+        if self._logged(self.state.step):
+            self.state.observations = stable(row)
+            self._write([{"split": "train", **row, **self.clock.read()}])
+            self.heartbeat(step.tags.get("phase"))
         for hook in self.hooks:
             if self.state.step % hook.every == 0:
                 self._call(hook, row, step.tags)
@@ -225,7 +229,8 @@ class Trainer:
             for sink in self.sinks:
                 sink.write(full)
 
-    def _heartbeat(self, phase: object) -> None:
+    def heartbeat(self, phase: object) -> None:
+        """Say in ``status.json`` that the run is alive and where it is."""
         if self.strategy.rank == 0:
             name = None if phase is None else str(phase)
             total = self.run.train.steps
@@ -284,8 +289,8 @@ class Trainer:
         self.state = self.saver.restore(name)
         self.stream.load_state_dict(cursor)
         self.state.rollbacks = kept.rollbacks + 1
-        if self.strategy.rank == 0:
-            cut_records(self.run_dir.metrics, self.state.step)
+        for sink in self.sinks:
+            sink.rewind(self.state.step)
         log.warning(
             "non-finite numbers %s: back to step %d; batches since then are skipped",
             where,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nl.config.run import RunConfig
@@ -61,10 +62,16 @@ class Saver:
         folder = checkpoint.save(self.strategy, self.run_dir, self.run, snapshot)
         self.saved_step = state.step
         if self.strategy.rank == 0:
+            self._tidy(folder, state)
+            log.info("saved %s", folder)
+
+    def _tidy(self, folder: Path, state: TrainState) -> None:
+        try:
             if state.best is not None and state.best.step == state.step:
                 checkpoint.mark_best(folder)
             checkpoint.retain(self.run_dir.path, self.run.checkpoint.keep)
-            log.info("saved %s", folder)
+        except OSError as error:
+            log.error("%s is whole, but old checkpoints could not be removed: %s", folder, error)
 
     def try_save(self, state: TrainState) -> None:
         """A periodic save: a full disk is reported, training goes on."""

@@ -46,6 +46,7 @@ class StopSignals:
         if self.received:
             os._exit(128 + number)
         self.received = number
+        os.write(2, b"signal received: saving after this step; a second one ends at once\n")
 
 
 def exit_code(number: int) -> int:
