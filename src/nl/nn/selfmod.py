@@ -29,13 +29,13 @@ from nl.config import require
 from nl.core.state import state_type
 from nl.nn.conv import CausalConv
 from nl.nn.selfmod_config import SelfModConfig
-from nl.ops.delta_rule import chunk_decay
 from nl.ops.fast_mlp import (
     FastWeights,
     WriteRule,
     WriteSystem,
     fast_mlp,
     fast_mlp_write,
+    write_frame,
     write_system,
 )
 
@@ -313,24 +313,26 @@ class SelfMod(nn.Module):
     ) -> _Banks:
         """What has been added after a chunk: memory where due[0], makers and gates where due[1]."""
         memory, makers, gates = added
+        periods = {p for p, now in zip((self.period, self.period_other), due, strict=True) if now}
+        chunks = {period: waiting.last(period) for period in periods}
+        frames = {p: write_frame(chunk.keys, chunk.log_decay) for p, chunk in chunks.items()}
         if due[0]:
-            chunk = waiting.last(self.period)
+            chunk = chunks[self.period]
             targets = chunk.values.unsqueeze(1)
             if self.config.target == "self":
                 # These carry gradients: no other path teaches the values anything.
                 targets = self._targets(weights.memory, targets)
-            decay = chunk_decay(chunk.log_decay)
             slow = self._share(chunk.rate, self.hidden_rate)
-            system = write_system(chunk.keys, chunk.rate, decay, slow)
+            system = write_system(frames[self.period], chunk.rate, slow)
             memory = self._retain(0, weights, added, targets, system)
         if due[1]:
-            chunk = waiting.last(self.period_other)
+            chunk = chunks[self.period_other]
             with torch.no_grad():
                 values = chunk.values.unsqueeze(1)
                 targets = self._targets(weights.makers, values)
                 wanted = fast_mlp(weights.gates, values, self.config.activation)
             rate = self._share(chunk.rate, self.other_rate)
-            system = write_system(chunk.keys, rate, chunk_decay(chunk.log_decay))
+            system = write_system(frames[self.period_other], rate)
             makers = self._retain(1, weights, added, targets, system)
             gates = self._retain(2, weights, added, wanted, system)
         return _Banks(memory, makers, gates)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from nl.core.state import state_type
-from nl.ops.delta_rule import ChunkDecay, unit_lower_inverse
+from nl.ops.delta_rule import ChunkDecay, chunk_decay, unit_lower_inverse
 
 Activation = Literal["silu", "gelu"]
 Objective = Literal["l2", "dot"]
@@ -58,6 +58,20 @@ class WriteRule(NamedTuple):
     output: OutputRule = "delta_error"
 
 
+class WriteFrame(NamedTuple):
+    """What all writes from the same keys share, whatever their rates.
+
+    Attributes:
+        keys: (N, K, C).
+        gram: (N, C, C) inner products of the keys.
+        decay: products of the chunk's decays.
+    """
+
+    keys: Tensor
+    gram: Tensor
+    decay: ChunkDecay
+
+
 class WriteSystem(NamedTuple):
     """What all banks written from the same keys at the same rates share.
 
@@ -76,26 +90,33 @@ class WriteSystem(NamedTuple):
     spread: Tensor
 
 
-def write_system(
-    keys: Tensor, rate: Tensor, decay: ChunkDecay, hidden_rate: Tensor | None = None
-) -> WriteSystem:
+def write_frame(keys: Tensor, log_decay: Tensor) -> WriteFrame:
+    """The frame of one chunk from its keys (N, K, C) and log decays (N, C)."""
+    return WriteFrame(keys, keys.transpose(1, 2) @ keys, chunk_decay(log_decay))
+
+
+def write_system(frame: WriteFrame, rate: Tensor, hidden_rate: Tensor | None = None) -> WriteSystem:
     """Solve the system of the first layers once.
 
     Args:
-        keys: (N, K, C).
+        frame: keys and decays of the chunk.
         rate: (N, C) step sizes of the second layers.
-        decay: products of the chunk's decays, (N, ...).
         hidden_rate: (N, C) step sizes of the first layers; None = ``rate``.
     """
-    first = (rate if hidden_rate is None else hidden_rate).unsqueeze(-1)
-    rate, after = rate.unsqueeze(-1), decay.after.unsqueeze(-2)
-    spread = _spread(keys, first * decay.ratio, first * after)
-    return WriteSystem(keys, decay, rate * decay.ratio, rate * after, spread)
+    decay = frame.decay
+    ratio, after = decay.ratio, decay.after.unsqueeze(-2)
+    pull, reach = rate.unsqueeze(-1) * ratio, rate.unsqueeze(-1) * after
+    if hidden_rate is None:
+        spread = _spread(frame.gram, pull, reach)
+    else:
+        slow = hidden_rate.unsqueeze(-1)
+        spread = _spread(frame.gram, slow * ratio, slow * after)
+    return WriteSystem(frame.keys, decay, pull, reach, spread)
 
 
-def _spread(x: Tensor, pull: Tensor, reach: Tensor) -> Tensor:
-    """diag(r) (I + L)^-T diag(decay to the end) for keys x (..., K, C)."""
-    inverse = unit_lower_inverse((x.transpose(-1, -2) @ x) * pull)
+def _spread(gram: Tensor, pull: Tensor, reach: Tensor) -> Tensor:
+    """diag(r) (I + L)^-T diag(decay to the end) for keys with these inner products."""
+    inverse = unit_lower_inverse(gram * pull)
     return inverse.transpose(-1, -2) * reach
 
 
@@ -182,7 +203,8 @@ def _write_output(
         wanted = before * seen + square.sqrt() * error
     else:
         wanted = torch.addcmul(shrink * error, seen, before - 1)
-    update = wanted @ _spread(x, system.pull.unsqueeze(1), reach)
+    gram = x.transpose(-1, -2) @ x
+    update = wanted @ _spread(gram, system.pull.unsqueeze(1), reach)
     return kept - update @ x.transpose(-1, -2)
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, normalize, silu
 
-from nl.ops.delta_rule import chunk_decay
 from nl.ops.fast_mlp import (
     FastWeights,
     WriteRule,
@@ -15,6 +14,7 @@ from nl.ops.fast_mlp import (
     fast_mlp,
     fast_mlp_write,
     fast_mlp_write_reference,
+    write_frame,
     write_system,
 )
 
@@ -51,7 +51,7 @@ def draw(size: int, memories: int, outputs: int) -> list[Tensor]:
 
 def chunked(leaves: list[Tensor], rule: WriteRule) -> FastWeights:
     w2, w1, d2, d1, targets, keys, rate, slow, log_decay = leaves
-    system = write_system(keys, rate, chunk_decay(log_decay), slow)
+    system = write_system(write_frame(keys, log_decay), rate, slow)
     return fast_mlp_write(FastWeights(w2, w1), FastWeights(d2, d1), targets, system, rule)
 
 
