@@ -232,7 +232,7 @@ class SelfMod(nn.Module):
             read = self._read(weights.memory, self._generate(weights, streams)[1])
             state = state._replace(frozen=state.frozen + T)
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
-        y = rms_norm(y, (y.shape[-1],)) * self.gain
+        y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
         return self.out(y), state._replace(tail=tail)
 
     def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -171,9 +171,10 @@ def fast_mlp(weights: FastWeights, x: Tensor, name: Activation) -> Tensor:
         name: activation.
 
     Returns:
-        (N, M, P, C).
+        (N, M, P, C), computed in the dtype of the weights or as autocast says.
     """
     memories = weights.output.shape[1]
+    x = x.to(weights.hidden.dtype)
     if x.shape[1] == 1:
         z = (weights.hidden @ x.squeeze(1)).unflatten(1, (memories, -1))
     else:

@@ -210,6 +210,51 @@ def test_single_precision_follows_double() -> None:
     assert (value.double() - wanted).norm() < SINGLE * wanted.norm()
 
 
+@pytest.mark.parametrize("how", ["autocast", "parameters"])
+def test_half_precision_keeps_its_state_single(how: str) -> None:
+    m, x = layer(dim=16).float(), tokens(2, 21, 16).float()
+    wanted = m(x, position=0)[0]
+    if how == "parameters":
+        m, x = m.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        y, state = m(x, position=0)
+    assert y.dtype == torch.bfloat16
+    assert (y - wanted).norm() < 0.1 * wanted.norm()
+    assert all(t.dtype == torch.float32 for t in tensors(state))
+    y.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in m.parameters() if p.grad is not None)
+
+
+HOSTILE: dict[str, Callable[[SelfMod, Tensor], Tensor]] = {
+    "large": lambda m, x: x * 1e4,
+    "zero": lambda m, x: x * 0,
+    "constant": lambda m, x: x[:, :1].expand_as(x),
+    "full rate": lambda m, x: set_gates(m, x, rate=1e4),
+    "no rate": lambda m, x: set_gates(m, x, rate=-1e4),
+    "keeps all": lambda m, x: set_gates(m, x, decay=-1e4),
+    "keeps nothing": lambda m, x: set_gates(m, x, decay=1e4),
+}
+
+
+def set_gates(m: SelfMod, x: Tensor, **gates: float) -> Tensor:
+    with torch.no_grad():
+        for name, bias in gates.items():
+            getattr(m, f"{name}_bias").fill_(bias)
+    return x
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("length", [1, 3, 21])
+def test_hostile_inputs_stay_finite(kind: str, length: int) -> None:
+    m = layer().float()
+    x = HOSTILE[kind](m, tokens(1, length).float()).clone().requires_grad_()
+    y, state = m(x, position=0)
+    y.square().sum().backward()
+    assert x.grad is not None
+    grads = [p.grad for p in m.parameters() if p.grad is not None]
+    assert all(torch.isfinite(t).all() for t in [y, x.grad, *grads, *tensors(state)])
+
+
 def test_state_is_a_value_that_can_be_filed() -> None:
     m, x = layer(conv=0), tokens(2, 10)
     _, state = m(x, position=0)
