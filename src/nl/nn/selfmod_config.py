@@ -63,8 +63,8 @@ class SelfModConfig:
 
     def __post_init__(self) -> None:
         other = self.period if self.period_other is None else self.period_other
-        for name, value in (("head_size", self.head_size), ("period", self.period)):
-            require(value >= 1, f"{name}: {value}; must be at least 1")
+        require(self.head_size >= 2, f"head_size: {self.head_size}; must be at least 2")
+        require(self.period >= 1, f"period: {self.period}; must be at least 1")
         require(other >= 1, f"period_other: {other}; must be at least 1, or null for period")
         require(
             self.hidden >= 1 and self.hidden % max(self.head_size, 1) == 0,

@@ -276,7 +276,7 @@ def test_the_literal_rule_says_what_it_does() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"hidden": 6}, "hidden"),
-    ({"head_size": 0}, "head_size"),
+    ({"head_size": 1}, "head_size"),
     ({"period": 0}, "period"),
     ({"period": 4, "period_other": 6}, "period_other"),
     ({"conv": -1}, "conv"),
