@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nl.config import ConfigError
+from nl.run.files import RunError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.rest = rest
     try:
         return int(options.handler(options))
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:

@@ -90,6 +90,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(root)):
             cfg = hydra.compose(name, overrides=quoted(overrides))
         return plain(cfg)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"config {name!r}: not valid YAML: {where}.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
 
@@ -152,6 +155,9 @@ def refusing() -> Iterator[None]:
         raise SystemExit(2) from None
     except (HydraException, OmegaConfBaseException) as error:
         sys.stderr.write(f"{explain(error)}\n")
+        raise SystemExit(2) from None
+    except yaml.YAMLError as error:
+        sys.stderr.write(f"a configuration file is not valid YAML: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
 
 
