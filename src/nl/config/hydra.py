@@ -157,7 +157,9 @@ def refusing() -> Iterator[None]:
         sys.stderr.write(f"{explain(error)}\n")
         raise SystemExit(2) from None
     except yaml.YAMLError as error:
-        sys.stderr.write(f"a configuration file is not valid YAML: {' '.join(str(error).split())}\n")
+        sys.stderr.write(
+            f"a configuration file is not valid YAML: {' '.join(str(error).split())}\n"
+        )
         raise SystemExit(2) from None
 
 
