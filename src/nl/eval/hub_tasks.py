@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 
 from nl.config import ConfigError
+
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,10 @@ HUB_TASKS = {
     ),
     "siqa": HubTask("social_iqa", "siqa/siqa.yaml", "lighteval/siqa", "validation"),
     "lambada": HubTask(
-        "lambada_openai", "lambada/lambada_openai.yaml", "EleutherAI/lambada_openai", "test"
+        "lambada_openai",
+        "lambada/lambada_openai.yaml",
+        "EleutherAI/lambada_openai (default)",
+        "test",
     ),
     "wikitext": HubTask(
         "wikitext",
@@ -100,6 +108,26 @@ def task_folder(name: str, folder: Path, data_dir: Path | None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.yaml").write_text(yaml.safe_dump(mirror, sort_keys=False))
     return place
+
+
+def offline_if_unreachable() -> bool:
+    """Look once whether the hub answers; if not, work from its local cache without retrying.
+
+    Returns:
+        Whether the hub's libraries are in offline mode now.
+    """
+    import datasets.config
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and not getproxies():
+        place = urlsplit(constants.ENDPOINT)
+        try:
+            address = (place.hostname or "", place.port or 443)
+            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+            datasets.config.HF_HUB_OFFLINE = True
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def recipe(name: str) -> str:

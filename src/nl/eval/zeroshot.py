@@ -22,8 +22,14 @@ from nl.core.protocols import EvalRow
 from nl.eval.cloze import ClozeSettings, make_cloze
 from nl.eval.context import EvalContext, Memorize, check_memorize
 from nl.eval.harness import Answers, harness_model
-from nl.eval.hub_tasks import HUB_TASKS, harness_folder, recipe, task_folder
-from nl.eval.rows import make_row
+from nl.eval.hub_tasks import (
+    HUB_TASKS,
+    harness_folder,
+    offline_if_unreachable,
+    recipe,
+    task_folder,
+)
+from nl.eval.rows import make_row, mean_and_stderr
 
 BOOTSTRAP = 1000
 
@@ -115,6 +121,8 @@ class Zeroshot:
         else:
             data_dir = Path(self.config.data_dir) if self.config.data_dir else None
             names, place = [HUB_TASKS[name].name], task_folder(name, folder, data_dir)
+            if data_dir is None:
+                offline_if_unreachable()
         manager = TaskManager(include_path=str(place), include_defaults=False)
         return list(manager.load(names)["tasks"].values())
 
@@ -163,7 +171,9 @@ def right_request(task: Any, request: Any, requests: Sequence[Any]) -> Any:
     """The request of the same document whose continuation is the right one."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return request
-    target = task.doc_to_target(request.doc)
+    # with one context per choice (winogrande) it is the text, not the target, that holds the label
+    several = bool(getattr(task, "multiple_input", 0))
+    target = task.doc_to_text(request.doc) if several else task.doc_to_target(request.doc)
     if isinstance(target, str):
         target = task.doc_to_choice(request.doc).index(target)
     same = [other for other in requests if other.doc_id == request.doc_id]
@@ -177,6 +187,9 @@ def task_rows(
     choices = [len(sample["filtered_resps"]) for sample in logged]
     chance = sum(1 / count for count in choices) / len(choices) if min(choices) > 1 else None
     rows = []
+    if "perplexity" in logged[0]:  # a sample's entry is the log-probability of its answer
+        mean, error = mean_and_stderr([-float(sample["perplexity"]) for sample in logged])
+        result = result | {"answer_nats,none": mean, "answer_nats_stderr,none": error}
     for key, value in result.items():
         metric, _, kind = key.partition(",")
         if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):

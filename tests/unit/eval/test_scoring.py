@@ -108,3 +108,36 @@ def test_oracle_reads_the_answer_first(fakes: ModuleType, context: EvalContext) 
     judge = scorer(model, context, "oracle")
     shown, hidden = judge.score([primed(item, (1, 2, 9), "oracle"), item])
     assert shown.total > hidden.total
+
+
+@pytest.mark.parametrize("block", ["transformer", "hope_attention", "hope_selfmod"])
+@pytest.mark.parametrize("memorize", ["off", "context"])
+def test_real_models_score_as_in_one_forward(
+    context: EvalContext, block: str, memorize: str
+) -> None:
+    import nl.assembly  # noqa: F401 - registers the blocks
+    from nl.config import structure
+    from nl.config.groups import ModelConfig
+
+    data = {
+        "kind": "language",
+        "vocab_size": 128,
+        "dim": 16,
+        "layers": 2,
+        "block": block,
+        "attention": {"heads": 2},
+        "selfmod": {"head_size": 8},
+        "cms": {"periods": [16, 64]},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = structure(ModelConfig, data, "model").build().double()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    rng = random.Random(2)
+    long = tuple(rng.randrange(128) for _ in range(150))
+    items = [*make_items(rng), *(Item(long, (token, token + 1)) for token in range(4))]
+    scores = scorer(model, replace(context, batch_size=5, segment=37), memorize).score(items)
+    for item, score in zip(items, scores, strict=True):
+        wanted = naive(model, item, write=memorize == "context")
+        torch.testing.assert_close(score.logprobs, wanted.logprobs, rtol=0, atol=1e-5)

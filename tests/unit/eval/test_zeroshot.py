@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -51,11 +52,16 @@ def test_cloze_with_a_solver_and_a_uniform_model(fakes: ModuleType, told: EvalCo
     assert solved["cloze_prose", "acc", "context"].value == 1.0
     assert solved["cloze_prose_choice", "acc", "context"].value == 1.0
     assert solved["cloze_prose", "perplexity", "context"].value == pytest.approx(1, abs=1e-3)
+    assert solved["cloze_prose", "answer_nats", "context"].value == pytest.approx(0, abs=1e-3)
     choice = solved["cloze_prose_choice", "acc", "context"]
     assert choice.chance == 0.25
     assert choice.n == 24
     rows = by_key(config.build()(fakes.UniformModel(), told))
     assert rows["cloze_prose", "acc", "context"].value == 0
+    lines = (told.output / "tasks" / "cloze_prose.jsonl").read_text().splitlines()
+    letters = [1 + len(json.loads(line)["answer"]) for line in lines]
+    nats = rows["cloze_prose", "answer_nats", "context"].value
+    assert nats == pytest.approx(math.log(128) * sum(letters) / len(letters), rel=1e-5)
     # a uniform model prefers short words: among four of eight lengths it is near chance
     guessed = rows["cloze_prose_choice", "acc", "context"]
     assert guessed.value == pytest.approx(0.25, abs=3 * guessed.stderr)
@@ -152,8 +158,12 @@ def test_hub_task_from_a_local_mirror(
         for word in ("apple", "bread", "cheese")
     ]
     (data / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    other = tmp_path / "mirror" / "winogrande"
+    other.mkdir()
+    row = {"sentence": "It has a _ .", "option1": "bell", "option2": "door", "answer": "2"}
+    (other / "validation.jsonl").write_text(json.dumps(row))
     config = ZeroshotConfig(
-        tasks=("piqa", "hellaswag"),
+        tasks=("piqa", "hellaswag", "winogrande"),
         samples=2,
         memorize=("off", "oracle"),
         data_dir=str(tmp_path / "mirror"),
@@ -163,6 +173,8 @@ def test_hub_task_from_a_local_mirror(
     assert rows_by_key["piqa", "acc", "oracle"].value == 1.0
     assert rows_by_key["piqa", "acc", "off"].chance == 0.5
     assert rows_by_key["piqa", "acc_norm", "off"].n == 2
+    assert rows_by_key["winogrande", "acc", "oracle"].value == 1.0
+    assert rows_by_key["winogrande", "acc", "off"].chance == 0.5
     sample = json.loads((context.output / "samples_piqa_off.jsonl").read_text().splitlines()[0])
     assert sample["arguments"][0] == ["Question: say apple\nAnswer:", " apple"]
     (missing,) = [row for row in found if row.task == "hellaswag"]
