@@ -97,7 +97,7 @@ def load(options: argparse.Namespace, checkpoint: str) -> Loaded:
     )
     if options.tokenizer_path:
         context = replace(context, tokenizer=checked_tokenizer(options.tokenizer_path, context))
-    check_vocabulary(context, run)
+    check_vocabulary(context.tokenizer, run)
     return Loaded(run, model.to(options.device), context)
 
 
@@ -139,14 +139,14 @@ def checked_tokenizer(path: str, context: EvalContext) -> Any:
     return load_tokenizer(path, sha256=getattr(context.tokenizer, "sha256", None))
 
 
-def check_vocabulary(context: EvalContext, run: RunConfig) -> None:
-    """Refuse a tokenizer with ids that the model does not have."""
+def check_vocabulary(tokenizer: Any, run: RunConfig) -> None:
+    """Refuse what is no language model, and a tokenizer with ids that the model does not have."""
     known = getattr(run.model, "vocab_size", None)
     if known is None:
-        raise ConfigError(f"model={run.model.kind} is no language model; these scripts read text.")
-    if context.tokenizer.vocab_size > known:
+        raise ConfigError(f"model={run.model.kind} is no language model; it reads no text.")
+    if tokenizer.vocab_size > known:
         raise ConfigError(
-            f"--tokenizer-path: {context.tokenizer.vocab_size} token ids, the model has {known}; "
+            f"--tokenizer-path: {tokenizer.vocab_size} token ids, the model has {known}; "
             "give the tokenizer the model was trained with."
         )
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from nl.cli_measure import check_device, check_vocabulary, step_at
 from nl.config import ConfigError, structure, table, unstructure
 from nl.config.groups import EvaluatorConfig
 from nl.config.registry import unknown
 from nl.config.run import RunConfig
 from nl.run.directory import RunDir
-from nl.run.discover import newest_valid, run_of, step_of
+from nl.run.discover import run_of
 from nl.run.files import read_json, write_atomic, write_json
 from nl.run.records import line, read_records
 
@@ -31,14 +32,6 @@ def owner(path: Path) -> Path | None:
     if EXPORTED.fullmatch(path.name) and RunDir.holds_run(path.resolve().parent.parent):
         return path.resolve().parent.parent
     return run_of(path)
-
-
-def step_at(path: Path) -> int | None:
-    """The step of what ``path`` names, where its name or its newest checkpoint tells."""
-    if found := EXPORTED.fullmatch(path.name):
-        return int(found[1])
-    folder = newest_valid(path)[0] if RunDir.holds_run(path) else path
-    return step_of(folder) if folder is not None else None
 
 
 def data_of(run: RunConfig, given: str | None) -> str:
@@ -58,6 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from nl.eval.suite import run_suite
 
     path = Path(options.path)
+    check_device(options.device)
     run, model = load_run(path)
     chosen = choose_evaluators(run, options.suite, options.set)
     home, step = owner(path), step_at(path)
@@ -71,6 +65,7 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         step=step,
     )
+    check_vocabulary(context.tokenizer, run)
     model.to(options.device)
     rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
     print(as_text(rows))
@@ -136,8 +131,10 @@ def generate(options: argparse.Namespace) -> int:
     from nl.models.generate import Sampling
 
     path = Path(options.path)
+    check_device(options.device)
     run, model = load_run(path)
     tokenizer = data_tokenizer(data_of(run, options.data))
+    check_vocabulary(tokenizer, run)
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

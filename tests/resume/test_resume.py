@@ -190,9 +190,7 @@ def test_another_configuration_is_refused(
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
 
 
-def test_what_resume_cannot_mean_is_refused(
-    tiny: ModuleType, whole: Path, tmp_path: Path
-) -> None:
+def test_what_resume_cannot_mean_is_refused(tiny: ModuleType, whole: Path, tmp_path: Path) -> None:
     loose = tmp_path / "step_000003"
     shutil.copytree(whole / "checkpoints" / "step_000003", loose)
     cases = {

@@ -171,7 +171,5 @@ def tiny_run(**changes: Any) -> RunConfig:
 
 
 if __name__ == "__main__":
-
-
     torch.set_num_threads(1)
     nl.launch(tiny_run(**json.loads(sys.argv[1])), strategy=sys.argv[2])

@@ -155,6 +155,34 @@ def test_saved_samples_reach_the_report(trained: Path, capsys: pytest.CaptureFix
     assert min(levels["val/code"], levels["val/prose"]) <= levels["val"]
 
 
+def test_a_model_without_text_is_refused(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nl.assembly import build_model
+    from nl.config.hydra import compose, run_config
+    from nl.dist.export import export
+
+    overrides = ["experiment=synthetic/sign_of_winner"]
+    model = build_model("pilot_smoke", overrides)
+    file = tmp_path / "logistic.safetensors"
+    export(model, run_config(compose("pilot_smoke", overrides)), file)
+    assert main(["generate", str(file)]) == 2
+    assert "--data" in capsys.readouterr().err
+    assert main(["generate", str(file), "--data", str(data)]) == 2
+    assert "no language model" in capsys.readouterr().err
+
+
+def test_cuda_is_refused_where_there_is_none(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(generated(trained, "--device", "cuda")) == 2
+    assert main(["eval", str(trained), "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.count("no CUDA device") == 2
+
+
 def test_save_needs_a_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +218,7 @@ def test_export_is_what_load_model_reads(
         (["export", "RUN", "no/such/place.safetensors"], "no such directory"),
         (["generate", "nowhere"], "nowhere"),
         (["generate", "RUN", "--top-p", "2"], "top_p: 2"),
+        (["generate", "RUN", "--data", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
     ],
 )
