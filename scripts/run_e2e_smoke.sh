@@ -39,14 +39,12 @@ PYTHON="$python" bash scripts/data/run_sample.sh data/stdlib
 rm -rf "$out"
 mkdir -p "$out"
 
-train() {
-  "$python" train.py --config-name pilot_smoke run.dir="$run" train.steps="$steps" \
-    train.validate_every=$((steps / 3)) checkpoint.every=$((steps / 6)) logging.every=5 \
-    schedule.warmup=$((steps / 10)) "$@"
-}
+train=("$python" train.py --config-name pilot_smoke run.dir="$run" train.steps="$steps"
+  train.validate_every=$((steps / 3)) checkpoint.every=$((steps / 6)) logging.every=5
+  schedule.warmup=$((steps / 10)))
 
 step "train hope_attention, killed without warning near step $kill_at"
-train &
+"${train[@]}" &
 trainer=$!
 while kill -0 "$trainer" 2>/dev/null; do
   reached=$("$python" -c "import json, pathlib; p = pathlib.Path('$run/status.json'); print(json.loads(p.read_text())['step'] if p.is_file() else 0)" 2>/dev/null || echo 0)
@@ -60,7 +58,7 @@ wait "$trainer" 2>/dev/null || true
 cp "$run/metrics.jsonl" "$out/metrics_before_the_kill.jsonl"
 
 step "resume from the newest checkpoint and finish"
-train resume=auto
+"${train[@]}" resume=auto
 
 step "compare the steps that ran twice, before the kill and after the resume: bit by bit"
 "$python" scripts/checks/loss_compare.py "$out/metrics_before_the_kill.jsonl" "$run" --assert-equal
