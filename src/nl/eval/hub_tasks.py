@@ -114,9 +114,8 @@ def offline_if_unreachable() -> bool:
     """Look once whether the hub answers; if not, work from its local cache without retrying.
 
     Returns:
-        Whether the hub's libraries are in offline mode now.
+        Whether the hub's library is in offline mode now.
     """
-    import datasets.config
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not getproxies():
@@ -126,7 +125,6 @@ def offline_if_unreachable() -> bool:
             socket.create_connection(address, timeout=CONNECT_SECONDS).close()
         except OSError:
             constants.HF_HUB_OFFLINE = True
-            datasets.config.HF_HUB_OFFLINE = True
     return bool(constants.HF_HUB_OFFLINE)
 
 
