@@ -22,14 +22,15 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def losses(run: Path) -> list[list[str]]:
     """Validation loss of the last step beside the unigram model, per split."""
     unigram = json.loads((run / "artifacts" / "baselines.json").read_text())["unigram"]
-    last = {row["split"]: row for row in rows_of(run / "metrics.jsonl") if row["split"] in unigram}
+    rows = [row for row in rows_of(run / "metrics.jsonl") if row["split"].startswith("val/")]
+    last = {row["split"]: row for row in rows if row["split"] in unigram}
     table = [["split", "step", "loss (nats/token)", "unigram model", "below it by"]]
     for split, row in last.items():
         gap = unigram[split] - row["loss"]
         numbers = [f"{row['loss']:.3f}", f"{unigram[split]:.3f}", f"{gap:.3f}"]
         table.append([split, str(row["step"]), *numbers])
-        if split == "val" and gap < CLEARLY:
-            raise SystemExit(f"failed: val loss {row['loss']:.3f}, unigram {unigram[split]:.3f}")
+        if gap < CLEARLY:
+            raise SystemExit(f"failed: {split} {row['loss']:.3f}, unigram {unigram[split]:.3f}")
     return table
 
 
