@@ -49,6 +49,6 @@ def with_error(value: object, stderr: object, digits: int = 4) -> str:
     if not math.isfinite(value) or not math.isfinite(stderr):
         return figure(value, digits)
     places = max(0, 1 - math.floor(math.log10(stderr)))
-    if places > 6:
+    if places > 6 or max(abs(value), stderr) >= 1e6:
         return f"{figure(value, digits)} +- {figure(stderr, 2)}"
     return f"{value:.{places}f} +- {stderr:.{places}f}"
