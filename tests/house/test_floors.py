@@ -47,7 +47,7 @@ PLACES: dict[str, dict[str, str]] = {
     "jinja2": {"report/": LAZY},
     "pandas": {},
     "sentencepiece": {"data/prep/": LAZY, "data/tokenizer.py": LAZY},
-    "datasets": {"data/prep/": LAZY, "eval/hub_tasks.py": LAZY},
+    "datasets": {"data/prep/": LAZY},
     "datatrove": {"data/prep/": LAZY},
     "zstandard": {"data/prep/": LAZY},
     "py3langid": {"data/prep/": LAZY},
