@@ -102,6 +102,10 @@ class TinyStreamConfig(StreamConfig):
     bad_rows: tuple[int, ...] = ()
     """Training batches whose loss is multiplied by ``bad_scale``."""
     bad_scale: str = "nan"
+    left_out: int = -1
+    """Training batch that the stream passes over."""
+    length: int = -1
+    """Training batches before the stream ends; -1: endless."""
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "val/a", "val/b")
@@ -120,8 +124,11 @@ class TinyStream:
         self.config, self.split, self.seed, self.part, self.index = config, split, seed, part, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        while self.split == "train" or self.index < 3:
+        last = 3 if self.split != "train" else self.config.length
+        while self.index != last:
             index, self.index = self.index, self.index + 1
+            if self.split == "train" and index == self.config.left_out:
+                continue
             if self.split == "train" and index == int(os.environ.get("TINY_CRASH_AT", "-1")):
                 os.kill(os.getpid(), getattr(signal, os.environ["TINY_CRASH_SIGNAL"]))
             yield self._batch(index)

@@ -203,7 +203,8 @@ def trainer_facts(folder: Path) -> dict[str, Any]:
         RunError: not a mapping, or of another step (a renamed or swapped directory).
     """
     facts = read_json(folder / "trainer.json")
-    if not isinstance(facts, dict) or facts.get("step") != step_of(folder):
+    step = step_of(folder)
+    if step is None or not isinstance(facts, dict) or facts.get("step") != step:
         raise RunError(f"{folder / 'trainer.json'}: not of {folder.name}; was it renamed?")
     return facts
 
