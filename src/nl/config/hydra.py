@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nl.config.registry import ConfigError, groups, table, unknown
 from nl.config.run import (
@@ -185,7 +185,7 @@ def plain(cfg: Any) -> dict[str, Any]:
 def explain(error: Exception) -> str:
     """Hydra's message on one or two lines, without its noise; unknown keys get a hint."""
     cause = error.__cause__ or error
-    if isinstance(cause, ConfigKeyError) and cause.parent_node is not None:
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node]
         parent = str(cause.full_key).rpartition(".")[0] or "config"
         return unknown(parent, str(cause.key), known)

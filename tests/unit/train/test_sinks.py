@@ -1,0 +1,169 @@
+"""Where rows go, and that nothing there stops training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import nl
+from nl.config import ConfigError
+from nl.config.run import LoggingConfig
+from nl.run import read_records
+from nl.train.sinks import ConsoleSink, check_logging
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_the_json_backend_is_a_copy_also_after_resuming(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    target = tmp_path / "deep" / f"log.{suffix}"
+    changes: dict[str, Any] = {
+        "run__dir": str(tmp_path / "r"),
+        "logging": {"enabled": True, "backend": "json", "path": str(target), "every": 1},
+        "train__steps": 9,
+    }
+    monkeypatch.setenv("TINY_CRASH_AT", "5")
+    monkeypatch.setenv("TINY_CRASH_SIGNAL", "SIGTERM")
+    with pytest.raises(SystemExit):
+        nl.launch(tiny.tiny_run(**changes))
+    monkeypatch.delenv("TINY_CRASH_AT")
+    nl.launch(tiny.tiny_run(resume="auto", **changes))
+    found = json.loads(target.read_text()) if suffix == "json" else read_records(target)
+    assert found == read_records(tmp_path / "r" / "metrics.jsonl")
+    assert [row["step"] for row in found if row["split"] == "train"] == list(range(1, 10))
+
+
+class FakeRun:
+    id = "abc123"
+
+    def __init__(self, fail: bool) -> None:
+        self.fail, self.rows = fail, []
+
+    def define_metric(self, *names: str, **options: str) -> None: ...
+    def finish(self) -> None: ...
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self.fail and row["step"] > 2:
+            raise RuntimeError("the server is on fire")
+        self.rows.append(row)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real package with a stand-in for ``init`` that records how it was called."""
+    import wandb
+
+    calls: list[dict[str, Any]] = []
+    made: list[FakeRun] = []
+
+    def init(**options: Any) -> FakeRun:
+        calls.append(options)
+        if wandb.fail == "init":
+            raise wandb.errors.CommError("no route")
+        made.append(FakeRun(wandb.fail == "log"))
+        return made[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "calls", calls, raising=False)
+    monkeypatch.setattr(wandb, "made", made, raising=False)
+    monkeypatch.setattr(wandb, "fail", "", raising=False)
+    return wandb
+
+
+def wandb_run(tiny: ModuleType, folder: Path, **changes: Any) -> Path:
+    base = {"run__dir": str(folder), "logging__enabled": True, "train__steps": 5}
+    return nl.launch(tiny.tiny_run(**(base | changes)))
+
+
+def test_wandb_gets_the_rows_and_its_run_goes_on(
+    tiny: ModuleType, tmp_path: Path, wandb: Any
+) -> None:
+    wandb_run(tiny, tmp_path / "r")
+    wandb_run(tiny, tmp_path / "r", train__steps=7, resume="auto")
+    assert [call["id"] for call in wandb.calls] == [None, "abc123"]
+    assert wandb.calls[0]["config"]["train"]["steps"] == 5
+    first, second = ([r["step"] for r in made.rows if "train/loss" in r] for made in wandb.made)
+    assert (first, second) == ([1, 2, 3, 4, 5], [6, 7])
+    assert any("val/a/loss" in row for row in wandb.made[0].rows)
+
+
+@pytest.mark.parametrize("fail", ["init", "log"])
+def test_wandb_failing_is_said_once_and_training_goes_on(
+    tiny: ModuleType, tmp_path: Path, wandb: Any, fail: str
+) -> None:
+    wandb.fail = fail
+    wandb_run(tiny, tmp_path / "r")
+    text = (tmp_path / "r" / "logs" / "rank_00.log").read_text()
+    assert text.count("W&B failed and is off for this run") == 1
+    assert len(read_records(tmp_path / "r" / "metrics.jsonl")) == 8
+    assert (tmp_path / "r" / "summary.json").is_file()
+
+
+def test_wandb_disabled_needs_no_account(tiny: ModuleType, tmp_path: Path) -> None:
+    wandb_run(tiny, tmp_path / "r")
+    assert (tmp_path / "r" / "summary.json").is_file()
+
+
+def test_nobody_logged_in_is_refused_before_anything_is_written(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(ConfigError, match=r"logging\.backend: wandb, but nobody is logged in"):
+        wandb_run(tiny, tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "netrc").write_text("machine api.wandb.test login user password secret\n")
+    check_logging(LoggingConfig(enabled=True))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    check_logging(LoggingConfig(enabled=True))
+
+
+def test_a_missing_wandb_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"wandb is not installed; pip install 'nl\[wandb\]'"):
+        check_logging(LoggingConfig(enabled=True))
+
+
+def row(step: int, split: str = "train") -> dict[str, Any]:
+    return {"step": step, "split": split, "loss": 2.0, "perf/tokens_per_s": 1234.5}
+
+
+def test_the_console_says_step_loss_rate_and_times(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("nl")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        sink = ConsoleSink(100, 0, interval=3600)
+        for step in (1, 2, 3, 100):
+            sink.write(row(step))
+        sink.write({"step": 100, "split": "val", "loss": float("nan")})
+        sink.close()
+    finally:
+        logger.removeHandler(caplog.handler)
+    first, *middle, last = [record.getMessage() for record in caplog.records]
+    assert first.startswith("step 1/100  train  loss 2.0000  1,23")
+    assert "elapsed" in first
+    assert "left" in first
+    assert len(middle) == 1
+    assert middle[0].startswith("step 100/100")
+    assert last == "step 100/100  val  loss non-finite"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    sink = ConsoleSink(10, 2)
+    sink.write(row(3))
+    sink.write(row(3, "val"))
+    sink.close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "3/10" in captured.err
