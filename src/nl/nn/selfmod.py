@@ -8,7 +8,7 @@ chunk start (norm = unit L2 norm):
     o = M_memory(q)
 
 The second layer of ``memory`` learns at rate r, its first layer and the other memories at learned
-shares of it: features and keys that move do not fit what was stored under the old ones. Every
+shares of it, small at first: what is stored was stored under the old features and keys. Every
 ``period`` tokens ``memory`` is written from the chunk's (k, v, r, alpha), every ``period_other``
 tokens the others are (``nl.ops.fast_mlp``). Source: the self-modifying Titans of Nested Learning
 (NeurIPS 2025) with the changes that ``docs/nested_core.md`` gives evidence for: unit-norm values

@@ -53,7 +53,7 @@ class SelfModConfig:
     rate: float = 0.5
     """Initial step size of memory's second layer, in (0, 1); learned from there."""
     rate_hidden: float = 0.01
-    """Initial step size of memory's first layer, in (0, rate); a faster one unlearns."""
+    """Initial step size of memory's first layer, in (0, rate); learned from there."""
     rate_other: float = 0.01
     """Initial step size of the other memories, in (0, rate)."""
     retain: float = 0.9
