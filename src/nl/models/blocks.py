@@ -69,7 +69,8 @@ class Block(nn.Module):
             return self.mixer(x_BTD, state, ctx)
         # A write that nothing will read is left out where the caller drops the State.
         period = min(self.mixer.period, self.mixer.period_other)
-        read_after_write = x_BTD.shape[1] > period - ctx.position % period
+        clock = ctx.position - state.frozen
+        read_after_write = x_BTD.shape[1] > period - clock % period
         write = ctx.write and (ctx.keep or read_after_write)
         return self.mixer(x_BTD, state, position=ctx.position, write=write)
 

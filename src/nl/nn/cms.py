@@ -35,7 +35,7 @@ class CMSConfig:
     """Tokens between writes of each level; every one a multiple of the smallest."""
     hidden: int | None = None
     """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
-    rate: float = 0.1
+    rate: float = 1.0
     """Initial inner learning rate of every level, relative to the size of its input (learned)."""
     retention: float = 0.9
     """Share of the fast weights that a write keeps; 1 never forgets."""
