@@ -22,7 +22,7 @@ unset PYTHONDONTWRITEBYTECODE
 if [[ "$short" == 1 ]]; then
   steps="${E2E_STEPS:-60}" phase=10 samples=4 documents=6 tokens=512
 else
-  steps="${E2E_STEPS:-300}" phase=40 samples=16 documents=24 tokens=1024
+  steps="${E2E_STEPS:-240}" phase=30 samples=16 documents=24 tokens=1024
 fi
 kill_at=$((steps / 2))
 run="$out/pilot_smoke" phases="$out/forgetting"
