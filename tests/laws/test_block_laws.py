@@ -250,10 +250,14 @@ def test_stable_over_a_long_stream(kind: str, fill: str, length: int, build: Bui
             x = tokens(2, 512, i) if fill == "random" else torch.full((2, 512), 3)
             out = model(x, state)
             # Attention keeps its whole past by design: forget it here, memories stay.
+            fresh = model.init_state(2).blocks
             blocks = tuple(
-                b._replace(mixer=model.blocks[j].init_state(2).mixer)
-                if hasattr(b.mixer, "keys")
-                else b
+                b._replace(
+                    mixers=tuple(
+                        f if hasattr(m, "keys") and not hasattr(m, "frozen") else m
+                        for m, f in zip(b.mixers, fresh[j].mixers, strict=True)
+                    )
+                )
                 for j, b in enumerate(out.state.blocks)
             )
             state = out.state._replace(blocks=blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @state_type
 class BlockState(NamedTuple):
-    """State of one block: of its sequence mixer and, where it has one, of its level chain."""
+    """State of one block: of each sequence mixer and, where it has one, of its level chain."""
 
-    mixer: Any
+    mixers: tuple[Any, ...]
     levels: Any = None
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then either x + mlp(norm(x)) or a chain of memory levels."""
+    """x + mixer(norm(x)) for each mixer, then x + mlp(norm(x)) or a chain of memory levels."""
 
-    def __init__(self, shape: LanguageShape, mixer: nn.Module, levels: bool) -> None:
+    def __init__(self, shape: LanguageShape, mixers: Sequence[nn.Module], levels: bool) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(shape.dim, eps=1e-6)
-        self.mixer = mixer
+        self.norms = nn.ModuleList(nn.RMSNorm(shape.dim, eps=1e-6) for _ in mixers)
+        self.mixers = nn.ModuleList(mixers)
         self.levels: ContinuumMemory | None = None
         if levels:
             self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)
@@ -45,9 +45,9 @@ class Block(nn.Module):
 
     def init_state(self, batch: int) -> BlockState:
         """Fresh memories for ``batch`` rows."""
-        mixer: Any = self.mixer
+        modules: list[Any] = list(self.mixers)
         levels = self.levels.init_state() if self.levels is not None else None
-        return BlockState(mixer.init_state(batch), levels)
+        return BlockState(tuple(mixer.init_state(batch) for mixer in modules), levels)
 
     def forward(
         self, x_BTD: Tensor, state: BlockState, ctx: ReadContext
@@ -57,22 +57,30 @@ class Block(nn.Module):
         Returns:
             (B, T, D), the new state, and the traces of label-driven levels (None without any).
         """
-        branch, mixer = self._mix(self.norm(x_BTD), state.mixer, ctx)
-        x_BTD = x_BTD + branch
+        moved = []
+        for norm, mixer, memory in zip(self.norms, self.mixers, state.mixers, strict=True):
+            branch, new = mix(mixer, norm(x_BTD), memory, ctx)
+            x_BTD = x_BTD + branch
+            moved.append(new)
         if self.levels is None:
-            return x_BTD + self.mlp(self.mlp_norm(x_BTD)), BlockState(mixer), None
+            return x_BTD + self.mlp(self.mlp_norm(x_BTD)), BlockState(tuple(moved)), None
         x_BTD, trace = self.levels(x_BTD, state.levels)
-        return x_BTD, BlockState(mixer, state.levels), trace
+        return x_BTD, BlockState(tuple(moved), state.levels), trace
 
-    def _mix(self, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[Tensor, Any]:
-        if not isinstance(self.mixer, SelfMod):
-            return self.mixer(x_BTD, state, ctx)
-        # A write that nothing will read is left out where the caller drops the State.
-        period = min(self.mixer.period, self.mixer.period_other)
-        clock = ctx.position - state.frozen
-        read_after_write = x_BTD.shape[1] > period - clock % period
-        write = ctx.write and (ctx.keep or read_after_write)
-        return self.mixer(x_BTD, state, position=ctx.position, write=write)
+
+def mix(mixer: nn.Module, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[Tensor, Any]:
+    """Run one sequence mixer: attention reads the context, a memory its clock.
+
+    A memory has ``shortest_period`` and a state that counts its ``frozen`` tokens. Its write is
+    left out where nothing will read it: the caller drops the State and the call ends first.
+    """
+    if isinstance(mixer, Attention):
+        return mixer(x_BTD, state, ctx)
+    memory: Any = mixer
+    period = memory.shortest_period
+    read_after_write = x_BTD.shape[1] > period - (ctx.position - state.frozen) % period
+    write = ctx.write and (ctx.keep or read_after_write)
+    return memory(x_BTD, state, position=ctx.position, write=write)
 
 
 def attention(shape: LanguageShape) -> nn.Module:
@@ -86,12 +94,12 @@ def self_modifying(shape: LanguageShape) -> nn.Module:
 
 
 class _Kind:
-    mixer: Callable[[LanguageShape], nn.Module]
+    mixers: tuple[Callable[[LanguageShape], nn.Module], ...]
     levels: bool
 
     def build(self, shape: LanguageShape) -> Block:
         """One block of this kind."""
-        return Block(shape, type(self).mixer(shape), self.levels)
+        return Block(shape, [mixer(shape) for mixer in self.mixers], self.levels)
 
 
 @register("block", "transformer")
@@ -99,7 +107,7 @@ class _Kind:
 class TransformerBlock(_Kind, BlockConfig):
     """Attention and SwiGLU: the baseline (Vaswani et al. 2017, Llama layout)."""
 
-    mixer = staticmethod(attention)
+    mixers = (attention,)
     levels = False
 
 
@@ -108,7 +116,7 @@ class TransformerBlock(_Kind, BlockConfig):
 class HopeAttentionBlock(_Kind, BlockConfig):
     """Attention and a continuum memory (Nested Learning, HOPE-Attention)."""
 
-    mixer = staticmethod(attention)
+    mixers = (attention,)
     levels = True
 
 
@@ -117,5 +125,5 @@ class HopeAttentionBlock(_Kind, BlockConfig):
 class HopeSelfModBlock(_Kind, BlockConfig):
     """Self-modifying memory and a continuum memory (Nested Learning, HOPE)."""
 
-    mixer = staticmethod(self_modifying)
+    mixers = (self_modifying,)
     levels = True

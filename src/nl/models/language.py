@@ -23,7 +23,7 @@ from nl.core.state import map_tensors, state_type
 from nl.models.blocks import Block
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
-from nl.nn.attention import AttentionConfig
+from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.selfmod import SelfModConfig
@@ -268,9 +268,7 @@ class LanguageModel(nn.Module):
     def flops_per_token(self, seq_len: int = 0) -> int:
         """Forward FLOPs: 2 per matrix parameter, 4 D per attended position (T / 2 on average)."""
         inside = [p.numel() for b in self.blocks for p in b.parameters() if p.dim() >= 2]
-        attended = sum(
-            isinstance(b.mixer, nn.Module) and hasattr(b.mixer, "qkv") for b in self._blocks()
-        )
+        attended = sum(isinstance(module, Attention) for module in self.modules())
         return (
             2 * (sum(inside) + self.head.weight.numel()) + 2 * attended * self.config.dim * seq_len
         )

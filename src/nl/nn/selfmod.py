@@ -158,6 +158,7 @@ class SelfMod(nn.Module):
         self.makers = 3 if c.adaptive_q else 2
         self.period = c.period
         self.period_other = c.period if c.period_other is None else c.period_other
+        self.shortest_period = min(self.period, self.period_other)
         self.conv = CausalConv(dim, c.conv) if c.conv else None
         self.project = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -273,7 +274,7 @@ class SelfMod(nn.Module):
     ) -> tuple[Tensor, SelfModState]:
         """Read (N, 4, K, T) chunk by chunk, writing where chunks end -> (N, K, T) and the state."""
         longer = max(self.period, self.period_other)
-        shorter = min(self.period, self.period_other)
+        shorter = self.shortest_period
         initial, added = self._initial(), _added(state)
         weights = _current(initial, added)
         waiting = _Chunk(state.keys, state.values, state.rate, state.log_decay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import nl.models.language  # noqa: F401 - registers the model
+import nl.assembly  # noqa: F401 - registers every part
 from nl.config import structure
 from nl.config.groups import ModelConfig
 from nl.config.hydra import compose
