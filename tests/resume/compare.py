@@ -24,8 +24,7 @@ def fingerprint(run: Path, step: int) -> dict[str, Any]:
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
     }
     trainer = json.loads((folder / "trainer.json").read_text())
-    for key in ("seconds", "observations"):
-        trainer.pop(key)
+    trainer.pop("seconds")
     summary = json.loads((run / "summary.json").read_text())
     summary.pop("seconds")
     return found | {"trainer": trainer, "summary": summary, "rows": rows(run)}

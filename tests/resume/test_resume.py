@@ -79,6 +79,22 @@ def test_resume_twice_and_from_an_older_checkpoint(
     assert resumes.count('"step": ') == 2
 
 
+def test_best_is_not_taken_from_a_future_that_was_set_aside(
+    tiny: ModuleType, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert (folder / "checkpoints" / "best").read_text() == "step_000020\n"
+    start = folder / "checkpoints" / "step_000007"
+    nl.launch(tiny.tiny_run(resume=str(start), checkpoint__every=8, train__steps=9))
+    best = [row for row in read_records(folder / "metrics.jsonl") if row["split"] == "val"]
+    assert [row["step"] for row in best] == [5, 9]
+    assert best[1]["loss"] < best[0]["loss"]
+    assert (folder / "checkpoints" / "best").read_text() == "step_000009\n"
+    nl.launch(tiny.tiny_run(resume=str(start), checkpoint__every=1, train__steps=8))
+    assert (folder / "checkpoints" / "best").read_text() != "step_000009\n"
+
+
 def test_a_finished_run_goes_on_with_more_steps(tiny: ModuleType, tmp_path: Path) -> None:
     short, long = tmp_path / "short", tmp_path / "long"
     changes: dict[str, Any] = {"schedule": {"kind": "constant"}, "train__validate_every": 2}

@@ -128,6 +128,20 @@ def pointed(run: Path, name: str) -> Path | None:
     return folder if step_of(folder) is not None and folder.is_dir() else None
 
 
+def repoint(run: Path, step: int, best: int | None) -> None:
+    """Let ``latest`` and ``best`` name the checkpoints of these steps, or nothing that is gone.
+
+    A run that goes back to an older checkpoint writes later ones anew under the same names.
+    """
+    for name, number in (("latest", step), ("best", best)):
+        pointer = run / "checkpoints" / name
+        folder = pointer.with_name(f"step_{number or 0:06d}")
+        if folder.is_dir():
+            write_atomic(pointer, folder.name + "\n")
+        else:
+            pointer.unlink(missing_ok=True)
+
+
 def retain(run: Path, keep: int) -> list[Path]:
     """Delete all but the newest ``keep`` checkpoints (0: keep all).
 

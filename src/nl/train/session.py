@@ -13,6 +13,7 @@ from nl.config.hydra import save_config
 from nl.config.run import RunConfig, config_hash
 from nl.core.logs import get_logger, setup_logging
 from nl.dist.base import Strategy
+from nl.dist.checkpoint import repoint
 from nl.run.directory import RunDir, failure
 from nl.run.files import writable_folder, write_atomic, write_json
 from nl.run.provenance import provenance
@@ -21,6 +22,7 @@ from nl.train.finish import finish
 from nl.train.hooks.stop import StopSignals, exit_code
 from nl.train.resume import Resume, abandon, find_resume
 from nl.train.sinks import close_sinks, open_sinks
+from nl.train.state import TrainState
 from nl.train.trainer import Parts, Trainer
 
 log = get_logger(__name__)
@@ -134,10 +136,12 @@ def _reopen(resume: Resume) -> RunDir:
     return run_dir
 
 
-def _rewind(run: RunConfig, run_dir: RunDir, step: int) -> None:
-    """Make the directory that of a run at ``step``: no later rows, checkpoints or summary."""
+def _rewind(run: RunConfig, run_dir: RunDir, state: TrainState) -> None:
+    """Make the directory that of a run in ``state``: no later rows, checkpoints or summary."""
+    step = state.step
     for name in abandon(run_dir, step):
         log.warning("a newer checkpoint was set aside as %s", name)
+    repoint(run_dir.path, step, state.best.step if state.best else None)
     for records in (run_dir.metrics, run_dir.evals):
         cut_records(records, step)
     run_dir.summary.unlink(missing_ok=True)
@@ -155,7 +159,7 @@ def _continue(trainer: Trainer, resume: Resume | None) -> None:
         trainer.state = trainer.saver.restore(resume.checkpoint)
         log.info("continuing at step %d", trainer.state.step)
     if resume is not None:
-        trainer.strategy.first(lambda: _rewind(trainer.run, trainer.run_dir, trainer.state.step))
+        trainer.strategy.first(lambda: _rewind(trainer.run, trainer.run_dir, trainer.state))
     if trainer.strategy.rank == 0:
         trainer.sinks, trainer.state.wandb_id = open_sinks(
             trainer.run,

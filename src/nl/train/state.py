@@ -26,8 +26,8 @@ class TrainState:
         skipped: steps left out for non-finite numbers.
         rollbacks: returns to a checkpoint for non-finite numbers.
         best: best validation so far.
-        validation: numbers of the last validation, ``<split>/loss``.
-        observations: numbers of the last logged step, for the controller.
+        validation: finite numbers of the last validation, ``<split>/loss``.
+        observations: finite numbers of the last logged step, for the controller.
         wandb_id: W&B run to continue.
         fast: the model State carried by the stream (saved as tensors, not in ``as_dict``).
     """

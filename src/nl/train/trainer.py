@@ -89,6 +89,7 @@ class Trainer:
             parts.validation, batches=train.validate_batches, carry=train.carry
         )
         self._bad_in_a_row = 0
+        self._stuck_before = 0
         self._unread = torch.zeros((), dtype=torch.int64, device=self.strategy.device)
 
     def fit(self, stop: StopSignals) -> int:
@@ -174,7 +175,8 @@ class Trainer:
         self.state.fast = step.fast
         self.state.step += 1
         self.state.tokens += int(step.weight)
-        self._bad_in_a_row = 0
+        if self.state.step >= self._stuck_before:  # a rollback repeats steps that were fine
+            self._bad_in_a_row = 0
         self.clock.stepped(int(step.weight))
         if self._measured(self.state.step):
             self._report(step, factor)
@@ -254,7 +256,7 @@ class Trainer:
     def _validate(self) -> bool:
         rows = self.validator.run(self.strategy)
         self._write(rows)
-        self.state.validation = {f"{row['split']}/loss": row["loss"] for row in rows}
+        self.state.validation = stable({f"{row['split']}/loss": row["loss"] for row in rows})
         self.clock.restart()
         return self.saver.improve(self.state)
 
@@ -269,6 +271,7 @@ class Trainer:
         self.strategy.skip()
         config = self.run.train.nonfinite
         self._bad_in_a_row += 1
+        self._stuck_before = max(self._stuck_before, self.state.step + 1)
         where = f"at step {self.state.step + 1}"
         if config.policy == "abort":
             raise self._ending(where)

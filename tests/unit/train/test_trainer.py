@@ -19,6 +19,7 @@ from nl.dist.serial import load_tensors
 from nl.dist.single import Single
 from nl.run import RunDir, read_records
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity
+from nl.train.hooks.validate import Validator
 from nl.train.trainer import NonFiniteError
 
 
@@ -136,6 +137,47 @@ def test_persistent_trouble_ends_the_run(tiny: ModuleType, tmp_path: Path, polic
     }
     with pytest.raises(NonFiniteError, match="3 times in a row"):
         nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), **changes))
+
+
+def test_rolling_back_for_ever_ends_the_run(tiny: ModuleType, tmp_path: Path) -> None:
+    changes = {
+        "train__nonfinite": {"policy": "rollback", "max_consecutive": 2},
+        "stream__bad_rows": list(range(5, 40, 2)),
+    }
+    with pytest.raises(NonFiniteError, match="3 times in a row"):
+        nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), **changes))
+
+
+def test_numbers_that_overflow_do_not_stop_saving(tiny: ModuleType, tmp_path: Path) -> None:
+    changes = {"stream__bad_rows": [3], "stream__bad_scale": "1e4", "train__validate_every": 0}
+    nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), **changes, checkpoint__keep=0))
+    row = rows(tmp_path / "r")[3]
+    assert row["loss"] > 1e3
+    assert row["ppl"] is None
+    folder = tmp_path / "r" / "checkpoints" / "step_000004"
+    observations = json.loads((folder / "trainer.json").read_text())["observations"]
+    assert observations["loss"] == row["loss"]
+    assert "ppl" not in observations
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Validator.run
+
+    def first_is_nan(self: Validator, strategy: Single) -> list[dict[str, Any]]:
+        found = real(self, strategy)
+        bad = not list((tmp_path / "r" / "checkpoints").glob("step_*"))
+        return [row | {"loss": float("nan")} for row in found] if bad else found
+
+    monkeypatch.setattr(Validator, "run", first_is_nan)
+    changes = {"train__validate_every": 2, "checkpoint__every": 3, "train__steps": 6}
+    nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), **changes))
+    losses = {row["step"]: row["loss"] for row in rows(tmp_path / "r", "val")}
+    assert losses[2] is None
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["best"]["step"] in (4, 6)
+    assert summary["best"]["value"] == min(losses[4], losses[6])
 
 
 def test_rollback_without_a_checkpoint_ends_the_run(tiny: ModuleType, tmp_path: Path) -> None:

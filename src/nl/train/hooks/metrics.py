@@ -102,5 +102,9 @@ def perplexity(loss: float) -> float:
 
 
 def stable(row: Mapping[str, float]) -> dict[str, float]:
-    """The part of a row that a repetition of the run gives bit by bit: no clock times."""
-    return {k: v for k, v in row.items() if not k.startswith("perf/") and k != "time"}
+    """The part of a row that a checkpoint keeps: finite, and no clock times, which never repeat."""
+    return {
+        k: v
+        for k, v in row.items()
+        if math.isfinite(v) and not k.startswith("perf/") and k != "time"
+    }
