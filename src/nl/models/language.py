@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nl.config import lookup, register, require
+from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import map_tensors, state_type
+from nl.core.state import map_tensors, state_type, tensors
 from nl.models.blocks import Block
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
@@ -67,6 +67,9 @@ class LanguageConfig(ModelConfig):
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; must be >= 1.")
+        hidden, base = self.mlp_hidden, self.rope_base
+        require(hidden is None or hidden >= 1, f"mlp_hidden: {hidden}; must be >= 1, or null.")
+        require(base >= 1, f"rope_base: {base}; must be >= 1.")
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
         for kind in self.kinds:
             lookup("block", kind, "block")
@@ -151,6 +154,8 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(built)
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.taught = any(b.levels is not None for b in built)
+        # Rates and targets of a write get no gradient in a call that reads nothing after it.
+        self.may_skip_parameters = self.taught
 
     def init_state(self, batch: int) -> LanguageState:
         """Fresh State for ``batch`` rows."""
@@ -288,8 +293,18 @@ class LanguageModel(nn.Module):
         self, inputs: Tensor, state: LanguageState | None, knobs: Knobs | None, write: bool
     ) -> LanguageState:
         """The State to read on from: the pending token, if any, has now got its label."""
+        require(
+            inputs.dim() == 2 and inputs.shape[1] >= 1,
+            f"inputs: shape {tuple(inputs.shape)}; must be (rows, tokens) with at least 1 token.",
+        )
         if state is None:
             return self.init_state(len(inputs))
+        rows = {len(tensor) for tensor in tensors(state)} or {len(inputs)}
+        require(
+            rows == {len(inputs)},
+            f"inputs: {len(inputs)} rows, but the State is of {min(rows)}; start from "
+            "init_state(rows) or choose rows of the State with nl.core.state.select_rows.",
+        )
         if state.pending is None:
             return state
         pending, state = state.pending, state._replace(pending=None)
@@ -303,7 +318,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, tuple[Any, ...], LanguageState]:
         """Read one tile: what the head reads (B, T, D), the traces per block, the new State."""
         length, config = inputs.shape[1], self.config
-        x = self._embed(inputs)
+        try:
+            x = self._embed(inputs)
+        except IndexError as error:  # on the CPU; a GPU stops the process by an assertion
+            found = f"{int(inputs.min())} to {int(inputs.max())}"
+            raise ConfigError(
+                f"inputs: token ids {found}; model.vocab_size is {config.vocab_size}: use the "
+                "tokenizer that the model was made for."
+            ) from error
         cos = sin = None
         if config.positions == "rope":
             half = config.dim // config.attention.heads

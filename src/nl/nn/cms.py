@@ -177,7 +177,7 @@ class ContinuumMemory(nn.Module):
     ) -> tuple[LevelState, ...]:
         end = start + signal_BTD.shape[1]
         first: Any = self.levels[0]
-        signal = signal_BTD.to(first.up.weight.dtype)
+        signal = signal_BTD.to(torch.promote_types(first.up.weight.dtype, torch.float32))
         wanted = [
             needed is None or -(-end // period) * period <= needed for period in self.config.periods
         ]
@@ -186,7 +186,7 @@ class ContinuumMemory(nn.Module):
             if not any(wanted[: i + 1]):
                 break
             level: Any = self.levels[i]
-            weights = level.weights(state[i])
+            weights = level.weights(state[i]).to(signal.dtype)
             x, z = (t.to(signal.dtype) for t in trace[i])
             hidden_signal = level_hidden_signal(z, signal, weights)
             if wanted[i]:

@@ -40,6 +40,10 @@ class LevelWeights(NamedTuple):
     rate_up: Tensor
     rate_down: Tensor
 
+    def to(self, dtype: torch.dtype) -> LevelWeights:
+        """The same weights in another dtype."""
+        return LevelWeights(*(None if t is None else t.to(dtype) for t in self))  # type: ignore[arg-type]
+
 
 def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     """Read a level.

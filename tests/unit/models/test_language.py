@@ -1,0 +1,104 @@
+"""What a language model refuses, keeps in fp32 and tells strategies about its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import nl
+from nl.assembly import build_objective
+from nl.config import ConfigError, structure
+from nl.config.groups import ModelConfig
+from nl.config.run import RunConfig
+from nl.core.batch import Batch
+from nl.core.state import tensors
+from nl.dist.base import Strategy
+from nl.dist.ddp import DDP
+from nl.dist.single import Single
+
+SIZES: dict[str, Any] = {
+    "kind": "language",
+    "vocab_size": 13,
+    "dim": 8,
+    "layers": 2,
+    "block": ["hope_selfmod", "hope_attention"],
+    "attention": {"heads": 2},
+    "cms": {"periods": [16, 32]},
+    "selfmod": {"head_size": 4, "hidden": 4, "period": 16},
+}
+
+
+def small(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    return structure(ModelConfig, SIZES | changes, "model").build()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("block", ["transformer", "hope_attention", "hope_selfmod"])
+def test_inputs_that_do_not_fit_are_refused(block: str) -> None:
+    model, x = small(block=block), torch.zeros(2, 20, dtype=torch.long)
+    state = model(x).state
+    with pytest.raises(ConfigError, match=r"inputs: shape \(2, 0\).*at least 1 token"):
+        model(x[:, :0], state)
+    with pytest.raises(ConfigError, match=r"inputs: shape \(20,\)"):
+        model(x[0])
+    for held in (state, model.init_state(2)):
+        with pytest.raises(ConfigError, match=r"inputs: 3 rows.* State is of 2.*select_rows"):
+            model(torch.zeros(3, 4, dtype=torch.long), held)
+    for bad in (13, -1):
+        x[1, 7] = bad
+        with pytest.raises(ConfigError, match=rf"token ids .*{bad}.*model\.vocab_size is 13"):
+            model(x)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.mlp_hidden=0", r"model\.mlp_hidden: 0; must be >= 1, or null"),
+        ("model.rope_base=0", r"model\.rope_base: 0\.0; must be >= 1"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        nl.build_model("pilot_smoke", [override])
+
+
+def test_memories_stay_in_fp32_under_bf16_parameters() -> None:
+    x = torch.randint(13, (2, 40))
+    plain, low = small(), small().bfloat16()
+    want, got = plain(x).state, low(x).state
+    for block, other in zip(want.blocks, got.blocks, strict=True):
+        for level, same in zip(tensors(block.levels), tensors(other.levels), strict=True):
+            assert same.dtype == torch.float32
+            assert (same - level).norm() < 0.1 * level.norm()
+
+
+@pytest.fixture
+def ranks() -> Iterator[list[Strategy]]:
+    """One process, alone and as a group of one."""
+    group = DDP.start("cpu")
+    yield [Single.start("cpu"), group]
+    group.close()
+
+
+@pytest.mark.filterwarnings("ignore:.broadcast_buffers")
+def test_ddp_takes_parameters_that_a_short_row_leaves_unused(ranks: list[Strategy]) -> None:
+    x = torch.randint(13, (2, 21))
+    data = {"name": "r", "model": SIZES, "stream": {"kind": "sign_of_winner"}}
+    data |= {"objective": {"kind": "next_token"}, "optim": {"kind": "adamw", "lr": 0.1}}
+    run = structure(RunConfig, data | {"schedule": {"kind": "constant"}})
+    for strategy in ranks:
+        strategy.setup(build_objective(run), run.optim.build, max_norm=1.0, precision="fp32")  # type: ignore[attr-defined]
+        for _ in range(3):
+            with strategy.microbatch(last=True):
+                out = strategy.forward(Batch(x[:, :-1], x[:, 1:], 40), None, None)
+                strategy.backward(out.loss / 40)
+            unused = [n for n, p in strategy.objective.named_parameters() if p.grad is None]
+            assert any("log_rate" in name for name in unused)
+            strategy.grad_norm()
+            strategy.step(1.0)
+    one, two = (strategy.objective.parameters() for strategy in ranks)
+    for p, q in zip(one, two, strict=True):
+        torch.testing.assert_close(p, q)
