@@ -80,19 +80,18 @@ def test_resume_twice_and_from_an_older_checkpoint(
 
 
 def test_best_is_not_taken_from_a_future_that_was_set_aside(
-    tiny: ModuleType, whole: Path, tmp_path: Path
+    tiny: ModuleType, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    assert (folder / "checkpoints" / "best").read_text() == "step_000020\n"
-    start = folder / "checkpoints" / "step_000007"
-    nl.launch(tiny.tiny_run(resume=str(start), checkpoint__every=8, train__steps=9))
-    best = [row for row in read_records(folder / "metrics.jsonl") if row["split"] == "val"]
-    assert [row["step"] for row in best] == [5, 9]
-    assert best[1]["loss"] < best[0]["loss"]
-    assert (folder / "checkpoints" / "best").read_text() == "step_000009\n"
-    nl.launch(tiny.tiny_run(resume=str(start), checkpoint__every=1, train__steps=8))
-    assert (folder / "checkpoints" / "best").read_text() != "step_000009\n"
+    kept = folder / "checkpoints"
+    assert (kept / "best").read_text() == "step_000020\n"
+    monkeypatch.setenv("TINY_CRASH_AT", "8")
+    monkeypatch.setenv("TINY_CRASH_SIGNAL", "SIGTERM")
+    with pytest.raises(SystemExit):
+        nl.launch(tiny.tiny_run(resume=str(kept / "step_000007"), checkpoint__keep=0))
+    assert (kept / "best").read_text() == "step_000005\n"
+    assert (kept / "latest").read_text() == "step_000009\n"
 
 
 def test_a_finished_run_goes_on_with_more_steps(tiny: ModuleType, tmp_path: Path) -> None:
