@@ -209,6 +209,8 @@ def build_model(name: str, overrides: Sequence[str] = ()) -> nn.Module:
     Raises:
         ConfigError: unknown name or key, or a value out of range.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: {overrides!r}; must be a list, [{overrides!r}].")
     run = run_config(compose(name, overrides))
     seed_everything(SeedBook(run.seed).seed("model"))
     config: Any = run

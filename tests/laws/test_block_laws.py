@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,33 @@ def test_split_invariant(kind: str, build: Build, float64: None, seed: int, writ
         assert state.position == 23
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_split_invariant_when_writing_is_switched(
+    kind: str, build: Build, float64: None, seed: int, labelled: bool
+) -> None:
+    model = build(kind, seed, selfmod={"period_other": (8, 2, None)[seed]})
+    x, labels = tokens(2, 41, seed), tokens(2, 41, seed + 1)
+    bounds = [0, 3, 6, 15, 16, 25, 33, 41]
+
+    def read(most: int) -> tuple[torch.Tensor, Any]:
+        state, out = None, []
+        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
+            for at in range(start, end, most):
+                part = slice(at, min(end, at + most))
+                targets = labels[:, part] if labelled else None
+                read = model(x[:, part], state, targets=targets, write=i % 2 == 0)
+                state = read.state
+                out.append(read.pred)
+        return torch.cat(out, 1), state
+
+    whole, state = read(41)
+    for most in (1, 2, 5):
+        pred, other = read(most)
+        assert (pred - whole).abs().max() < EXACT
+        assert largest_gap(other, state) < EXACT
+
+
 def test_split_invariant_in_single_precision(kind: str, build: Build) -> None:
     model, x = build(kind), tokens(3, 23)
     whole = model(x)
@@ -113,6 +141,17 @@ def test_row_independent(kind: str, build: Build, float64: None, seed: int) -> N
     other = model(changed)
     for row in (0, 2, 3):
         assert torch.equal(other.pred[row], together.pred[row])
+
+
+def test_a_row_without_labels_writes_nothing(build: Build, float64: None) -> None:
+    model, x, labels = build("hope_attention"), tokens(3, 40), tokens(3, 40, 1)
+    labels[1, :20] = -100
+    read, frozen = model(x, targets=labels), model(x, write=False)
+    assert (read.pred[1, :24] - frozen.pred[1, :24]).abs().max() < EXACT
+    assert (read.pred[1, 24:] - frozen.pred[1, 24:]).abs().max() > EXACT
+    alone = model(x[1:2], targets=labels[1:2])
+    assert (alone.pred[0] - read.pred[1]).abs().max() < EXACT
+    assert largest_gap(states.select_rows(read.state, [1]), alone.state) < EXACT
 
 
 def test_counted_writes_of_levels(build: Build, float64: None) -> None:

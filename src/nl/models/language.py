@@ -20,7 +20,7 @@ from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import map_tensors, state_type, tensors
-from nl.models.blocks import Block
+from nl.models.blocks import Block, attention, self_modifying
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
@@ -75,13 +75,18 @@ class LanguageConfig(ModelConfig):
             lookup("block", kind, "block")
         heads = self.attention.heads
         require(
-            self.dim % (2 * heads) == 0,
+            self.dim % (2 * heads) == 0 or not self._uses(attention),
             f"attention.heads: {heads}; 2 * heads must divide model.dim = {self.dim}.",
         )
         require(
-            self.dim % self.selfmod.head_size == 0 or "hope_selfmod" not in self.kinds,
+            self.dim % self.selfmod.head_size == 0 or not self._uses(self_modifying),
             f"selfmod.head_size: {self.selfmod.head_size}; must divide model.dim = {self.dim}.",
         )
+
+    def _uses(self, mixer: object) -> bool:
+        """Whether a block has this sequence mixer."""
+        kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
+        return any(mixer in kind.mixers for kind in kinds)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -155,7 +160,10 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.taught = any(b.levels is not None for b in built)
         # Rates and targets of a write get no gradient in a call that reads nothing after it.
-        self.may_skip_parameters = self.taught
+        self.may_skip_parameters = any(
+            b.levels is not None or not all(isinstance(m, Attention) for m in b.mixers)
+            for b in built
+        )
 
     def init_state(self, batch: int) -> LanguageState:
         """Fresh State for ``batch`` rows."""
@@ -184,6 +192,8 @@ class LanguageModel(nn.Module):
         logits = []
         state = self._resume(inputs, state, knobs, write)
         wait = targets is None
+        fits = targets is None or targets.shape == inputs.shape
+        require(fits, "targets: must have the shape of inputs; IGNORE (-100) where unknown.")
         labels = inputs[:, 1:] if targets is None else targets
         for tile in self._tiles(state.position, inputs.shape[1], write):
             start = state.position

@@ -55,8 +55,8 @@ class CMSConfig:
         )
         require(
             smallest >= SMALLEST_PERIOD or self.allow_short_periods,
-            f"periods: {smallest} is below {SMALLEST_PERIOD}; set cms.allow_short_periods=true "
-            "if you mean it.",
+            f"periods: {smallest} is below {SMALLEST_PERIOD}; set "
+            "model.cms.allow_short_periods=true if you mean it.",
         )
         require(self.hidden is None or self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
         require(self.rate > 0, f"rate: {self.rate}; must be > 0.")

@@ -53,10 +53,32 @@ def test_inputs_that_do_not_fit_are_refused(block: str) -> None:
             model(x)
 
 
+def test_targets_of_another_shape_are_refused() -> None:
+    x = torch.zeros(2, 20, dtype=torch.long)
+    with pytest.raises(ConfigError, match="targets: must have the shape of inputs"):
+        small()(x, targets=x[:, 1:])
+
+
+def test_heads_bind_only_blocks_that_have_them() -> None:
+    changes = {"dim": 6, "attention": {"heads": 4}, "selfmod": {"head_size": 3, "hidden": 3}}
+    assert small(block="hope_selfmod", **changes)(torch.zeros(1, 3, dtype=torch.long)).pred.numel()
+    for block in ("transformer", ["hope_selfmod", "hope_attention"]):
+        with pytest.raises(ConfigError, match=r"attention\.heads: 4; 2 \* heads must divide"):
+            small(block=block, **changes)
+    with pytest.raises(ConfigError, match=r"selfmod\.head_size: 3; must divide"):
+        small(block="hope_selfmod", **changes | {"dim": 8})
+
+
+def test_overrides_are_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"overrides: 'model\.dim=64'; must be a list"):
+        nl.build_model("pilot_smoke", "model.dim=64")
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
         ("model.mlp_hidden=0", r"model\.mlp_hidden: 0; must be >= 1, or null"),
+        ("model.cms.periods=[8]", r"set model\.cms\.allow_short_periods=true"),
         ("model.rope_base=0", r"model\.rope_base: 0\.0; must be >= 1"),
     ],
 )
