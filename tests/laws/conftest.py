@@ -38,6 +38,7 @@ def small(kind: str | list[str], seed: int = 0, **changes: Any) -> Any:
         "attention": {"heads": 2},
         "cms": {"periods": list(PERIODS), "hidden": 10, "rate": 0.3, "allow_short_periods": True},
         "selfmod": {"head_size": 6, "hidden": 6, "period": 4},
+        "gated_delta": {"heads": 2, "chunk": 8},
     }
     for key, value in changes.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value

@@ -25,11 +25,20 @@ class RowStream:
     An endless plan gives an endless stream. A finite one ends after its last row; its last
     batch is filled up with rows whose targets are not scored (``IGNORE``, or NaN for floats), so
     that all ranks see the same number of batches of the same shape. ``iter`` on a finite stream
-    that has ended starts over.
+    that has ended starts over. ``scored`` is the number of scored targets of a row where that is
+    less than all of them.
     """
 
     def __init__(
-        self, plan: Plan, fetch: Fetch, *, batch_size: int, rank: int, world: int, identity: str
+        self,
+        plan: Plan,
+        fetch: Fetch,
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        identity: str,
+        scored: int | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError(
@@ -40,6 +49,7 @@ class RowStream:
         self.fetch = fetch
         self.batch_size = batch_size
         self.identity = identity
+        self.scored = scored
         self.row = 0
         share = batch_size // world
         self._mine = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
@@ -62,7 +72,7 @@ class RowStream:
             scored = int((row + self._mine < total).sum())
             targets = targets.clone()
             targets[scored:] = float("nan") if targets.is_floating_point() else IGNORE
-        per_row = targets[:1].numel()
+        per_row = targets[:1].numel() if self.scored is None else self.scored
         tags = self.plan.tags(row) | {"row": row}
         return Batch(inputs, targets, weight=scored * per_row, tags=tags)
 

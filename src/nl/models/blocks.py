@@ -14,6 +14,7 @@ from nl.core.state import state_type
 from nl.nn.attention import Attention
 from nl.nn.cms import ContinuumMemory, LevelTrace
 from nl.nn.context import ReadContext
+from nl.nn.gated_delta import GatedDelta
 from nl.nn.mlp import SwiGLU
 from nl.nn.selfmod import SelfMod
 
@@ -72,13 +73,15 @@ def mix(mixer: nn.Module, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[
     """Run one sequence mixer: attention reads the context, a memory its clock.
 
     A memory has ``shortest_period`` and a state that counts its ``frozen`` tokens. Its write is
-    left out where nothing will read it: the caller drops the State and the call ends first.
+    left out where nothing will read it: the caller drops the State and the call ends first. The
+    period is 0 where every token reads its own write.
     """
     if isinstance(mixer, Attention):
         return mixer(x_BTD, state, ctx)
     memory: Any = mixer
     period = memory.shortest_period
-    read_after_write = x_BTD.shape[1] > period - (ctx.position - state.frozen) % period
+    clock = ctx.position - state.frozen
+    read_after_write = period == 0 or x_BTD.shape[1] > period - clock % period
     write = ctx.write and (ctx.keep or read_after_write)
     return memory(x_BTD, state, position=ctx.position, write=write)
 
@@ -91,6 +94,11 @@ def attention(shape: LanguageShape) -> nn.Module:
 def self_modifying(shape: LanguageShape) -> nn.Module:
     """Self-modifying memory (Nested Learning, section 8)."""
     return SelfMod(shape.selfmod, shape.dim)
+
+
+def gated_delta(shape: LanguageShape) -> nn.Module:
+    """Gated delta rule (arXiv 2412.06464)."""
+    return GatedDelta(shape.gated_delta, shape.dim, shape.residual_scale)
 
 
 class _Kind:
@@ -127,3 +135,12 @@ class HopeSelfModBlock(_Kind, BlockConfig):
 
     mixers = (self_modifying,)
     levels = True
+
+
+@register("block", "gated_delta")
+@dataclass(frozen=True)
+class GatedDeltaBlock(_Kind, BlockConfig):
+    """Gated delta rule and SwiGLU: the linear baseline (arXiv 2412.06464)."""
+
+    mixers = (gated_delta,)
+    levels = False

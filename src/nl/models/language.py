@@ -26,6 +26,7 @@ from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms import CMSConfig
 from nl.nn.context import ReadContext
+from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.ops.losses import linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
@@ -63,6 +64,8 @@ class LanguageConfig(ModelConfig):
     """Continuum memory, in blocks that have it."""
     selfmod: SelfModConfig = field(default_factory=SelfModConfig)
     """Self-modifying memory, in blocks that have it."""
+    gated_delta: GatedDeltaConfig = field(default_factory=GatedDeltaConfig)
+    """Gated delta rule, in blocks that have it."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers"):
@@ -81,6 +84,10 @@ class LanguageConfig(ModelConfig):
         require(
             self.dim % self.selfmod.head_size == 0 or not self._uses(self_modifying),
             f"selfmod.head_size: {self.selfmod.head_size}; must divide model.dim = {self.dim}.",
+        )
+        require(
+            self.dim % self.gated_delta.heads == 0 or "gated_delta" not in self.kinds,
+            f"gated_delta.heads: {self.gated_delta.heads}; must divide model.dim = {self.dim}.",
         )
 
     def _uses(self, mixer: object) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms import CMSConfig
+from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
 
 
@@ -35,3 +36,7 @@ class LanguageShape(Protocol):
     @property
     def selfmod(self) -> SelfModConfig:
         """Self-modifying memories."""
+
+    @property
+    def gated_delta(self) -> GatedDeltaConfig:
+        """Gated delta rules."""

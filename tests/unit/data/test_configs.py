@@ -15,6 +15,8 @@ from nl.data.shard_stream import ShardStreamConfig
     [
         ("synthetic/sign_of_winner", ("logistic_regression", "sign_of_winner", "classify")),
         ("groups/c5", ("quadratic_rnn", "group_composition", "regress")),
+        ("recall/pairs8", ("language", "recall", "next_token")),
+        ("recall/pairs16", ("language", "recall", "next_token")),
     ],
 )
 def test_experiments(experiment: str, kinds: tuple[str, str, str]) -> None:
