@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -71,6 +73,19 @@ def run_root(tmp_path: Path) -> Path:
 def repo() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny(repo: Path) -> ModuleType:
+    """``tests/resume/tiny.py``, loaded once: ``tiny.tiny_run(...)`` makes runs of milliseconds."""
+    source = repo / "tests" / "resume" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("nl_tiny", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nl_tiny"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.hookimpl(tryfirst=True)
