@@ -17,6 +17,7 @@ from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDelta
 from nl.nn.mlp import SwiGLU
 from nl.nn.selfmod import SelfMod
+from nl.nn.titan import TitanMemory
 
 if TYPE_CHECKING:
     from nl.models.shape import LanguageShape
@@ -101,6 +102,11 @@ def gated_delta(shape: LanguageShape) -> nn.Module:
     return GatedDelta(shape.gated_delta, shape.dim, shape.residual_scale)
 
 
+def titan_memory(shape: LanguageShape) -> nn.Module:
+    """Titans memory (arXiv 2501.00663, section 3)."""
+    return TitanMemory(shape.titan, shape.dim)
+
+
 class _Kind:
     mixers: tuple[Callable[[LanguageShape], nn.Module], ...]
     levels: bool
@@ -143,4 +149,22 @@ class GatedDeltaBlock(_Kind, BlockConfig):
     """Gated delta rule and SwiGLU: the linear baseline (arXiv 2412.06464)."""
 
     mixers = (gated_delta,)
+    levels = False
+
+
+@register("block", "hope_hybrid")
+@dataclass(frozen=True)
+class HopeHybridBlock(_Kind, BlockConfig):
+    """Attention, a Titans memory and a continuum memory."""
+
+    mixers = (attention, titan_memory)
+    levels = True
+
+
+@register("block", "titan_lmm")
+@dataclass(frozen=True)
+class TitanLMMBlock(_Kind, BlockConfig):
+    """Titans memory alone and SwiGLU (Titans, section 4.3, LMM)."""
+
+    mixers = (titan_memory,)
     levels = False

@@ -20,7 +20,7 @@ from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import map_tensors, state_type, tensors
-from nl.models.blocks import Block, attention, self_modifying
+from nl.models.blocks import Block, attention, self_modifying, titan_memory
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
@@ -28,6 +28,7 @@ from nl.nn.cms import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
+from nl.nn.titan_config import TitanConfig
 from nl.ops.losses import linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
 
@@ -66,6 +67,8 @@ class LanguageConfig(ModelConfig):
     """Self-modifying memory, in blocks that have it."""
     gated_delta: GatedDeltaConfig = field(default_factory=GatedDeltaConfig)
     """Gated delta rule, in blocks that have it."""
+    titan: TitanConfig = field(default_factory=TitanConfig)
+    """Titans memory, in blocks that have it."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers"):
@@ -88,6 +91,10 @@ class LanguageConfig(ModelConfig):
         require(
             self.dim % self.gated_delta.heads == 0 or "gated_delta" not in self.kinds,
             f"gated_delta.heads: {self.gated_delta.heads}; must divide model.dim = {self.dim}.",
+        )
+        require(
+            self.dim % self.titan.head_size == 0 or not self._uses(titan_memory),
+            f"titan.head_size: {self.titan.head_size}; must divide model.dim = {self.dim}.",
         )
 
     def _uses(self, mixer: object) -> bool:

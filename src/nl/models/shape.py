@@ -8,6 +8,7 @@ from nl.nn.attention import AttentionConfig
 from nl.nn.cms import CMSConfig
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
+from nl.nn.titan_config import TitanConfig
 
 
 class LanguageShape(Protocol):
@@ -40,3 +41,7 @@ class LanguageShape(Protocol):
     @property
     def gated_delta(self) -> GatedDeltaConfig:
         """Gated delta rules."""
+
+    @property
+    def titan(self) -> TitanConfig:
+        """Titans memories."""

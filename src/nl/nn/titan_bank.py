@@ -1,0 +1,178 @@
+"""The memories of one Titans layer: what they hold, what waits, when it is written. Floor 2.
+
+A bank turns its input into keys, values and gates, lets them wait until a chunk is complete and
+then writes the chunk (``nl.ops.titans``). What to ask the memories, and what to do with the
+answers, is up to the layer around it: everything is read at the state of the chunk start.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, pad, softplus
+
+from nl.config import require
+from nl.core.state import state_type
+from nl.nn.init import init_linear
+from nl.nn.titan_config import TitanConfig
+from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
+
+_UNIT_EPS = 1e-6
+_OUTPUT_SCALE = 0.3
+_GATE_SCALE = 0.3
+
+
+@state_type
+class TitanBankState(NamedTuple):
+    """What a bank carries from token to token; batch first, fp32.
+
+    Attributes:
+        added: per layer (B, H, out, in), what has been added to the initial memory.
+        surprise: per layer the momentum, of the same shapes; empty without momentum.
+        waiting: (B, H, 2 K + 3, P) keys, values, rate, log kept and log inertia of the
+            unfinished chunk; zero where empty. Without momentum the last is left out.
+        writes: how often the memories have been written.
+    """
+
+    added: tuple[Tensor, ...]
+    surprise: tuple[Tensor, ...]
+    waiting: Tensor
+    writes: int
+
+
+class OpenBank(NamedTuple):
+    """A bank while a call reads: rows and heads as one dimension N.
+
+    Attributes:
+        memory: weights in force, what has been added, momentum.
+        waiting: (N, 2 K + 3, c) the c tokens of the unfinished chunk.
+        writes: how often the memories have been written.
+    """
+
+    memory: TitansMemory
+    waiting: Tensor
+    writes: int
+
+
+def unit(x: Tensor) -> Tensor:
+    """Unit L2 norm over the features (..., K, C), at least fp32; smooth at zero."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.square().sum(-2, keepdim=True) + _UNIT_EPS)
+
+
+def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """(B, T, H K) -> (N, K, T): tokens last."""
+    B, T, _ = x_BTD.shape
+    return x_BTD.view(B, T, heads, -1).permute(0, 2, 3, 1).flatten(0, 1)
+
+
+def join_heads(x_NKT: Tensor, heads: int) -> Tensor:
+    """The inverse of ``split_heads``."""
+    return x_NKT.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+class TitanBank(nn.Module):
+    """H memories K -> K of any depth and all that writes them.
+
+    Args:
+        config: see ``TitanConfig``.
+        dim: width D of what is written, a multiple of ``config.head_size``.
+    """
+
+    def __init__(self, config: TitanConfig, dim: int) -> None:
+        super().__init__()
+        require(
+            dim % config.head_size == 0,
+            f"titan.head_size: {config.head_size}; must divide the width {dim}",
+        )
+        self.config = c = config
+        self.period = c.period
+        self.heads = H = dim // c.head_size
+        self.write = nn.Linear(dim, 2 * dim, bias=False)
+        self.gates = nn.Linear(dim, (3 if c.momentum else 2) * H)
+        init_linear(self.write)
+        init_linear(self.gates, scale=_GATE_SCALE)
+        lost = -math.log(c.retain) / c.period
+        starts = [math.log(c.rate / (1 - c.rate)), math.log(math.expm1(lost))]
+        starts += [math.log(c.inertia / (1 - c.inertia))] if c.momentum else []
+        with torch.no_grad():
+            self.gates.bias.copy_(torch.tensor(starts).repeat_interleave(H))
+        scales = [1.0] * (c.depth - 1) + [_OUTPUT_SCALE]
+        sides = zip(c.widths[1:], c.widths[:-1], scales, strict=True)
+        self.weights = nn.ParameterList(
+            scale * torch.randn(H, out, into) / math.sqrt(into) for out, into, scale in sides
+        )
+        self.share: nn.Parameter | None = None
+        if c.depth > 1:
+            share = c.rate_hidden / c.rate
+            self.share = nn.Parameter(torch.full((H, 1), math.log(share / (1 - share))))
+
+    def init_state(self, batch: int) -> TitanBankState:
+        """Nothing written yet."""
+        like = self.gates.weight
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        zeros = tuple(like.new_zeros(batch, *w.shape, dtype=dtype) for w in self.weights)
+        rows = 2 * self.config.head_size + (3 if self.config.momentum else 2)
+        waiting = like.new_zeros(batch, self.heads, rows, self.period, dtype=dtype)
+        return TitanBankState(zeros, zeros if self.config.momentum else (), waiting, 0)
+
+    def open(self, state: TitanBankState, clock: int) -> OpenBank:
+        """The bank after ``clock`` written tokens."""
+        added = tuple(d.flatten(0, 1) for d in state.added)
+        surprise = tuple(s.flatten(0, 1) for s in state.surprise)
+        waiting = state.waiting.flatten(0, 1)[..., : clock % self.period]
+        return OpenBank(TitansMemory(self._in_force(added), added, surprise), waiting, state.writes)
+
+    def close(self, bank: OpenBank) -> TitanBankState:
+        """The state to carry on with."""
+        added, surprise = (
+            tuple(t.unflatten(0, (-1, self.heads)) for t in side) for side in bank.memory[1:]
+        )
+        waiting = pad(bank.waiting, (0, self.period - bank.waiting.shape[-1]))
+        return TitanBankState(added, surprise, waiting.unflatten(0, (-1, self.heads)), bank.writes)
+
+    def read(self, bank: OpenBank, queries: Tensor) -> Tensor:
+        """Answers (N, K, c) to queries (N, K, c), which are brought to unit norm."""
+        return titans_read(bank.memory.weights, unit(queries))
+
+    def tokens(self, x_BTD: Tensor) -> Tensor:
+        """What has to wait of some tokens: (N, 2 K + 3, T), at least fp32."""
+        keys, values = (split_heads(part, self.heads) for part in self.write(x_BTD).chunk(2, -1))
+        gates = self.gates(x_BTD).unflatten(-1, (-1, self.heads)).permute(0, 3, 2, 1).flatten(0, 1)
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
+        made = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
+        made += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
+        return torch.cat(made, 1)
+
+    def absorb(self, bank: OpenBank, tokens: Tensor) -> OpenBank:
+        """Let tokens (N, 2 K + 3, c) wait; write if they complete the chunk."""
+        waiting = torch.cat([bank.waiting, tokens.to(bank.waiting.dtype)], dim=-1)
+        if waiting.shape[-1] < self.period:
+            return bank._replace(waiting=waiting)
+        with torch.autocast(waiting.device.type, enabled=False):
+            memory = self._written(bank.memory, waiting)
+        return OpenBank(memory, waiting[..., :0], bank.writes + 1)
+
+    def _written(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
+        K = self.config.head_size
+        keys, values, gates = waiting.split([K, K, waiting.shape[1] - 2 * K], dim=1)
+        inertia = gates[:, 2] if self.config.momentum else None
+        tokens = TitansTokens(keys, values, gates[:, 0], gates[:, 1], inertia)
+        share = None
+        if self.share is not None:
+            share = torch.sigmoid(self.share).repeat(len(keys) // self.heads, 1)
+        whole = self.config.retention == "zero"
+        start = memory._replace(added=memory.weights) if whole else memory
+        added, surprise = titans_write(start, tokens, share, self.config.step == "normalised")
+        if whole:
+            initial = zip(added, self.weights, strict=True)
+            added = tuple((d.unflatten(0, (-1, self.heads)) - w).flatten(0, 1) for d, w in initial)
+        return TitansMemory(self._in_force(added), added, surprise)
+
+    def _in_force(self, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Initial weights (H, ...) plus what has been added (N, ...)."""
+        pairs = zip(self.weights, added, strict=True)
+        return tuple((w + d.unflatten(0, (-1, self.heads))).flatten(0, 1) for w, d in pairs)
