@@ -113,14 +113,18 @@ def test_a_finished_run_is_left_alone(tiny: ModuleType, whole: Path) -> None:
     assert before == (whole.joinpath("meta.json").read_bytes(), before[1])
 
 
-def test_auto_finds_the_run_of_this_configuration(tiny: ModuleType, run_root: Path) -> None:
+def test_auto_finds_the_run_of_this_configuration(
+    tiny: ModuleType, run_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(**changes: Any) -> Path:
         base = {"run__root": str(run_root), "train__steps": 2, "resume": "auto"}
         return nl.launch(tiny.tiny_run(**(base | changes)))
 
     first, other = run(), run(optim={"kind": "adamw", "lr": 0.02})
     assert first != other
+    assert capsys.readouterr().err.count("no run of this configuration") == 2
     assert run() == first
+    assert f"resume=auto: continuing {first}" in capsys.readouterr().err
     assert run(resume="none") not in (first, other)
 
 

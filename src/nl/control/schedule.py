@@ -1,4 +1,4 @@
-"""The controller that opens and closes memory writing over training, by step count. Floor 6."""
+"""The controller that opens and closes label-driven writing by step count. Floor 6."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ScheduleController:
 @register("controller", "schedule")
 @dataclass(frozen=True, kw_only=True)
 class ScheduleControllerConfig(ControllerConfig):
-    """Linear warm-up of the write scale, a plateau, and optionally a linear way down to 0."""
+    """Label-driven writes: linear warm-up, a plateau, optionally a linear way down to 0."""
 
     write_scale: float = 1.0
     """The plateau."""

@@ -39,7 +39,7 @@ class StepOut(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """What a controller may set between steps. Tensors or numbers; None means as configured."""
+    """What a controller may set between steps; a model called without knobs takes the defaults."""
 
     lr_scale: float = 1.0
     """Multiplies the scheduled learning rate."""

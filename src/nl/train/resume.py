@@ -55,9 +55,17 @@ def find_resume(run: RunConfig) -> Resume | None:
 def _auto(run: RunConfig) -> Resume | None:
     if run.run.dir is not None:
         path = Path(run.run.dir)
-        return _newest(path, run) if RunDir.holds_run(path) else None
-    found = newest_run(Path(run.run.root) / run.name, config_hash(run))
-    return _newest(found.path, run) if found is not None else None
+        found = path if RunDir.holds_run(path) else None
+        log.info("resume=auto: %s", f"continuing {path}" if found else f"no run in {path} yet")
+    else:
+        root, code = Path(run.run.root) / run.name, config_hash(run)
+        newest = newest_run(root, code)
+        found = newest.path if newest is not None else None
+        what = (
+            f"continuing {found}" if found else f"no run of this configuration ({code}) in {root}"
+        )
+        log.info("resume=auto: %s", what)
+    return _newest(found, run) if found is not None else None
 
 
 def _named(run: RunConfig) -> Resume:

@@ -12,7 +12,7 @@ from nl.train.hooks.metrics import Totals, perplexity
 
 
 class Validator:
-    """Runs every validation split from its beginning, the same batches each time."""
+    """Runs every validation split from its beginning, the same batches, without knobs."""
 
     def __init__(self, streams: Mapping[str, Stream], *, batches: int, carry: bool) -> None:
         """Take the splits.
