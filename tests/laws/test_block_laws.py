@@ -102,6 +102,23 @@ def test_split_invariant_when_writing_is_switched(
         assert largest_gap(other, state) < EXACT
 
 
+@pytest.mark.parametrize("inner", ["momentum", "delta", "adam", "muon"])
+def test_split_invariant_with_every_inner_optimizer(
+    build: Build, float64: None, inner: str
+) -> None:
+    model, x = build("hope_attention", cms={"inner": {"kind": inner}}), tokens(3, 23)
+    whole = model(x)
+    for cuts in CUTS:
+        pred, state = read_in_pieces(model, x, cuts)
+        assert (pred - whole.pred).abs().max() < EXACT
+        assert largest_gap(state, whole.state) < 1e-7
+    labels = tokens(3, 23, 1)
+    kept, _ = model.nll(x, labels, keep=True)
+    dropped, _ = model.nll(x, labels, keep=False)
+    assert torch.equal(kept, dropped)
+    assert not torch.equal(whole.pred, build("hope_attention")(x).pred)
+
+
 def test_split_invariant_in_single_precision(kind: str, build: Build) -> None:
     model, x = build(kind), tokens(3, 23)
     whole = model(x)

@@ -23,6 +23,12 @@ class BlockConfig(Group):
     group: ClassVar[str] = "block"
 
 
+class InnerConfig(Group):
+    """Inner optimizer of a memory level, a field of the level's configuration."""
+
+    group: ClassVar[str] = "inner"
+
+
 class StreamConfig(Group):
     """Where batches come from. ``build(split, seed=, rank=, world=) -> Stream``."""
 

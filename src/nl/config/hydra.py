@@ -25,7 +25,7 @@ from nl.config.run import (
 from nl.config.structure import defaults_of, structure, unstructure
 
 # Groups whose kinds are selected by name inside another config, not as a Hydra option.
-NOT_PUBLISHED = {"block"}
+NOT_PUBLISHED = {"block", "inner"}
 
 
 def publish() -> None:

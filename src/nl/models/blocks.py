@@ -12,9 +12,10 @@ from nl.config import register
 from nl.config.groups import BlockConfig
 from nl.core.state import state_type
 from nl.nn.attention import Attention
-from nl.nn.cms import ContinuumMemory, LevelTrace
+from nl.nn.cms import ContinuumMemory
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDelta
+from nl.nn.level import LevelTrace
 from nl.nn.mlp import SwiGLU
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan import TitanMemory

@@ -7,22 +7,17 @@ the batch, decay with every write, and their size is bounded by ``clip / (1 - re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nl.config import require
-from nl.core.state import state_type
-from nl.nn.init import init_linear
-from nl.ops.level import (
-    LevelWeights,
-    level_gradients,
-    level_hidden_signal,
-    level_pull_back,
-    level_read,
-)
+from nl.config.groups import InnerConfig
+from nl.nn.inner import SGD
+from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule
+from nl.ops.level import level_pull_back, level_read
 
 SMALLEST_PERIOD = 16
 
@@ -41,6 +36,8 @@ class CMSConfig:
     """Share of the fast weights that a write keeps; 1 never forgets."""
     clip: float = 0.1
     """Largest norm of one write relative to the norm of the meta weights; 0 switches it off."""
+    inner: InnerConfig = field(default_factory=SGD)
+    """Inner optimizer of every level: sgd, momentum, delta, adam or muon."""
     allow_short_periods: bool = False
     """Allow periods below 16, which run an order of magnitude slower."""
 
@@ -64,55 +61,6 @@ class CMSConfig:
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
 
 
-@state_type
-class LevelState(NamedTuple):
-    """Memory of one level. A field is None while it would be zero.
-
-    Attributes:
-        fast_up (B, F, D), fast_down (B, D, F): decayed sums of past writes.
-        sum_up, sum_down: gradients of the unfinished period, same shapes.
-    """
-
-    fast_up: Tensor | None = None
-    fast_down: Tensor | None = None
-    sum_up: Tensor | None = None
-    sum_down: Tensor | None = None
-
-
-@state_type
-class LevelTrace(NamedTuple):
-    """What a write needs of a read: input (B, T, D) and pre-activation (B, T, F), detached."""
-
-    x: Tensor
-    z: Tensor
-
-
-class Level(nn.Module):
-    """One MLP of the chain with its inner learning rates."""
-
-    def __init__(self, dim: int, hidden: int, rate: float, residual_scale: float) -> None:
-        super().__init__()
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
-        init_linear(self.up)
-        init_linear(self.down, scale=residual_scale)
-        self.log_rate = nn.Parameter(torch.full((2,), rate).log())
-        # A write moves what the same input reads by rate * signal: divide by the input's norm^2.
-        self.scale_up, self.scale_down = 1.0 / dim, 1.0 / hidden
-
-    def weights(self, state: LevelState) -> LevelWeights:
-        """The weights in force for each row."""
-        rate_up, rate_down = self.log_rate.exp().unbind()
-        return LevelWeights(
-            self.up.weight,
-            self.down.weight,
-            state.fast_up,
-            state.fast_down,
-            rate_up * self.scale_up,
-            rate_down * self.scale_down,
-        )
-
-
 class ContinuumMemory(nn.Module):
     """The chain. ``forward`` reads; ``absorb`` takes the signal of read tokens and writes."""
 
@@ -121,7 +69,10 @@ class ContinuumMemory(nn.Module):
         self.config = config
         hidden = config.hidden or dim
         scale = residual_scale * len(config.periods) ** -0.5
-        self.levels = nn.ModuleList(Level(dim, hidden, config.rate, scale) for _ in config.periods)
+        write = WriteRule(config.inner, config.retention, config.clip)
+        self.levels = nn.ModuleList(
+            Level(dim, hidden, config.rate, scale, write) for _ in config.periods
+        )
 
     def init_state(self) -> tuple[LevelState, ...]:
         """Nothing written yet (the same for any batch size)."""
@@ -187,48 +138,12 @@ class ContinuumMemory(nn.Module):
                 break
             level: Any = self.levels[i]
             weights = level.weights(state[i]).to(signal.dtype)
-            x, z = (t.to(signal.dtype) for t in trace[i])
-            hidden_signal = level_hidden_signal(z, signal, weights)
+            tokens = LevelTokens.of(trace[i], signal, weights)
             if wanted[i]:
-                grads = level_gradients(x, z, signal, hidden_signal)
                 closes = end % self.config.periods[i] == 0
-                new[i] = self._accumulate(level, state[i], grads, closes)
-            signal = level_pull_back(x, signal, hidden_signal, weights)
+                new[i] = level.absorb(state[i], tokens, weights, closes)
+            signal = level_pull_back(tokens.x, signal, tokens.hidden_signal, weights)
         return tuple(new)
-
-    def _accumulate(
-        self, level: Level, memory: LevelState, grads: tuple[Tensor, Tensor], closes: bool
-    ) -> LevelState:
-        sums = [
-            g if s is None else s + g
-            for s, g in zip((memory.sum_up, memory.sum_down), grads, strict=True)
-        ]
-        if not closes:
-            return LevelState(memory.fast_up, memory.fast_down, *sums)
-        rates = level.weights(memory)
-        active = (sums[0].abs().amax((1, 2)) + sums[1].abs().amax((1, 2)) > 0)[:, None, None]
-        fast_up = self._write(memory.fast_up, sums[0], level.up.weight, rates.rate_up, active)
-        fast_down = self._write(
-            memory.fast_down, sums[1], level.down.weight, rates.rate_down, active
-        )
-        return LevelState(fast_up, fast_down)
-
-    def _write(
-        self, fast: Tensor | None, grad: Tensor, meta: Tensor, rate: Tensor, active: Tensor
-    ) -> Tensor:
-        """fast <- retention * fast + clip(grad); rows without any signal stay as they are."""
-        if self.config.clip:
-            norm = grad.flatten(1).norm(dim=1) * rate
-            limit = self.config.clip * meta.norm()
-            grad = (
-                grad
-                * (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)[
-                    :, None, None
-                ]
-            )
-        if fast is None:
-            return grad
-        return torch.where(active, self.config.retention * fast + grad, fast)
 
 
 def write_count(period: int, start: int, end: int) -> int:

@@ -1,0 +1,158 @@
+"""Inner optimizers: what a memory level does with the gradient of one period. Floor 2.
+
+A level adds ``-rate * fast`` to its meta weights; a write moves ``fast`` by the step that an inner
+optimizer makes of the summed gradient. Rows of the batch never see each other. ``sgd`` and
+``momentum`` are proportional to the signal, ``adam`` and ``muon`` are not: their step has a size of
+its own. ``delta`` works token by token (Nested Learning, Eq. 57) inside the level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nl.config import register, require
+from nl.config.groups import InnerConfig
+
+Slots = tuple[Tensor, ...]
+
+# Quintic Newton-Schulz iteration, coefficients of Jordan et al. 2024 (Muon).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+class Inner(InnerConfig):
+    """Interface: ``step`` turns a gradient (B, P, N) into a step of the same shape."""
+
+    per_token: ClassVar[bool] = False
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        """One write.
+
+        Args:
+            grad: (B, P, N) gradient summed over the period.
+            slots: what the last write left, None before the first.
+            meta: (P, N) meta weights.
+            scale: the fixed part of the rate: weights in force are meta - rate * scale * fast.
+
+        Returns:
+            The step that ``fast`` takes, and the new slots.
+        """
+        raise TypeError("an inner optimizer defines step")
+
+
+@register("inner", "sgd")
+@dataclass(frozen=True, kw_only=True)
+class SGD(Inner):
+    """The gradient itself."""
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        return grad, ()
+
+
+@register("inner", "delta")
+@dataclass(frozen=True, kw_only=True)
+class Delta(SGD):
+    """W <- W (I - r x x^T) - r g x^T per token, unit x, r = rate / (1 + rate): contractive."""
+
+    per_token: ClassVar[bool] = True
+
+
+@register("inner", "momentum")
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Inner):
+    """m <- beta m + g."""
+
+    beta: float = 0.9
+    """Share of the momentum that a write keeps."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta < 1, f"beta: {self.beta}; must be in [0, 1).")
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        m = grad if slots is None else self.beta * slots[0] + grad
+        return m, (m,)
+
+
+@register("inner", "adam")
+@dataclass(frozen=True, kw_only=True)
+class Adam(Inner):
+    """Adam per row (Kingma and Ba 2015), bias-corrected; a step has the size ``size``."""
+
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.99
+    """Decay of the second moment."""
+    eps: float = 1e-12
+    """Added to the root of the second moment; signals are small."""
+    size: float = 0.02
+    """Change of the weights by one write at rate 1, relative to their root mean square."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name}: {value}; must be in [0, 1).")
+        for name in ("eps", "size"):
+            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)}; must be > 0.")
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        if slots is None:
+            slots = (
+                torch.zeros_like(grad),
+                torch.zeros_like(grad),
+                grad.new_zeros(len(grad), 1, 1),
+            )
+        m = self.beta1 * slots[0] + (1 - self.beta1) * grad
+        v = self.beta2 * slots[1] + (1 - self.beta2) * grad.square()
+        count = slots[2] + 1
+        first, second = m / (1 - self.beta1**count), v / (1 - self.beta2**count)
+        unit = first / (second.sqrt() + self.eps)
+        return unit * (self.size * meta.square().mean().sqrt() / scale), (m, v, count)
+
+
+@register("inner", "muon")
+@dataclass(frozen=True, kw_only=True)
+class Muon(Inner):
+    """Orthogonalised momentum (Jordan et al. 2024), per row; a step has the size ``size``."""
+
+    beta: float = 0.9
+    """Share of the momentum that a write keeps."""
+    iterations: int = 5
+    """Newton-Schulz iterations."""
+    size: float = 0.02
+    """Norm of the change by one write at rate 1, relative to the norm of the weights."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta < 1, f"beta: {self.beta}; must be in [0, 1).")
+        require(self.iterations >= 1, f"iterations: {self.iterations}; must be >= 1.")
+        require(self.size > 0, f"size: {self.size}; must be > 0.")
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        m = grad if slots is None else self.beta * slots[0] + grad
+        unit = newton_schulz(m, self.iterations)
+        rank = min(m.shape[-2:])
+        return unit * (self.size * meta.norm() / (rank**0.5 * scale)), (m,)
+
+
+def newton_schulz(x: Tensor, iterations: int) -> Tensor:
+    """Push the singular values of (B, P, N) matrices toward 1; a zero matrix stays zero."""
+    a, b, c = QUINTIC
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x

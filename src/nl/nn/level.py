@@ -1,0 +1,176 @@
+"""One memory level: meta weights, learned inner rates, the write that ends a period. Floor 2."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nl.config.groups import InnerConfig
+from nl.core.state import state_type
+from nl.nn.init import init_linear
+from nl.ops.delta_rule import delta_chunk
+from nl.ops.level import LevelWeights, level_gradients, level_hidden_signal, rms_normalize
+
+
+@state_type
+class LevelState(NamedTuple):
+    """Memory of one level. A field is None while it would be zero.
+
+    Attributes:
+        fast_up (B, F, D), fast_down (B, D, F): decayed sums of past writes.
+        sum_up, sum_down: what the unfinished period has gathered, same shapes: summed gradients,
+            or, for the delta rule, the fast weights after the tokens read so far.
+        slots_up, slots_down: what the inner optimizer keeps between writes.
+    """
+
+    fast_up: Tensor | None = None
+    fast_down: Tensor | None = None
+    sum_up: Tensor | None = None
+    sum_down: Tensor | None = None
+    slots_up: tuple[Tensor, ...] | None = None
+    slots_down: tuple[Tensor, ...] | None = None
+
+
+@state_type
+class LevelTrace(NamedTuple):
+    """What a write needs of a read: input (B, T, D) and pre-activation (B, T, F), detached."""
+
+    x: Tensor
+    z: Tensor
+
+
+class LevelTokens(NamedTuple):
+    """Read tokens whose signal is known: x, signal (B, T, D); z, hidden_signal (B, T, F)."""
+
+    x: Tensor
+    z: Tensor
+    signal: Tensor
+    hidden_signal: Tensor
+
+    @classmethod
+    def of(cls, trace: LevelTrace, signal: Tensor, weights: LevelWeights) -> LevelTokens:
+        """The tokens of a trace with the signal at both layers."""
+        x, z = trace.x.to(signal.dtype), trace.z.to(signal.dtype)
+        return cls(x, z, signal, level_hidden_signal(z, signal, weights))
+
+
+class WriteRule(NamedTuple):
+    """How a level writes: fast <- retention * fast + clip(inner optimizer(gradient))."""
+
+    inner: InnerConfig
+    retention: float
+    clip: float
+
+
+class Level(nn.Module):
+    """One MLP of a chain with its inner learning rates."""
+
+    def __init__(
+        self, dim: int, hidden: int, rate: float, residual_scale: float, rule: WriteRule
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+        init_linear(self.up)
+        init_linear(self.down, scale=residual_scale)
+        self.log_rate = nn.Parameter(torch.full((2,), rate).log())
+        # A write moves what the same input reads by rate * signal: divide by the input's norm^2.
+        self.scale_up, self.scale_down = 1.0 / dim, 1.0 / hidden
+        self.rule = rule
+
+    def weights(self, state: LevelState) -> LevelWeights:
+        """The weights in force for each row."""
+        rate_up, rate_down = self.log_rate.exp().unbind()
+        return LevelWeights(
+            self.up.weight,
+            self.down.weight,
+            state.fast_up,
+            state.fast_down,
+            rate_up * self.scale_up,
+            rate_down * self.scale_down,
+        )
+
+    def absorb(
+        self, memory: LevelState, tokens: LevelTokens, w: LevelWeights, closes: bool
+    ) -> LevelState:
+        """Gather what the tokens say; write if they close the period.
+
+        Args:
+            memory: the level's state.
+            tokens: tokens of this period only.
+            w: the weights they were read with, in the dtype of the memory.
+            closes: whether the last of them is the last of the period.
+        """
+        inner: Any = self.rule.inner
+        up = _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up)
+        down = _Side(memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down)
+        sums: tuple[Tensor, ...]
+        if inner.per_token:
+            n, a = rms_normalize(tokens.x), F.silu(tokens.z)
+            sums = (
+                _delta_tokens(memory.sum_up, up, n, tokens.hidden_signal),
+                _delta_tokens(memory.sum_down, down, a, tokens.signal),
+            )
+        else:
+            grads = level_gradients(*tokens)
+            pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
+            sums = tuple(g if s is None else s + g for s, g in pairs)
+        if not closes:
+            return memory._replace(sum_up=sums[0], sum_down=sums[1])
+        if inner.per_token:
+            fast = (memory.fast_up, memory.fast_down)
+            sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
+        active = (sums[0].abs().amax((1, 2)) + sums[1].abs().amax((1, 2)) > 0)[:, None, None]
+        fast_up, slots_up = self._write(sums[0], up, active)
+        fast_down, slots_down = self._write(sums[1], down, active)
+        return LevelState(fast_up, fast_down, None, None, slots_up, slots_down)
+
+    def _write(
+        self, grad: Tensor, side: _Side, active: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """fast <- retention * fast + clip(step); rows without any signal stay as they are."""
+        inner: Any = self.rule.inner
+        step, slots = inner.step(grad, side.slots, side.meta, side.scale)
+        if slots:
+            step = torch.where(active, step, 0.0)
+        if self.rule.clip:
+            norm = step.flatten(1).norm(dim=1) * side.rate
+            limit = self.rule.clip * side.meta.norm()
+            shrink = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+            step = step * shrink[:, None, None]
+        if side.fast is not None:
+            step = torch.where(active, self.rule.retention * side.fast + step, side.fast)
+        old = side.slots or tuple(torch.zeros_like(s) for s in slots)
+        kept = tuple(torch.where(active, n, o) for n, o in zip(slots, old, strict=True))
+        return step, kept or None
+
+
+class _Side(NamedTuple):
+    """One of the two layers of a level, as a write sees it."""
+
+    fast: Tensor | None
+    slots: tuple[Tensor, ...] | None
+    meta: Tensor
+    rate: Tensor
+    scale: float
+
+
+def _delta_tokens(pending: Tensor | None, side: _Side, x_BTN: Tensor, g_BTP: Tensor) -> Tensor:
+    """Fast weights (B, P, N) after tokens with inputs x and gradients g; silent tokens skip.
+
+    With unit inputs x and the rate r = rate / (1 + rate) (Nested Learning, Eq. 57), what is added
+    to the meta weights, -rate * fast, moves by (I - r x x^T) and - r g x^T / |x|.
+    """
+    start = side.fast if pending is None else pending
+    if start is None:
+        start = side.meta.new_zeros(len(x_BTN), *side.meta.shape)
+    size = x_BTN.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x_BTN.dtype).tiny)
+    heard = g_BTP.abs().amax(-1, keepdim=True) > 0
+    keys = torch.where(heard, x_BTN / size, 0.0)
+    rate = side.rate / side.scale
+    rates = (rate / (1 + rate)).expand(x_BTN.shape[:2])
+    grads = -g_BTP / (size * side.rate)
+    return delta_chunk(start, keys, grads, torch.zeros_like(rates), rates)

@@ -1,0 +1,168 @@
+"""Inner optimizers of memory levels against loops written from their formulas, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nl.config import ConfigError, structure, table
+from nl.config.groups import InnerConfig
+from nl.nn.cms import CMSConfig, ContinuumMemory
+from nl.nn.inner import newton_schulz
+
+DOUBLE = {"dtype": torch.float64}
+EPS = 1e-6
+PERIOD, WIDTH, HIDDEN = 3, 5, 4
+
+
+def memory_with(kind: str, **changes: Any) -> ContinuumMemory:
+    torch.manual_seed(0)
+    data = {"periods": [PERIOD], "hidden": HIDDEN, "allow_short_periods": True, "clip": 0.0}
+    config = structure(CMSConfig, {**data, "retention": 0.8, "inner": {"kind": kind}, **changes})
+    memory = ContinuumMemory(config, WIDTH, 1.0).double()
+    with torch.no_grad():
+        memory.levels[0].log_rate.copy_(torch.tensor([0.4, 0.7], **DOUBLE).log())  # type: ignore[union-attr,operator]
+    return memory
+
+
+def run(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> Any:
+    state = memory.init_state()
+    for start in range(0, x.shape[1], PERIOD):
+        part = slice(start, start + PERIOD)
+        _, trace = memory(x[:, part], state)
+        state = memory.absorb(state, trace, signal[:, part], start=start)
+    return state[0]
+
+
+def token_gradients(up: torch.Tensor, down: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> Any:
+    """dU, dV and both layers' inputs for one token, by autograd."""
+    up, down = up.detach().requires_grad_(), down.detach().requires_grad_()
+    n = x / (x.square().mean() + EPS).sqrt()
+    a = F.silu(up @ n)
+    grads = torch.autograd.grad(((x + down @ a) * d).sum(), (up, down))
+    return *grads, n, a.detach()
+
+
+def naive_step(
+    kind: str, g: torch.Tensor, memo: dict[str, Any], meta: torch.Tensor, scale: float
+) -> torch.Tensor:
+    if kind == "sgd":
+        return g
+    if kind == "momentum":
+        memo["m"] = 0.9 * memo.get("m", 0.0) + g
+        return memo["m"]
+    if kind == "adam":
+        t = memo["t"] = memo.get("t", 0) + 1
+        memo["m"] = 0.9 * memo.get("m", 0.0) + 0.1 * g
+        memo["v"] = 0.99 * memo.get("v", 0.0) + 0.01 * g * g
+        unit = memo["m"] / (1 - 0.9**t) / ((memo["v"] / (1 - 0.99**t)).sqrt() + 1e-12)
+        return unit * 0.02 * meta.square().mean().sqrt() / scale
+    memo["m"] = 0.9 * memo.get("m", 0.0) + g
+    unit = newton_schulz(memo["m"][None], 5)[0]
+    return unit * 0.02 * meta.norm() / min(meta.shape) ** 0.5 / scale
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "muon"])
+def test_level_equals_a_loop_over_tokens(kind: str) -> None:
+    memory = memory_with(kind)
+    level: Any = memory.levels[0]
+    x, d = torch.randn(2, 11, WIDTH, **DOUBLE), torch.randn(2, 11, WIDTH, **DOUBLE) * 0.1
+    d[0, 3:6] = 0  # a whole period without signal: nothing of that row may move
+    state = run(memory, x, d)
+    scales, rates = (1 / WIDTH, 1 / HIDDEN), (0.4 / WIDTH, 0.7 / HIDDEN)
+    meta = (level.up.weight.detach(), level.down.weight.detach())
+    for row in range(2):
+        fast: list[Any] = [None, None]
+        memos: list[dict[str, Any]] = [{}, {}]
+        for start in range(0, 9, PERIOD):
+            now = [m if f is None else m - r * f for m, f, r in zip(meta, fast, rates, strict=True)]
+            sums = [torch.zeros_like(m) for m in meta]
+            for t in range(start, start + PERIOD):
+                for total, g in zip(
+                    sums, token_gradients(*now, x[row, t], d[row, t])[:2], strict=True
+                ):
+                    total += g
+            if not any(s.any() for s in sums):
+                continue
+            for i in range(2):
+                step = naive_step(kind, sums[i], memos[i], meta[i], scales[i])
+                fast[i] = step if fast[i] is None else 0.8 * fast[i] + step
+        assert (state.fast_up[row] - fast[0]).abs().max() < 1e-10 * fast[0].abs().max()
+        assert (state.fast_down[row] - fast[1]).abs().max() < 1e-10 * fast[1].abs().max()
+
+
+def test_delta_equals_a_loop_over_tokens() -> None:
+    memory = memory_with("delta", retention=1.0)
+    level: Any = memory.levels[0]
+    x, d = torch.randn(1, 9, WIDTH, **DOUBLE), torch.randn(1, 9, WIDTH, **DOUBLE)
+    d[0, 4] = 0
+    state = run(memory, x, d)
+    meta = (level.up.weight.detach(), level.down.weight.detach())
+    added = [torch.zeros_like(m) for m in meta]
+    for start in range(0, 9, PERIOD):
+        now = [m + a for m, a in zip(meta, added, strict=True)]
+        for t in range(start, start + PERIOD):
+            if not d[0, t].any():
+                continue
+            grad_up, grad_down, n, a = token_gradients(*now, x[0, t], d[0, t])
+            for i, (g, inp, rate) in enumerate(((grad_up, n, 0.4), (grad_down, a, 0.7))):
+                r, size = rate / (1 + rate), inp.norm()
+                unit = inp / size
+                rank_one = g @ unit / size  # g = e inp^T, so g @ unit = e |inp|
+                push = torch.outer(rank_one / size, unit)
+                added[i] = added[i] - r * torch.outer(added[i] @ unit, unit) - r * push
+    for fast, rate, expected in (
+        (state.fast_up, 0.4 / WIDTH, added[0]),
+        (state.fast_down, 0.7 / HIDDEN, added[1]),
+    ):
+        assert (-rate * fast[0] - expected).abs().max() < 1e-10
+
+
+def test_delta_is_contractive_where_sgd_is_not() -> None:
+    x = torch.randn(1, 1, WIDTH, **DOUBLE).expand(1, 300, WIDTH)
+    sizes = {}
+    for kind in ("sgd", "delta"):
+        memory = memory_with(kind, retention=1.0)
+        state = run(memory, x, torch.ones(1, 300, WIDTH, **DOUBLE))
+        sizes[kind] = float(state.fast_down.norm())
+    assert sizes["delta"] < 0.05 * sizes["sgd"]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "delta"])
+def test_proportional_kinds_scale_with_a_small_signal(kind: str) -> None:
+    memory = memory_with(kind)
+    x, d = torch.randn(1, 6, WIDTH, **DOUBLE), 1e-6 * torch.randn(1, 6, WIDTH, **DOUBLE)
+    one, two = run(memory, x, d).fast_down, run(memory, x, 2 * d).fast_down
+    assert torch.allclose(two, 2 * one, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (3, 9), (9, 3)])
+def test_newton_schulz_levels_singular_values(shape: tuple[int, int]) -> None:
+    x = torch.randn(4, *shape, **DOUBLE)
+    values = torch.linalg.svdvals(newton_schulz(x, 8))
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+    assert not newton_schulz(torch.zeros(1, *shape, **DOUBLE), 5).any()
+
+
+def test_every_kind_is_under_test() -> None:
+    assert set(table("inner")) == {"sgd", "momentum", "delta", "adam", "muon"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"kind": "adm"}, "Did you mean 'adam'?"),
+        ({"kind": "momentum", "beta": 1.0}, "inner.beta: 1.0; must be in [0, 1)"),
+        ({"kind": "adam", "size": 0.0}, "inner.size: 0.0; must be > 0"),
+        ({"kind": "adam", "beta2": -1.0}, "inner.beta2"),
+        ({"kind": "muon", "iterations": 0}, "inner.iterations: 0; must be >= 1"),
+    ],
+)
+def test_bad_values_are_refused(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        structure(InnerConfig, data, "inner")
+    assert words in str(error.value)
