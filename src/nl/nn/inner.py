@@ -27,6 +27,7 @@ class Inner(InnerConfig):
     """Interface: ``step`` turns a gradient (B, P, N) into a step of the same shape."""
 
     per_token: ClassVar[bool] = False
+    """Whether the rule acts on every token instead of the period's sum."""
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -62,6 +63,7 @@ class Delta(SGD):
     """W <- W (I - r x x^T) - r g x^T per token, unit x, r = rate / (1 + rate): contractive."""
 
     per_token: ClassVar[bool] = True
+    """The level applies the rule itself, token by token."""
 
 
 @register("inner", "momentum")
