@@ -46,7 +46,7 @@ def measured(run: Path) -> list[list[str]]:
     for (suite, task, metric), modes in cells.items():
         shown = [show(modes.get(mode)) for mode in ("off", "context")]
         one = next(iter(modes.values()))
-        chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
+        chance = "" if one["chance"] is None else f"{one['chance']:.4g}"
         table.append([suite, task, metric, str(one["n"]), *shown, chance])
     return table
 
@@ -55,8 +55,8 @@ def show(row: dict[str, Any] | None) -> str:
     """Value and standard error."""
     if row is None:
         return "-"
-    error = "" if row["stderr"] is None else f" +-{row['stderr']:.3f}"
-    return f"{row['value']:.3f}{error}"
+    error = "" if row["stderr"] is None else f" +- {row['stderr']:.2g}"
+    return f"{row['value']:.4g}{error}"
 
 
 def aligned(table: list[list[str]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nl.config import ConfigError
+from nl.core.logs import setup_logging
 from nl.run.files import RunError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
+    setup_logging()
     try:
         return int(options.handler(options))
     except (ConfigError, RunError) as error:
@@ -222,8 +224,10 @@ def add_bench(commands: Commands) -> None:
 
     def run(options: argparse.Namespace) -> int:
         from nl.bench import BenchConfig, as_table, bench
+        from nl.cli_measure import check_device
 
         names = {field.name for field in dataclasses.fields(BenchConfig)}
+        check_device(options.device)
         chosen: dict[str, Any] = {
             key: value for key, value in vars(options).items() if key in names and value is not None
         }
@@ -239,16 +243,18 @@ def add_bench(commands: Commands) -> None:
         run,
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--blocks", nargs="+", help="block kinds beside the transformer")
-    for name, text in (
-        ("dim", "width"),
-        ("layers", "blocks of the model"),
-        ("heads", "attention heads"),
-        ("seq-len", "tokens per row"),
-        ("batch-size", "rows"),
-        ("vocab-size", "token ids"),
-        ("rounds", "measured turns per block"),
-        ("threads", "CPU threads"),
+    parser.add_argument(
+        "--blocks", nargs="+", default=[], help="block kinds beside the transformer; none: all"
+    )
+    for name, default, text in (
+        ("dim", 256, "width"),
+        ("layers", 2, "blocks of the model"),
+        ("heads", 4, "attention heads"),
+        ("seq-len", 256, "tokens per row"),
+        ("batch-size", 4, "rows"),
+        ("vocab-size", 1024, "token ids"),
+        ("rounds", 7, "measured turns per block"),
+        ("threads", 1, "CPU threads"),
     ):
-        parser.add_argument(f"--{name}", type=int, help=text)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run")
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")

@@ -115,7 +115,7 @@ def walk(
     name, rest = parts[0], parts[1:]
     here = f"{path}.{name}" if path else name
     if name not in fields:
-        wrong.append(unknown(path or "help", name, [*fields, *([] if path else groups())]))
+        wrong.append(unknown(path or "help", name, {*fields, *(() if path else groups())}))
         return
     if not rest:
         kind = getattr(cls, "kind", "")

@@ -19,7 +19,7 @@ from nl.config.registry import unknown
 from nl.config.run import RunConfig
 from nl.run.directory import RunDir
 from nl.run.discover import run_of
-from nl.run.files import read_json, write_atomic, write_json
+from nl.run.files import read_json, writable_folder, write_atomic, write_json
 from nl.run.records import line, read_records
 
 EXPORTED = re.compile(r"step_(\d{6,})\.safetensors")
@@ -56,6 +56,7 @@ def evaluate(options: argparse.Namespace) -> int:
     chosen = choose_evaluators(run, options.suite, options.set)
     home, step = owner(path), step_at(path)
     output = Path(options.output) if options.output else default_output(path, home)
+    writable_folder(output, "--output")
     context = evaluation_context(
         data_of(run, options.data),
         output,
@@ -132,6 +133,7 @@ def generate(options: argparse.Namespace) -> int:
 
     path = Path(options.path)
     check_device(options.device)
+    samples = samples_file(path) if options.save else None
     run, model = load_run(path)
     tokenizer = data_tokenizer(data_of(run, options.data))
     check_vocabulary(tokenizer, run)
@@ -156,8 +158,10 @@ def generate(options: argparse.Namespace) -> int:
             sys.stdout.flush()
             text = grown
     sys.stdout.write("\n")
-    if options.save:
-        save_sample(path, {"prompt": options.prompt, "text": text, **settings_of(options)})
+    if samples is not None:
+        sample = {"prompt": options.prompt, "text": text, **settings_of(options)}
+        samples.parent.mkdir(exist_ok=True)
+        write_atomic(samples, "".join(line(row) for row in [*read_records(samples), sample]))
     return 0
 
 
@@ -189,18 +193,20 @@ def stream_tokens(model: Any, prompt: list[int], sampling: Any, *, write: bool) 
         yield token
 
 
-def save_sample(path: Path, sample: dict[str, Any]) -> None:
-    """Append a generated text to the run's ``artifacts/samples.jsonl``.
+def samples_file(path: Path) -> Path:
+    """``artifacts/samples.jsonl`` of the run that ``path`` belongs to, checked to be writable.
 
     Raises:
         ConfigError: ``path`` belongs to no run directory.
+        RunError: no permission to write there.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: does not exist; give a run, a checkpoint or an exported file.")
     home = owner(path)
     if home is None:
         raise ConfigError(f"--save: {path} belongs to no run directory; leave --save out.")
-    file = home / "artifacts" / "samples.jsonl"
-    file.parent.mkdir(exist_ok=True)
-    write_atomic(file, "".join(line(row) for row in [*read_records(file), sample]))
+    writable_folder(home / "artifacts", "--save")
+    return home / "artifacts" / "samples.jsonl"
 
 
 def export_model(options: argparse.Namespace) -> int:
@@ -213,11 +219,12 @@ def export_model(options: argparse.Namespace) -> int:
         raise ConfigError(f"{target}: exists already; choose another name or add --force.")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: no such directory; create it first.")
+    writable_folder(target.parent, "export")
     run, model = load_run(options.path)
     try:
         export(model, run, target)
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror}).") from error
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in model.parameters())
     print(f"{target}: {count:,} parameters, {target.stat().st_size:,} bytes")
     return 0

@@ -104,3 +104,22 @@ def make_manifest() -> Callable[[Path], None]:
 def test_bad_bench_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--dim", "0"]) == 2
     assert "dim: 0" in capsys.readouterr().err
+
+
+def test_bench_shows_the_defaults_it_uses() -> None:
+    from nl.bench import BenchConfig
+
+    shown = vars(build_parser().parse_args(["bench"]))
+    assert {name: shown[name] for name in vars(BenchConfig())} | {"blocks": ()} == vars(
+        BenchConfig()
+    )
+
+
+def test_bench_on_a_missing_device_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err

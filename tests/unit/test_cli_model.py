@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -192,6 +193,31 @@ def test_save_needs_a_run(
     assert "belongs to no run" in capsys.readouterr().err
 
 
+def test_an_unwritable_place_is_refused_before_the_work(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    place = str(tmp_path / "file" / "x")
+    assert main(["eval", str(trained), "--output", place]) == 2
+    found = capsys.readouterr()
+    assert "--output" in found.err
+    assert "is not a directory" in found.err
+    assert "evaluate" not in found.err
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "artifacts", ignore_errors=True)
+    (run / "artifacts").write_text("")
+    assert main(generated(run, "--save")) == 2
+    found = capsys.readouterr()
+    assert "--save" in found.err
+    assert found.out == ""
+
+
+def test_eval_says_what_it_does(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(trained), "--suite", "perplexity", "--set", *FEW]) == 0
+    assert "evaluate perplexity" in capsys.readouterr().err
+
+
 def test_export_is_what_load_model_reads(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,3 +296,9 @@ def test_help_names_the_nearest_topic(
 ) -> None:
     assert main(["help", topic]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_help_names_every_topic_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "modle"]) == 2
+    known = capsys.readouterr().err.partition("Known: ")[2].strip(" .\n").split(", ")
+    assert sorted(set(known)) == known

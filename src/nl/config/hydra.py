@@ -183,7 +183,11 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message on one or two lines, without its noise; unknown keys get a hint."""
+    """Hydra's message on one or two lines, without its noise; unknown names get a hint."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _not_found(error.missing_cfg_file)
     cause = error.__cause__ or error
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node]
@@ -194,6 +198,20 @@ def explain(error: Exception) -> str:
         s for s in lines if not re.match(r"(full_key|object_type|reference_type|Set the env)", s)
     ]
     return " ".join(keep[:3])
+
+
+def _not_found(wanted: str) -> str:
+    """A complaint about a config or option that neither ``configs`` nor a registry has."""
+    group, _, name = wanted.removesuffix(".yaml").rpartition("/")
+    root = config_dir()
+    known = {p.relative_to(root / group).as_posix()[:-5] for p in (root / group).glob("*.yaml")}
+    if group in groups():
+        known |= set(table(group))
+    if group.partition("/")[0] == "experiment":
+        group, name = "experiment", wanted.removesuffix(".yaml").partition("/")[2]
+        folder = root / group
+        known = {p.relative_to(folder).as_posix()[:-5] for p in folder.rglob("*.yaml")}
+    return unknown(group or "--config-name", name, known)
 
 
 def run_config(data: dict[str, Any]) -> RunConfig:

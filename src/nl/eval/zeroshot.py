@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,7 @@ class Zeroshot:
         Raises:
             ConfigError: no task could be run.
         """
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # the meter below is ours
         harness_folder()
         samples = context.capped(self.config.samples)
         rows: list[EvalRow] = []
@@ -149,7 +152,7 @@ def run_task(
     def gold(request: Any, requests: Sequence[Any]) -> Any:
         return right_request(task, request, requests)
 
-    with redirect_stdout(sys.stderr):
+    with own_progress_only():
         result = simple_evaluate(
             model=harness_model(Answers(model, context, mode, gold)),
             tasks=[task],
@@ -165,6 +168,23 @@ def run_task(
     logged = result["samples"][name]
     save_samples(context.output / f"samples_{name}_{mode}.jsonl", logged)
     return task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
+
+
+@contextmanager
+def own_progress_only() -> Iterator[None]:
+    """Keep lm_eval's bars and prints off the terminal: our meter shows the work."""
+    from lm_eval.api import task
+
+    places = (task, import_module("tqdm"))
+    before = [place.tqdm for place in places]
+    try:
+        for place, bar in zip(places, before, strict=True):
+            place.tqdm = partial(bar, disable=True)
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        for place, bar in zip(places, before, strict=True):
+            place.tqdm = bar
 
 
 def right_request(task: Any, request: Any, requests: Sequence[Any]) -> Any:
@@ -190,6 +210,9 @@ def task_rows(
     if "perplexity" in logged[0]:  # a sample's entry is the log-probability of its answer
         mean, error = mean_and_stderr([-float(sample["perplexity"]) for sample in logged])
         result = result | {"answer_nats,none": mean, "answer_nats_stderr,none": error}
+        # first order in the error of the mean: exponentials of resampled means are all outliers
+        wide = None if error is None else float(result["perplexity,none"]) * error
+        result |= {"perplexity_stderr,none": wide}
     for key, value in result.items():
         metric, _, kind = key.partition(",")
         if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):

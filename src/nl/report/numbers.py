@@ -18,7 +18,9 @@ def figure(value: object, digits: int = 4) -> str:
         return str(value)
     if isinstance(value, int) or value == int(value):
         return str(int(value)) if abs(value) < 1e6 else f"{value:.{digits}g}"
-    return f"{value:#.{digits}g}" if 1e-3 <= abs(value) < 1e6 else f"{value:.{digits - 1}g}"
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}g}"
+    return f"{value:#.{digits}g}".removesuffix(".")
 
 
 def count(value: object) -> str:

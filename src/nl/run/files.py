@@ -89,8 +89,11 @@ def writable_folder(path: Path, name: str) -> None:
         RunError: naming ``name`` (the dotted key), the path and what stands in the way.
     """
     folder = path.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+    except OSError as error:  # a name that no file system takes
+        raise RunError(f"{name}: {path}; {error.strerror}. Choose another place.") from error
     if not folder.is_dir():
         raise RunError(f"{name}: {path}; {folder} is not a directory. Choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -66,10 +66,15 @@ class JsonSink:
     """
 
     def __init__(self, path: Path, metrics: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._metrics = path, metrics
         self._writer: RecordWriter | None = None
-        self.rewind(0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.rewind(0)
+        except OSError as error:
+            raise ConfigError(
+                f"logging.path: {path} cannot be written ({error.strerror}); choose another place."
+            ) from error
 
     def rewind(self, step: int) -> None:
         """Copy metrics.jsonl, which has been rewound already."""

@@ -80,7 +80,15 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "unknown key": (("train.stps=3",), "train: unknown 'stps'. Did you mean 'steps'?"),
         "unknown key, forced": (("+train.stps=3",), "train: unknown 'stps'. Did you mean"),
         "unknown group": (("modle=hope_smoke",), "modle"),
-        "unknown kind": (("model=hope_smok",), "hope_smok"),
+        "unknown kind": (
+            ("model=hope_smok",),
+            "model: unknown 'hope_smok'. Did you mean 'hope_smoke'? Known: hope_mid",
+        ),
+        "unknown schedule": (("schedule=cosin",), "Known: constant, cosine, linear, wsd."),
+        "unknown experiment": (
+            ("experiment=synthetic/sign",),
+            "experiment: unknown 'synthetic/sign'. Did you mean 'synthetic/sign_of_winner'?",
+        ),
         "mistyped value": (("train.steps=many",), "train.steps: expected int, got 'many'"),
         "out of range": (("train.steps=0",), "train.steps: 0; must be >= 1"),
         "two at once": (("train.steps=0", "optim.lr=-1"), "optim.lr: -1.0; must be > 0"),
@@ -88,7 +96,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "bool for int": (("train.grad_accum=true",), "train.grad_accum: expected int"),
         "bad name": (("name='../x'",), "name: '../x'; letters, digits"),
         "missing data": (("stream.path=/nowhere/x",), "/nowhere/x/manifest.json: no such file"),
-        "no such config": (("--config-name", "pilto"), "pilto"),
+        "no such config": (("--config-name", "pilto"), "unknown 'pilto'. Did you mean 'pilot'?"),
         "cuda without cuda": ((sign, "train.device=cuda"), "train.device: cuda, but torch sees no"),
         "place below a file": ((sign, f"run.root={tmp_path}/file/x"), "run.root: "),
         "run.dir below a file": ((sign, f"run.dir={tmp_path}/file/x"), "run.dir: "),
@@ -101,6 +109,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
             ),
             "logging.path: ",
         ),
+        "name too long": ((sign, f"run.root={tmp_path}/{'x' * 300}/y"), "run.root: "),
         "log without ending": (
             (sign, "logging.enabled=true", "logging.backend=json", "logging.path=log.txt"),
             "logging.path: 'log.txt'; the json backend needs",

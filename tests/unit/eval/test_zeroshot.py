@@ -69,6 +69,19 @@ def test_cloze_with_a_solver_and_a_uniform_model(fakes: ModuleType, told: EvalCo
     assert len(samples.splitlines()) == 24
 
 
+def test_error_of_a_perplexity_follows_from_that_of_its_logarithm(
+    fakes: ModuleType, told: EvalContext, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = ZeroshotConfig(samples=8, words=20, memorize=("off",))
+    rows = by_key(config.build()(fakes.RecurrentModel(), told))
+    nats, wide = (rows["cloze_prose", metric, "off"] for metric in ("answer_nats", "perplexity"))
+    assert wide.value == pytest.approx(math.exp(nats.value))
+    assert wide.stderr == pytest.approx(wide.value * nats.stderr)
+    printed = "".join(capfd.readouterr())
+    assert "it/s" not in printed
+    assert "bootstrapping" not in printed
+
+
 def test_scores_do_not_depend_on_the_batch(fakes: ModuleType, told: EvalContext) -> None:
     model = fakes.RecurrentModel()
     config = ZeroshotConfig(samples=4, words=20, candidates=3)

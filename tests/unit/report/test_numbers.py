@@ -16,6 +16,7 @@ from nl.report.numbers import count, duration, figure, with_error
         (3.14159, "3.142"),
         (0.5, "0.5000"),
         (2.0, "2"),
+        (4095.9999, "4096"),
         (12, "12"),
         (1e-5, "1e-05"),
         (2.5e7, "2.5e+07"),

@@ -48,6 +48,8 @@ def test_a_place_below_a_file_is_refused_and_nothing_is_written(tmp_path: Path) 
         RunDir.create(file / "run")
     with pytest.raises(RunError, match=r"logging\.path: "):
         writable_folder(file / "x", "logging.path")
+    with pytest.raises(RunError, match=r"run\.root: .*Choose another place"):
+        writable_folder(tmp_path / ("x" * 300) / "runs", "run.root")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

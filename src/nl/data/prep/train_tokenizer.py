@@ -73,7 +73,7 @@ def train_tokenizer(
     inputs = {name: text.sha256 for name, text in files.items()}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
     if model.is_file() and log.is_file():
-        old = json.loads(log.read_text())
+        old = earlier(log)
         same = all(old.get(key) == value for key, value in record.items())
         if same and old.get("sha256") == sha256_file(model):
             return old, False
@@ -93,6 +93,15 @@ def train_tokenizer(
     }
     write_json(log, record)
     return record, True
+
+
+def earlier(log: Path) -> dict[str, Any]:
+    """The record of an earlier training; empty if the file is torn or something else."""
+    try:
+        old = json.loads(log.read_bytes())
+    except ValueError:
+        return {}
+    return old if isinstance(old, dict) else {}
 
 
 def sample(paths: Iterable[Path], limit: int) -> Iterator[str]:

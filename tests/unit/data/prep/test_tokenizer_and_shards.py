@@ -46,6 +46,8 @@ def test_train_then_shard_then_nothing_to_do(corpus: Path, tmp_path: Path) -> No
     assert train_tokenizer(corpus, tmp_path, OPTIONS) == (record, False)
     again, _ = train_tokenizer(corpus, tmp_path / "again", OPTIONS)
     assert again["sha256"] == record["sha256"], "the same inputs give the same model"
+    (tmp_path / "again" / "tokenizer_log.json").write_text('{"options"')
+    assert train_tokenizer(corpus, tmp_path / "again", OPTIONS)[1], "a torn record is none"
 
     manifest, written = shard_corpus(corpus, str(model), tmp_path / "data", shard_tokens=9000)
     assert written
