@@ -26,6 +26,8 @@ from nl.dist.export import load_export
 from nl.dist.single import Single
 from nl.eval.context import EvalContext
 from nl.eval.suite import run_suite
+from nl.optim.policy import apply_policy
+from nl.optim.roles import parameter_roles
 from nl.run.directory import RunDir, RunError
 from nl.run.discover import is_checkpoint, newest_valid
 from nl.train.session import train
@@ -126,9 +128,11 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         for split in validation_splits(run)
     }
     objective = build_objective(run)
+    roles = parameter_roles(objective)
+    apply_policy(objective, config.optim.policy, roles)
     strategy.setup(
         objective,
-        config.optim.build,
+        partial(config.optim.build, roles=roles),
         max_norm=run.train.max_norm,
         precision=run.train.precision,
     )

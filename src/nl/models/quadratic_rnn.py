@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class QuadraticRNN(nn.Module):
 
     may_skip_parameters = True
     """Words of length 2 never use ``cell.mix``."""
+    neuron_axes: ClassVar[dict[str, int]] = {"first": 0, "cell.drive": 0, "out": 1}
+    """Neuron i reads with row i of the embeddings and writes with column i of the readout."""
 
     def __init__(self, config: QuadraticRNNConfig) -> None:
         super().__init__()

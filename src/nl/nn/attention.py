@@ -40,6 +40,8 @@ class AttentionState(NamedTuple):
 class Attention(nn.Module):
     """(B, T, D) -> (B, T, D); new tokens attend to themselves and everything before."""
 
+    memory_parameters = False
+
     def __init__(self, config: AttentionConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
         self.config, self.head_size = config, dim // config.heads

@@ -64,6 +64,8 @@ class CMSConfig:
 class ContinuumMemory(nn.Module):
     """The chain. ``forward`` reads; ``absorb`` takes the signal of read tokens and writes."""
 
+    memory_parameters = True
+
     def __init__(self, config: CMSConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
         self.config = config

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class GatedDelta(nn.Module):
 
     shortest_period = 0
     """Every token reads its own write: nothing can be left out of a call."""
+    hidden_matrices: ClassVar[dict[str, bool]] = {"rates.weight": False}
 
     def __init__(self, config: GatedDeltaConfig, dim: int, residual_scale: float) -> None:
         super().__init__()

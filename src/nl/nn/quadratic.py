@@ -6,7 +6,7 @@ h' = phi(W_mix h, W_drive x), phi(a, b) = (a + b)^2 or a * b, element-wise, no b
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class QuadraticCell(nn.Module):
         mix: (F, F) reads the hidden vector.
         drive: (F, P) reads the input.
     """
+
+    hidden_matrices: ClassVar[dict[str, bool]] = {"mix": True}
 
     def __init__(self, size: int, hidden: int, scale: float, transform: Transform) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ answers, is up to the layer around it: everything is read at the state of the ch
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ class TitanBank(nn.Module):
         config: see ``TitanConfig``.
         dim: width D of what is written, a multiple of ``config.head_size``.
     """
+
+    hidden_matrices: ClassVar[dict[str, bool]] = {"gates.weight": False}
 
     def __init__(self, config: TitanConfig, dim: int) -> None:
         super().__init__()

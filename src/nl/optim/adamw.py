@@ -8,16 +8,14 @@ import torch
 from torch import nn
 
 from nl.config import register, require
-from nl.config.groups import OptimConfig
-from nl.core.logs import get_logger
+from nl.optim.combined import log_group
+from nl.optim.policy import PolicyConfig
+from nl.optim.roles import NamedParameters, Roles
 
-log = get_logger(__name__)
 
-
-@register("optim", "adamw")
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig(OptimConfig):
-    """AdamW, fused."""
+class AdamWSettings:
+    """AdamW, wherever it is used."""
 
     lr: float = 1e-3
     """Peak learning rate; the schedule multiplies it."""
@@ -37,24 +35,32 @@ class AdamWConfig(OptimConfig):
         betas_fit = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         require(betas_fit, f"betas: {list(self.betas)}; two numbers in [0, 1).")
 
-    def build(self, named_parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    def over(self, named_parameters: NamedParameters) -> torch.optim.AdamW:
         """The optimizer over these parameters, in two groups: ``decay`` and ``no_decay``."""
         groups = split_by_decay(named_parameters, self.no_decay)
         options = [
             {"name": "decay", "params": groups["decay"], "weight_decay": self.weight_decay},
             {"name": "no_decay", "params": groups["no_decay"], "weight_decay": 0.0},
         ]
-        for group in options:
-            count = sum(p.numel() for _, p in groups[str(group["name"])])
-            log.info(
-                "adamw: %d tensors (%d numbers) with weight decay %g",
-                len(groups[str(group["name"])]),
-                count,
-                group["weight_decay"],
-            )
         filled = [group for group in options if group["params"]]
         betas = (self.betas[0], self.betas[1])
-        return torch.optim.AdamW(filled, lr=self.lr, betas=betas, eps=self.eps, fused=True)
+        built = torch.optim.AdamW(filled, lr=self.lr, betas=betas, eps=self.eps, fused=True)
+        for group in built.param_groups:
+            log_group("adamw", group)
+        return built
+
+
+@register("optim", "adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(AdamWSettings, PolicyConfig):
+    """AdamW, fused."""
+
+    def build(
+        self, named_parameters: NamedParameters, roles: Roles | None = None
+    ) -> torch.optim.Optimizer:
+        """The optimizer over these parameters; their roles do not matter to it."""
+        del roles
+        return self.over(named_parameters)
 
 
 def split_by_decay(

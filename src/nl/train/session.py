@@ -123,6 +123,14 @@ def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
             "seed": run.seed,
             "started": time.time(),
             "parameters": parameters,
+            "optimizer": [
+                {
+                    "group": group.get("name", ""),
+                    "tensors": len(group["params"]),
+                    "numbers": sum(p.numel() for p in group["params"]),
+                }
+                for group in strategy.optimizer.param_groups
+            ],
             "resumes": [],
         },
     )

@@ -84,6 +84,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def one_and_two_ranks(tiny: ModuleType, folder: Path, changes: dict[str, Any]) -> tuple[Path, Path]:
+    """The run directories of a run in one process, and on two ranks with a stop in between."""
+    ours, theirs = folder / "one", folder / "two"
+    nl.launch(tiny.tiny_run(run__dir=str(ours), **changes))
+    spread = changes | {"run__dir": str(theirs)}
+    command = [sys.executable, str(RANKS), json.dumps(spread), str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == [[143, 143], [0, 0]], done.stderr[-3000:]
+    return ours, theirs
+
+
 def test_two_ranks_give_the_losses_of_one(tiny: ModuleType, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "model__dropout": 0.0,
@@ -91,13 +103,7 @@ def test_two_ranks_give_the_losses_of_one(tiny: ModuleType, tmp_path: Path) -> N
         "train__grad_accum": 2,
         "checkpoint__every": 0,
     }
-    ours, theirs = tmp_path / "one", tmp_path / "two"
-    nl.launch(tiny.tiny_run(run__dir=str(ours), **changes))
-    spread = changes | {"run__dir": str(theirs)}
-    command = [sys.executable, str(RANKS), json.dumps(spread), str(free_port())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == [[143, 143], [0, 0]], done.stderr[-3000:]
+    ours, theirs = one_and_two_ranks(tiny, tmp_path, changes)
     assert (theirs / "checkpoints" / "step_000004" / "state_00001.safetensors").is_file()
     one, two = read_records(ours / "metrics.jsonl"), read_records(theirs / "metrics.jsonl")
     assert [(r["step"], r["split"], r["tokens"]) for r in one] == [
@@ -111,3 +117,27 @@ def test_two_ranks_give_the_losses_of_one(tiny: ModuleType, tmp_path: Path) -> N
     text = (theirs / "meta.json").read_text()
     assert '"world_size": 2' in text
     assert '"strategy": "ddp"' in text
+
+
+def test_two_ranks_train_the_memories_of_a_frozen_backbone(
+    tiny: ModuleType, tmp_path: Path
+) -> None:
+    model = {"kind": "language", "vocab_size": tiny.VOCAB, "dim": 8, "layers": 1}
+    model |= {"block": "hope_attention", "attention": {"heads": 1}, "cms": {"periods": [16, 32]}}
+    changes = {
+        "model": model,
+        "objective": {"kind": "next_token"},
+        "optim": {"kind": "muon", "policy": "memory_only"},
+        "stream__seq_len": 40,
+        "train__carry": False,
+        "train__steps": 8,
+        "checkpoint__every": 0,
+    }
+    ours, theirs = one_and_two_ranks(tiny, tmp_path, changes)
+    fresh = build(tiny.tiny_run(**changes), Single.start("cpu")).strategy.objective.model
+    one, two = (nl.load_model(path).state_dict() for path in (ours, theirs))
+    for name, start in fresh.state_dict().items():
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+        trained = ".levels." in name
+        assert torch.equal(one[name], start) != trained, name
+        assert torch.equal(two[name], start) != trained, name
