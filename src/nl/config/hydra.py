@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from nl.config.legacy import owner, translate, translate_config
 from nl.config.registry import ConfigError, groups, table, unknown
 from nl.config.run import (
     CheckpointConfig,
@@ -114,10 +116,34 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     """Overrides as typed, made safe for Hydra's grammar: a path may hold ``=``, ``,`` or spaces.
 
     Only a value that Hydra cannot read, or would read as a sweep without ``--multirun``, is put
-    in quotes; flags pass through.
+    in quotes; flags pass through. Old keys are replaced (``nl.config.legacy``).
+
+    Raises:
+        ConfigError: an old key whose value has no counterpart.
     """
     sweep = "-m" in overrides or "--multirun" in overrides
-    return [_quoted(text, sweep) for text in overrides]
+    return [_quoted(text, sweep) for text in _replaced(overrides)]
+
+
+def _replaced(overrides: Sequence[str]) -> list[str]:
+    """Overrides of old keys as overrides of the new ones, after all others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    kept: list[str] = []
+    old: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, _ = text.lstrip("+").partition("=")
+        if not equals or owner(key) is None:
+            kept.append(text)
+            continue
+        override = OverridesParser.create().parse_override(text)
+        if override.is_sweep_override():
+            raise ConfigError(f"{key}: an old key cannot be swept over; use the new one.")
+        old[key] = override.value()
+    for key, value in translate(old).items():
+        plain_value = value if isinstance(value, str) else json.dumps(value)
+        kept.append(f"{key.removesuffix('.kind')}={plain_value}")
+    return kept
 
 
 def _quoted(text: str, sweep: bool) -> str:
@@ -216,7 +242,7 @@ def _not_found(wanted: str) -> str:
 
 def run_config(data: dict[str, Any]) -> RunConfig:
     """Plain data to a checked ``RunConfig`` (parts must be registered: import nl.assembly)."""
-    return structure(RunConfig, data)
+    return structure(RunConfig, translate_config(data))
 
 
 def save_config(run: RunConfig, path: Path) -> None:
