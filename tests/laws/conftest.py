@@ -39,7 +39,7 @@ def small(kind: str | list[str], seed: int = 0, **changes: Any) -> Any:
         "cms": {"periods": list(PERIODS), "hidden": 10, "rate": 0.3, "allow_short_periods": True},
         "selfmod": {"head_size": 6, "hidden": 6, "period": 4},
         "gated_delta": {"heads": 2, "chunk": 8},
-        "titan": {"head_size": 6, "hidden": 5, "period": 4},
+        "titan": {"head_size": 6, "hidden": 5, "period": 4, "window": 5, "persistent": 2},
     }
     for key, value in changes.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value

@@ -300,7 +300,7 @@ def test_no_scalar_is_read_inside_a_step(kind: str, build: Build) -> None:
 @pytest.mark.parametrize("length", [4096, pytest.param(65536, marks=pytest.mark.slow)])
 def test_stable_over_a_long_stream(kind: str, fill: str, length: int, build: Build) -> None:
     periods = {"cms": {"periods": [64, 256], "rate": 1.0}, "selfmod": {"period": 64}}
-    model = build(kind, **periods, titan={"period": 64})
+    model = build(kind, **periods, titan={"period": 64, "window": 64})
     state, sizes = None, []
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         for i in range(length // 512):

@@ -19,6 +19,8 @@ from nl.nn.level import LevelTrace
 from nl.nn.mlp import SwiGLU
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan import TitanMemory
+from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
+from nl.nn.window import WindowAttention
 
 if TYPE_CHECKING:
     from nl.models.shape import LanguageShape
@@ -72,19 +74,14 @@ class Block(nn.Module):
 
 
 def mix(mixer: nn.Module, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[Tensor, Any]:
-    """Run one sequence mixer: attention reads the context, a memory its clock.
+    """Run one sequence mixer: attention and what contains it read the context, a memory its clock.
 
-    A memory has ``shortest_period`` and a state that counts its ``frozen`` tokens. Its write is
-    left out where nothing will read it: the caller drops the State and the call ends first. The
-    period is 0 where every token reads its own write.
+    A memory has ``shortest_period`` and a state that counts its ``frozen`` tokens.
     """
-    if isinstance(mixer, Attention):
+    if isinstance(mixer, Attention | MemoryAsContext | MemoryAsGate):
         return mixer(x_BTD, state, ctx)
     memory: Any = mixer
-    period = memory.shortest_period
-    clock = ctx.position - state.frozen
-    read_after_write = period == 0 or x_BTD.shape[1] > period - clock % period
-    write = ctx.write and (ctx.keep or read_after_write)
+    write = ctx.writes(x_BTD.shape[1], memory.shortest_period, state.frozen)
     return memory(x_BTD, state, position=ctx.position, write=write)
 
 
@@ -106,6 +103,29 @@ def gated_delta(shape: LanguageShape) -> nn.Module:
 def titan_memory(shape: LanguageShape) -> nn.Module:
     """Titans memory (arXiv 2501.00663, section 3)."""
     return TitanMemory(shape.titan, shape.dim)
+
+
+def sliding_window(shape: LanguageShape) -> nn.Module:
+    """Attention over a window and persistent keys (Titans, section 4)."""
+    window, persistent = shape.titan.window, shape.titan.persistent
+    scale = shape.residual_scale
+    return WindowAttention(shape.attention, shape.dim, scale, window=window, persistent=persistent)
+
+
+def memory_as_gate(shape: LanguageShape) -> nn.Module:
+    """Sliding-window attention gated by a Titans memory (Titans, section 4.2)."""
+    return MemoryAsGate(shape.titan, shape.attention, shape.dim, shape.residual_scale)
+
+
+def memory_as_context(shape: LanguageShape) -> nn.Module:
+    """Segments that attend to what a Titans memory recalls (Titans, section 4.1)."""
+    return MemoryAsContext(shape.titan, shape.attention, shape.dim, shape.residual_scale)
+
+
+ATTENTIONS = (attention, sliding_window, memory_as_gate, memory_as_context)
+"""Mixers that read ``model.attention``."""
+TITANS = (titan_memory, sliding_window, memory_as_gate, memory_as_context)
+"""Mixers that read ``model.titan``."""
 
 
 class _Kind:
@@ -168,4 +188,31 @@ class TitanLMMBlock(_Kind, BlockConfig):
     """Titans memory alone and SwiGLU (Titans, section 4.3, LMM)."""
 
     mixers = (titan_memory,)
+    levels = False
+
+
+@register("block", "titan_mac")
+@dataclass(frozen=True)
+class TitanMACBlock(_Kind, BlockConfig):
+    """Memory as context: segments attend to what is recalled; SwiGLU (Titans, section 4.1)."""
+
+    mixers = (memory_as_context,)
+    levels = False
+
+
+@register("block", "titan_mag")
+@dataclass(frozen=True)
+class TitanMAGBlock(_Kind, BlockConfig):
+    """Memory as gate of a sliding-window attention; SwiGLU (Titans, section 4.2)."""
+
+    mixers = (memory_as_gate,)
+    levels = False
+
+
+@register("block", "titan_mal")
+@dataclass(frozen=True)
+class TitanMALBlock(_Kind, BlockConfig):
+    """Memory as layer before a sliding-window attention; SwiGLU (Titans, section 4.3)."""
+
+    mixers = (titan_memory, sliding_window)
     levels = False

@@ -20,7 +20,7 @@ from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import map_tensors, state_type, tensors
-from nl.models.blocks import Block, attention, self_modifying, titan_memory
+from nl.models.blocks import ATTENTIONS, TITANS, Block, self_modifying
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
@@ -68,7 +68,7 @@ class LanguageConfig(ModelConfig):
     gated_delta: GatedDeltaConfig = field(default_factory=GatedDeltaConfig)
     """Gated delta rule, in blocks that have it."""
     titan: TitanConfig = field(default_factory=TitanConfig)
-    """Titans memory, in blocks that have it."""
+    """Titans memory and the attention beside it, in blocks that have them."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers"):
@@ -81,7 +81,7 @@ class LanguageConfig(ModelConfig):
             lookup("block", kind, "block")
         heads = self.attention.heads
         require(
-            self.dim % (2 * heads) == 0 or not self._uses(attention),
+            self.dim % (2 * heads) == 0 or not self._uses(*ATTENTIONS),
             f"attention.heads: {heads}; 2 * heads must divide model.dim = {self.dim}.",
         )
         require(
@@ -93,14 +93,14 @@ class LanguageConfig(ModelConfig):
             f"gated_delta.heads: {self.gated_delta.heads}; must divide model.dim = {self.dim}.",
         )
         require(
-            self.dim % self.titan.head_size == 0 or not self._uses(titan_memory),
+            self.dim % self.titan.head_size == 0 or not self._uses(*TITANS),
             f"titan.head_size: {self.titan.head_size}; must divide model.dim = {self.dim}.",
         )
 
-    def _uses(self, mixer: object) -> bool:
-        """Whether a block has this sequence mixer."""
+    def _uses(self, *mixers: object) -> bool:
+        """Whether a block has one of these sequence mixers."""
         kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
-        return any(mixer in kind.mixers for kind in kinds)
+        return any(mixer in kind.mixers for kind in kinds for mixer in mixers)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -295,12 +295,10 @@ class LanguageModel(nn.Module):
         return list(self.blocks)
 
     def flops_per_token(self, seq_len: int = 0) -> int:
-        """Forward FLOPs: 2 per matrix parameter, 4 D per attended position (T / 2 on average)."""
+        """Forward FLOPs: 2 per matrix parameter, 4 D per position that attention looks at."""
         inside = [p.numel() for b in self.blocks for p in b.parameters() if p.dim() >= 2]
-        attended = sum(isinstance(module, Attention) for module in self.modules())
-        return (
-            2 * (sum(inside) + self.head.weight.numel()) + 2 * attended * self.config.dim * seq_len
-        )
+        seen = sum(m.attended(seq_len) for m in self.modules() if isinstance(m, Attention))
+        return 2 * (sum(inside) + self.head.weight.numel()) + int(4 * self.config.dim * seen)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]

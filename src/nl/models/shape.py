@@ -44,4 +44,4 @@ class LanguageShape(Protocol):
 
     @property
     def titan(self) -> TitanConfig:
-        """Titans memories."""
+        """Titans memories and the attention beside them."""

@@ -67,7 +67,18 @@ class Attention(nn.Module):
         Returns:
             The branch to add to the residual, and the new state.
         """
-        batch, new, dim = x_BTD.shape
+        q, k, v = self.project(x_BTD, ctx)
+        if state is not None and state.keys.shape[2]:
+            k, v = (
+                torch.cat((state.keys.to(k.dtype), k), 2),
+                torch.cat((state.values.to(v.dtype), v), 2),
+            )
+        y = causal_attention(q, k.to(q.dtype), v)
+        return self.join(y), AttentionState(k, v)
+
+    def project(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both with their positions) and values of new tokens, (B, H, T, K) each."""
+        batch, new, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(batch, new, 3, self.config.heads, self.head_size)
         q, k, v = qkv.unbind(2)
         if self.config.qk_norm:
@@ -75,11 +86,13 @@ class Attention(nn.Module):
             k = nn.functional.rms_norm(k, (self.head_size,))
         if ctx.cos is not None and ctx.sin is not None:
             q, k = apply_rotary(q, ctx.cos, ctx.sin), apply_rotary(k, ctx.cos, ctx.sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if state is not None and state.keys.shape[2]:
-            k, v = (
-                torch.cat((state.keys.to(k.dtype), k), 2),
-                torch.cat((state.values.to(v.dtype), v), 2),
-            )
-        y = causal_attention(q, k.to(q.dtype), v)
-        return self.out(y.transpose(1, 2).reshape(batch, new, dim)), AttentionState(k, v)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def join(self, y_BHTK: Tensor) -> Tensor:
+        """The output projection of what the heads found, (B, T, D)."""
+        out: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return out
+
+    def attended(self, seq_len: int) -> float:
+        """Keys that a token of a sequence of this length sees, on average."""
+        return seq_len / 2

@@ -23,3 +23,12 @@ class ReadContext(NamedTuple):
     keep: bool
     cos: Tensor | None
     sin: Tensor | None
+
+    def writes(self, length: int, period: int, frozen: int) -> bool:
+        """Whether a memory has to write in this call of ``length`` tokens.
+
+        It is left out where nothing will read it: the caller drops the State and the call ends
+        before the next chunk. Period 0: every token reads its own write.
+        """
+        read_after_write = period == 0 or length > period - (self.position - frozen) % period
+        return self.write and (self.keep or read_after_write)

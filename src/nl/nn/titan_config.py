@@ -1,4 +1,4 @@
-"""What can be chosen about Titans memories. Floor 2."""
+"""What can be chosen about Titans memories and the layouts around them. Floor 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nl.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class TitanConfig:
-    """The Titans memory of a block."""
+    """The Titans memory of a block, and the attention beside it."""
 
     head_size: int = 64
     """Width of one head's keys, values and queries; must divide the layer's width."""
@@ -19,7 +19,7 @@ class TitanConfig:
     depth: int = 2
     """Layers of every memory, 1 (linear) to 4."""
     period: int = 64
-    """Tokens between writes."""
+    """Tokens between writes; the segment of titan_mac."""
     conv: int = 4
     """Width of the causal convolution in front; 0 = none."""
     momentum: bool = True
@@ -36,6 +36,10 @@ class TitanConfig:
     """Initial momentum gate per token, in (0, 1); data dependent and learned."""
     retain: float = 0.9
     """Initial share of a write that is left after one period, in (0, 1); data dependent."""
+    window: int = 256
+    """Tokens seen by the sliding-window attention of titan_mag and titan_mal, itself included."""
+    persistent: int = 4
+    """Learned keys and values without position that titan_mac, _mag and _mal attend to."""
 
     def __post_init__(self) -> None:
         require(self.head_size >= 2, f"head_size: {self.head_size}; must be at least 2")
@@ -53,6 +57,8 @@ class TitanConfig:
             0 < self.rate_hidden < self.rate,
             f"rate_hidden: {self.rate_hidden}; must lie between 0 and rate ({self.rate})",
         )
+        require(self.window >= 1, f"window: {self.window}; must be at least 1")
+        require(self.persistent >= 0, f"persistent: {self.persistent}; must be >= 0")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Causal softmax attention of new tokens over past and new tokens. Floor 1."""
+"""Causal softmax attention of new tokens over past and new tokens, all or a window. Floor 1."""
 
 from __future__ import annotations
 
@@ -37,4 +37,91 @@ def causal_attention_reference(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -
         score = q_BHTK[:, :, t : t + 1] @ k_BHSK[:, :, :seen].transpose(-1, -2)
         weight = (score / math.sqrt(q_BHTK.shape[-1])).softmax(-1)
         rows.append(weight @ v_BHSK[:, :, :seen])
+    return torch.cat(rows, dim=2)
+
+
+def window_attention(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    window: int,
+    always: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attention of the last T of S positions, each over itself and the ``window - 1`` before it.
+
+    Longer inputs are cut into blocks of ``window`` queries that see two blocks of keys each, so
+    that work and memory grow with T times the window.
+
+    Args:
+        q_BHTK: (B, H, T, K) queries of the newest T positions.
+        k_BHSK, v_BHSK: (B, H, S, K) keys and values of all S >= T positions.
+        window: positions a query sees, itself included, >= 1.
+        always: keys and values (H, P, K) that every query sees besides.
+
+    Returns:
+        (B, H, T, K).
+    """
+    new = q_BHTK.shape[2]
+    past = min(k_BHSK.shape[2] - new, window - 1)
+    k, v = (t[:, :, t.shape[2] - new - past :] for t in (k_BHSK, v_BHSK))
+    blocks = -(-new // window)
+    if blocks == 1:
+        at = torch.arange(new, device=k.device)[:, None] + past
+        gap = at - torch.arange(new + past, device=k.device)
+        mask = (gap >= 0) & (gap < window)
+        return _with_prefix(q_BHTK, k, v, mask, always)
+    fill = blocks * window - new
+    sides = (0, 0, window - past, fill)
+    k, v = (F.pad(t, sides).unfold(2, 2 * window, window).mT.flatten(0, 1) for t in (k, v))
+    q = F.pad(q_BHTK, (0, 0, 0, fill)).unflatten(2, (blocks, window)).flatten(0, 1)
+    gap = torch.arange(window, device=k.device)[:, None] + window
+    gap = gap - torch.arange(2 * window, device=k.device)
+    mask = ((gap >= 0) & (gap < window)).repeat(blocks, 1, 1)
+    mask[0, :, : window - past] = False
+    if always is not None:
+        batch = len(q_BHTK)
+        always = (_per_block(always[0], batch, blocks), _per_block(always[1], batch, blocks))
+    y = _with_prefix(q, k, v, mask, always)
+    return y.unflatten(0, q_BHTK.shape[:2]).flatten(2, 3)[:, :, :new]
+
+
+def _per_block(prefix: Tensor, batch: int, blocks: int) -> Tensor:
+    """(H, P, K) -> (B H, blocks, P, K)."""
+    return prefix.repeat(batch, 1, 1).unsqueeze(1).expand(-1, blocks, -1, -1)
+
+
+def _with_prefix(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, always: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Attention under a mask (..., T, S), with keys and values in front that all queries see."""
+    if always is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    k, v = (
+        torch.cat((front.to(t.dtype).expand(*t.shape[:2], -1, -1), t), 2)
+        for front, t in zip(always, (k, v), strict=True)
+    )
+    mask = F.pad(mask, (k.shape[2] - mask.shape[-1], 0), value=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def window_attention_reference(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    window: int,
+    always: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The same, one query at a time."""
+    new, total = q_BHTK.shape[2], k_BHSK.shape[2]
+    rows = []
+    for t in range(new):
+        seen = slice(max(0, total - new + t + 1 - window), total - new + t + 1)
+        k, v = k_BHSK[:, :, seen], v_BHSK[:, :, seen]
+        if always is not None:
+            k, v = (
+                torch.cat((front.expand(len(k), -1, -1, -1), t), 2)
+                for front, t in zip(always, (k, v), strict=True)
+            )
+        score = q_BHTK[:, :, t : t + 1] @ k.mT
+        rows.append((score / math.sqrt(q_BHTK.shape[-1])).softmax(-1) @ v)
     return torch.cat(rows, dim=2)

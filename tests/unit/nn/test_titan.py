@@ -258,6 +258,8 @@ def test_forgetting_toward_zero_erases_the_initial_memory() -> None:
         ({"retain": 1.5}, "retain: 1.5"),
         ({"hidden": 0}, "hidden: 0"),
         ({"period": 0}, "period: 0"),
+        ({"window": 0}, "window: 0"),
+        ({"persistent": -1}, "persistent: -1"),
         ({"head_size": 1}, "head_size: 1"),
         ({"conv": -1}, "conv: -1"),
     ],
