@@ -20,7 +20,7 @@ from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import map_tensors, state_type, tensors
-from nl.models.blocks import ATTENTIONS, TITANS, Block, self_modifying
+from nl.models.blocks import ATTENTIONS, TITANS, Block, gated_delta, self_modifying
 from nl.models.generate import Sampling, generate
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
@@ -89,7 +89,7 @@ class LanguageConfig(ModelConfig):
             f"selfmod.head_size: {self.selfmod.head_size}; must divide model.dim = {self.dim}.",
         )
         require(
-            self.dim % self.gated_delta.heads == 0 or "gated_delta" not in self.kinds,
+            self.dim % self.gated_delta.heads == 0 or not self._uses(gated_delta),
             f"gated_delta.heads: {self.gated_delta.heads}; must divide model.dim = {self.dim}.",
         )
         require(

@@ -4,9 +4,11 @@ Per head, with x the convolved and projected input of a token, everything read a
 chunk start (norm = unit L2 norm):
 
     k = norm(M_k(x_k))      v = norm(M_v(x_v))      q = norm(x_q), or norm(M_q(x_q)) if adaptive
-    r = sigmoid(M_eta(x_g) + b_eta)                 log alpha = -softplus(M_alpha(x_g) + b_alpha)
+    r = sigmoid(M_eta(x_g) + w_eta x + b_eta)
+    log alpha = -softplus(M_alpha(x_g) + w_alpha x + b_alpha)
     o = M_memory(q)
 
+M(x) = x + W1 phi(W2 x) for the memories of keys, values and queries, W1 phi(W2 x) for the others.
 The second layer of ``memory`` learns at rate r, its first layer and the other memories at learned
 shares of it, small at first: what is stored was stored under the old features and keys. Every
 ``period`` tokens ``memory`` is written from the chunk's (k, v, r, alpha), every ``period_other``
@@ -28,6 +30,7 @@ from torch.nn.functional import normalize, pad, rms_norm, silu, softplus
 from nl.config import require
 from nl.core.state import state_type
 from nl.nn.conv import CausalConv
+from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
 from nl.ops.fast_mlp import (
     FastWeights,
@@ -93,6 +96,17 @@ class _Chunk(NamedTuple):
         return self if count == size else _Chunk(*(t[..., size - count :] for t in self))
 
 
+class _Inputs(NamedTuple):
+    """What the memories are given: inputs (N, 4, K, T) of theirs, logits (N, 2, T) of the gates."""
+
+    streams: Tensor
+    logits: Tensor
+
+    def split(self, sizes: list[int]) -> list[_Inputs]:
+        streams, logits = (part.split(sizes, dim=-1) for part in self)
+        return [_Inputs(*pair) for pair in zip(streams, logits, strict=True)]
+
+
 class _Banks(NamedTuple):
     """The three banks, as initial weights, as what has been added to them, or as their sum."""
 
@@ -153,7 +167,8 @@ class SelfMod(nn.Module):
             f"selfmod.head_size: {config.head_size}; must divide the width {dim}",
         )
         self.config = c = config.resolved()
-        self.rule = WriteRule(c.activation, c.objective, c.output_rule)
+        rule = WriteRule(c.activation, c.objective, c.output_rule)
+        self.rules = (rule._replace(skip=c.skip), rule, rule)
         self.heads = H = dim // c.head_size
         self.makers = 3 if c.adaptive_q else 2
         self.period = c.period
@@ -164,6 +179,10 @@ class SelfMod(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
         self.gain = nn.Parameter(torch.ones(dim))
+        self.gate_input: nn.Linear | None = None
+        if c.direct_gates:
+            self.gate_input = nn.Linear(dim, 2 * H, bias=False)
+            init_linear(self.gate_input)
         self.memory_hidden, self.memory_output = self._memories(1, c.head_size)
         self.makers_hidden, self.makers_output = self._memories(self.makers, c.head_size)
         self.gates_hidden, self.gates_output = self._memories(2, 1)
@@ -174,10 +193,13 @@ class SelfMod(nn.Module):
         self.decay_bias = nn.Parameter(torch.full((H,), math.log(math.expm1(lost))))
 
     def _memories(self, count: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """First and second layers of ``count`` fresh memories per head."""
+        """First layers, orthogonal so that features keep the keys' angles, and second layers."""
         H, K, F = self.heads, self.config.head_size, self.config.hidden
         scale = _OUTPUT_SCALE if outputs > 1 else _GATE_SCALE
-        hidden = torch.randn(H, count * F, K) / math.sqrt(K)
+        hidden = torch.empty(H * count, F, K)
+        for layer in hidden:
+            nn.init.orthogonal_(layer, gain=math.sqrt(F / K))
+        hidden = hidden.view(H, count * F, K)
         output = scale * torch.randn(H, count, outputs, F) / math.sqrt(F)
         return nn.Parameter(hidden), nn.Parameter(output)
 
@@ -225,12 +247,12 @@ class SelfMod(nn.Module):
         if state is None:
             state = self.init_state(B)
         mixed, tail = self._mix(x, state.tail)
-        streams = self._split(self.project(mixed))
+        inputs = _Inputs(self._split(self.project(mixed)), self._gate_logits(mixed))
         if write:
-            read, state = self._scan(streams, state, position - state.frozen)
+            read, state = self._scan(inputs, state, position - state.frozen)
         else:
             weights = _current(self._initial(), _added(state))
-            read = self._read(weights.memory, self._generate(weights, streams)[1])
+            read = self._read(weights.memory, self._generate(weights, inputs)[1])
             state = state._replace(frozen=state.frozen + T)
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
         y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
@@ -248,6 +270,17 @@ class SelfMod(nn.Module):
         heads = projected.view(B, T, 4, self.heads, -1).permute(0, 3, 2, 4, 1)
         return heads.reshape(B * self.heads, 4, -1, T)
 
+    def _gate_logits(self, mixed: Tensor) -> Tensor:
+        """(B, T, D) -> (N, 2, T), at least fp32: rates and decays but for their memories' part."""
+        bias = torch.stack([self.rate_bias, self.decay_bias])
+        bias = bias.to(torch.promote_types(bias.dtype, torch.float32)).unsqueeze(-1)
+        if self.gate_input is None:
+            logits = bias.expand(mixed.shape[0], -1, -1, mixed.shape[1])
+        else:
+            direct = self.gate_input(mixed).transpose(1, 2).unflatten(1, (2, self.heads))
+            logits = direct.to(bias.dtype) + bias
+        return logits.transpose(1, 2).flatten(0, 1)
+
     def _initial(self) -> _Banks:
         return _Banks(
             FastWeights(self.memory_hidden, self.memory_output),
@@ -255,24 +288,24 @@ class SelfMod(nn.Module):
             FastWeights(self.gates_hidden, self.gates_output),
         )
 
-    def _generate(self, weights: _Banks, streams: Tensor) -> tuple[_Chunk, Tensor]:
+    def _generate(self, weights: _Banks, inputs: _Inputs) -> tuple[_Chunk, Tensor]:
         """Keys, values, gates and queries (N, K, c) of some tokens at the current state."""
+        streams, logits = inputs
         made = fast_mlp(weights.makers, streams[:, : self.makers], self.config.activation)
         query = made[:, 2] if self.config.adaptive_q else streams[:, 2]
         gates = fast_mlp(weights.gates, streams[:, 3:], self.config.activation)
-        gates = gates.to(torch.promote_types(gates.dtype, torch.float32)).squeeze(2)
-        bias = torch.stack([self.rate_bias, self.decay_bias], dim=-1).unsqueeze(-1)
-        gates = (gates.unflatten(0, (-1, self.heads)) + bias).flatten(0, 1)
+        gates = gates.to(logits.dtype).squeeze(2) + logits
         rate, log_decay = torch.sigmoid(gates[:, 0]), -softplus(gates[:, 1])
         return _Chunk(_unit(made[:, 0]), _unit(made[:, 1]), rate, log_decay), _unit(query)
 
     def _read(self, memory: FastWeights, queries: Tensor) -> Tensor:
-        return fast_mlp(memory, queries.unsqueeze(1), self.config.activation).squeeze(1)
+        c = self.config
+        return fast_mlp(memory, queries.unsqueeze(1), c.activation, c.skip).squeeze(1)
 
     def _scan(
-        self, streams: Tensor, state: SelfModState, clock: int
+        self, inputs: _Inputs, state: SelfModState, clock: int
     ) -> tuple[Tensor, SelfModState]:
-        """Read (N, 4, K, T) chunk by chunk, writing where chunks end -> (N, K, T) and the state."""
+        """Read T tokens chunk by chunk, writing where chunks end -> (N, K, T) and the state."""
         longer = max(self.period, self.period_other)
         shorter = self.shortest_period
         initial, added = self._initial(), _added(state)
@@ -280,15 +313,15 @@ class SelfMod(nn.Module):
         waiting = _Chunk(state.keys, state.values, state.rate, state.log_decay)
         waiting = _Chunk(*(t.flatten(0, 1)[..., : clock % longer] for t in waiting))
         reads, writes = [], list(state.writes)
-        for piece in streams.split(_pieces(clock, streams.shape[-1], shorter), dim=-1):
+        for piece in inputs.split(_pieces(clock, inputs.logits.shape[-1], shorter)):
             new, queries = self._generate(weights, piece)
             reads.append(self._read(weights.memory, queries))
             waiting = waiting.join(_Chunk(*(t.to(state.rate.dtype) for t in new)))
-            clock += piece.shape[-1]
+            clock += piece.logits.shape[-1]
             due = clock % self.period == 0, clock % self.period_other == 0
             writes = [count + now for count, now in zip(writes, due, strict=True)]
             if any(due):
-                with torch.autocast(streams.device.type, enabled=False):
+                with torch.autocast(inputs.logits.device.type, enabled=False):
                     added = self._write(weights, added, waiting, due)
                     weights = _current(initial, added)
             if clock % longer == 0:
@@ -322,7 +355,7 @@ class SelfMod(nn.Module):
             targets = chunk.values.unsqueeze(1)
             if self.config.target == "self":
                 # These carry gradients: no other path teaches the values anything.
-                targets = self._targets(weights.memory, targets)
+                targets = self._targets(weights.memory, targets, self.config.skip)
             slow = self._share(chunk.rate, self.hidden_rate)
             system = write_system(frames[self.period], chunk.rate, slow)
             memory = self._retain(0, weights, added, targets, system)
@@ -343,18 +376,18 @@ class SelfMod(nn.Module):
         share = torch.sigmoid(logit).unsqueeze(-1)
         return (rate.unflatten(0, (-1, self.heads)) * share).flatten(0, 1)
 
-    def _targets(self, weights: FastWeights, values: Tensor) -> Tensor:
-        made = fast_mlp(weights, values, self.config.activation)
+    def _targets(self, weights: FastWeights, values: Tensor, skip: bool = True) -> Tensor:
+        made = fast_mlp(weights, values, self.config.activation, skip)
         return _unit(made) if self.config.target_norm else made
 
     def _retain(
         self, which: int, weights: _Banks, added: _Banks, targets: Tensor, system: WriteSystem
     ) -> FastWeights:
         """Write one bank with the decay toward what the configured retention says."""
-        retention = self.config.retention
+        retention, rule = self.config.retention, self.rules[which]
         if retention == "anchor":
-            return fast_mlp_write(weights[which], added[which], targets, system, self.rule)
-        whole = fast_mlp_write(weights[which], weights[which], targets, system, self.rule)
+            return fast_mlp_write(weights[which], added[which], targets, system, rule)
+        whole = fast_mlp_write(weights[which], weights[which], targets, system, rule)
 
         def one(new: Tensor, start: Tensor) -> Tensor:
             rows = new.unflatten(0, (-1, self.heads))

@@ -13,12 +13,16 @@ _LITERAL: dict[str, Any] = {
     "output_rule": "decay",
     "target": "self",
     "target_norm": False,
+    "skip": True,
+    "direct_gates": False,
 }
 _DEFAULT = {
     "retention": "anchor",
     "output_rule": "delta_error",
     "target": "value",
     "target_norm": True,
+    "skip": False,
+    "direct_gates": True,
 }
 
 
@@ -42,6 +46,12 @@ class SelfModConfig:
     """What memory is taught for a key: the value, or its own output at the value."""
     target_norm: bool = True
     """Unit norm for the targets that a memory computes itself."""
+    skip: bool = False
+    """Identity skip of the memory that is read out: it would answer with the query beside what was
+    stored. The other memories always have theirs."""
+    direct_gates: bool = True
+    """Add a projection of the input to what the memories of rate and decay say: a gate that only
+    they make starts blind to its token."""
     retention: Literal["anchor", "zero", "row_norm"] = "anchor"
     """Decay toward the initial memory, toward zero, or toward zero with rows kept at their norm."""
     output_rule: Literal["delta_error", "delta", "decay"] = "delta_error"

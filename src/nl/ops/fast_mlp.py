@@ -1,9 +1,9 @@
 """Fast two-layer memories M(x) = x + W1 phi(W2 x): reading, and writing one chunk exactly. Floor 1.
 
 A bank holds memories of one kind that are written together from the same keys: K -> K with an
-identity skip, or K -> 1 without. Letters: N rows times heads, M memories, F hidden, K head size,
-P outputs (K or 1), C tokens. Tokens are the LAST dimension throughout: every product is then
-batched over contiguous blocks.
+identity skip (unless ``skip`` is false), or K -> 1 without. Letters: N rows times heads, M
+memories, F hidden, K head size, P outputs (K or 1), C tokens. Tokens are the LAST dimension
+throughout: every product is then batched over contiguous blocks.
 
 The write of one token, its gradients at the weights of the chunk start (z = W2 k, a = phi(z)):
     e = M(k) - target,  delta = (W1^T e) phi'(z)         (e = -target for the dot objective)
@@ -56,6 +56,7 @@ class WriteRule(NamedTuple):
     activation: Activation = "silu"
     objective: Objective = "l2"
     output: OutputRule = "delta_error"
+    skip: bool = True
 
 
 class WriteFrame(NamedTuple):
@@ -162,13 +163,14 @@ def activation_and_slope(z: Tensor, name: Activation) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
-def fast_mlp(weights: FastWeights, x: Tensor, name: Activation) -> Tensor:
+def fast_mlp(weights: FastWeights, x: Tensor, name: Activation, skip: bool = True) -> Tensor:
     """Read a bank.
 
     Args:
         weights: of the bank.
         x: (N, M, K, C), an input for every memory, or (N, 1, K, C), one for all.
         name: activation.
+        skip: add the input to outputs of its size.
 
     Returns:
         (N, M, P, C), computed in the dtype of the weights or as autocast says.
@@ -180,10 +182,11 @@ def fast_mlp(weights: FastWeights, x: Tensor, name: Activation) -> Tensor:
     else:
         z = weights.hidden.unflatten(1, (memories, -1)) @ x
     y = weights.output @ (silu(z) if name == "silu" else gelu(z))
-    return y + x if _has_skip(weights) else y
+    return y + x if skip and _fits(weights) else y
 
 
-def _has_skip(weights: FastWeights) -> bool:
+def _fits(weights: FastWeights) -> bool:
+    """Whether outputs have the size of inputs, so that an identity skip can be."""
     return weights.output.shape[2] == weights.hidden.shape[2]
 
 
@@ -235,7 +238,7 @@ def fast_mlp_write(
     error = -targets
     if rule.objective == "l2":
         error = weights.output @ a + error
-        if _has_skip(weights):
+        if rule.skip and _fits(weights):
             error = error + keys.unsqueeze(1)
     error = error.expand(-1, a.shape[1], -1, -1)
     back = (weights.output.transpose(-1, -2) @ error).flatten(1, 2)
@@ -266,7 +269,7 @@ def fast_mlp_write_reference(
         key, target = keys[:, None, :, t, None], targets[..., t, None]
         step, slow, kept = (v[:, t, None, None, None] for v in (rate, hidden_rate, log_decay.exp()))
         a, slope = activation_and_slope(first @ key, rule.activation)
-        skip = key if _has_skip(weights) else torch.zeros_like(key[:, :, :1])
+        skip = key if rule.skip and _fits(weights) else torch.zeros_like(key[:, :, :1])
         error = (skip + weights.output @ a if rule.objective == "l2" else 0) - target
         delta = (weights.output.mT @ error) * slope
         hidden = kept * hidden - slow * (hidden @ key + delta) @ key.mT

@@ -25,7 +25,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"period": 1},
     {"output_rule": "delta", "activation": "gelu"},
     {"output_rule": "decay", "objective": "dot"},
+    {"skip": True, "direct_gates": False},
     {"target": "self", "adaptive_q": True},
+    {"target": "self", "skip": True},
     {"target": "self", "target_norm": False, "hidden": 4},
     {"retention": "zero", "conv": 0},
     {"retention": "row_norm", "conv": 2},
@@ -304,5 +306,35 @@ def test_defaults_follow_the_evidence() -> None:
     config = dataclasses.asdict(SelfModConfig())
     assert (config["retention"], config["target"]) == ("anchor", "value")
     assert config["output_rule"] == "delta_error"
+    assert (config["skip"], config["direct_gates"]) == (False, True)
     m = SelfMod(SelfModConfig(), 64)
     assert torch.allclose((-softplus(m.decay_bias) * 64).exp(), torch.tensor(0.9))
+
+
+def test_fresh_features_keep_the_angles_of_keys() -> None:
+    m = SelfMod(SelfModConfig(head_size=8, hidden=16, adaptive_q=True), 16)
+    for hidden, count in ((m.memory_hidden, 1), (m.makers_hidden, 3), (m.gates_hidden, 2)):
+        layers = hidden.detach().view(2 * count, 16, 8)
+        assert torch.allclose(
+            layers.mT @ layers, 2 * torch.eye(8).expand(2 * count, 8, 8), atol=1e-5
+        )
+
+
+def test_a_memory_without_skip_answers_with_what_was_stored_alone() -> None:
+    m = layer(skip=False, period=4)
+    x = tokens(1, 8)
+    with torch.no_grad():
+        m.memory_output.zero_()
+    assert m(x[:, :4], position=0)[0].abs().max() < 1e-6
+    assert m(x, position=0)[0][:, 4:].abs().max() > 1e-2
+
+
+def test_gates_may_see_their_token() -> None:
+    x = torch.randn(1, 16, 32)
+
+    def spread(**kw: bool) -> float:
+        torch.manual_seed(0)
+        m = SelfMod(SelfModConfig(head_size=16, hidden=16, period=64, **kw), 32)  # type: ignore[arg-type]
+        return float(m(x, position=0)[1].rate[..., :16].detach().std())
+
+    assert spread(direct_gates=True) > 5 * spread(direct_gates=False)

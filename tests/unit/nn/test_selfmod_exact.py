@@ -22,7 +22,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"period": 1},
     {"output_rule": "delta", "activation": "gelu"},
     {"output_rule": "decay", "objective": "dot"},
+    {"skip": True, "direct_gates": False},
     {"target": "self", "adaptive_q": True},
+    {"target": "self", "skip": True},
     {"target": "self", "target_norm": False, "hidden": 4},
     {"retention": "zero", "conv": 0},
     {"retention": "row_norm", "conv": 2},
@@ -59,11 +61,14 @@ def unit(x: Tensor) -> Tensor:
 class Memory:
     """One memory of one row and head: matrices W2 (F, K), W1 (P, F), and the paper's loop."""
 
-    def __init__(self, config: SelfModConfig, hidden: Tensor, output: Tensor) -> None:
+    def __init__(
+        self, config: SelfModConfig, hidden: Tensor, output: Tensor, skip: bool = True
+    ) -> None:
         self.c, self.start = config, (hidden, output)
         self.now = self.start
         self.phi = silu if config.activation == "silu" else gelu
-        self.skip = output.shape[0] > 1
+        self.vector = output.shape[0] > 1
+        self.skip = self.vector and skip
 
     def __call__(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         hidden, output = weights or self.now
@@ -72,7 +77,7 @@ class Memory:
 
     def target(self, value: Tensor) -> Tensor:
         made = self(value)
-        return unit(made) if self.c.target_norm and self.skip else made
+        return unit(made) if self.c.target_norm and self.vector else made
 
     def learn(self, chunk: list[tuple[Tensor, ...]], slow: Tensor | float = 1.0) -> None:
         """Write (key, target, rate, log decay) of one chunk, gradients at the chunk start.
@@ -112,21 +117,23 @@ class Memory:
         self.now = now
 
 
-def head_reference(m: SelfMod, h: int, streams: Tensor) -> tuple[Tensor, list[Memory]]:
-    """One head of one row: (T, 4, K) inputs -> (T, K) reads and its memories."""
+def head_reference(
+    m: SelfMod, h: int, streams: Tensor, direct: Tensor
+) -> tuple[Tensor, list[Memory]]:
+    """One head of one row: (T, 4, K) inputs, (T, 2) of gates -> (T, K) reads and its memories."""
     c = m.config
     first = [*m.makers_hidden[h].split(c.hidden), *m.gates_hidden[h].split(c.hidden)]
     second = [*m.makers_output[h], *m.gates_output[h]]
     others = [Memory(c, a, b) for a, b in zip(first, second, strict=True)]
-    memory = Memory(c, m.memory_hidden[h], m.memory_output[h, 0])
+    memory = Memory(c, m.memory_hidden[h], m.memory_output[h, 0], c.skip)
     scale = torch.sigmoid(m.other_rate[h])
     waiting: list[list[Tensor]] = []
     reads = []
     for t, (for_key, for_value, for_query, for_gate) in enumerate(streams):
         key, value = unit(others[0](for_key)), unit(others[1](for_value))
         query = unit(others[2](for_query) if c.adaptive_q else for_query)
-        rate = torch.sigmoid(others[-2](for_gate)[0] + m.rate_bias[h])
-        log_decay = -softplus(others[-1](for_gate)[0] + m.decay_bias[h])
+        rate = torch.sigmoid(others[-2](for_gate)[0] + direct[t, 0] + m.rate_bias[h])
+        log_decay = -softplus(others[-1](for_gate)[0] + direct[t, 1] + m.decay_bias[h])
         reads.append(memory(query))
         waiting.append([key, value, rate, log_decay])
         chunks: list[tuple[Memory, list[tuple[Tensor, ...]]]] = []
@@ -159,7 +166,10 @@ def selfmod_reference(m: SelfMod, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             )
             mixed = silu(mixed)
         parts = (mixed @ m.project.weight.T).view(length, 4, m.heads, K)
-        heads = [head_reference(m, h, parts[:, :, h]) for h in range(m.heads)]
+        direct = torch.zeros(length, 2, m.heads, dtype=x.dtype)
+        if m.gate_input is not None:
+            direct = (mixed @ m.gate_input.weight.T).view(length, 2, m.heads)
+        heads = [head_reference(m, h, parts[:, :, h], direct[:, :, h]) for h in range(m.heads)]
         read = torch.cat([r for r, _ in heads], dim=-1)
         outs.append((rms_norm(read, (dim,)) * m.gain) @ m.out.weight.T)
         first.append(torch.cat([o.now[0].flatten() for _, ms in heads for o in ms]))

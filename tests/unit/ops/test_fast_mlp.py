@@ -28,9 +28,11 @@ RULES = [
     WriteRule("silu", "l2", "delta"),
     WriteRule("gelu", "dot", "delta"),
     WriteRule("silu", "l2", "decay"),
+    WriteRule("silu", "l2", "delta_error", skip=False),
+    WriteRule("silu", "l2", "delta", skip=False),
     WriteRule("silu", "dot", "decay"),
 ]
-each_rule = pytest.mark.parametrize("rule", RULES, ids=["-".join(r) for r in RULES])
+each_rule = pytest.mark.parametrize("rule", RULES, ids=["-".join(map(str, r)) for r in RULES])
 each_kind = pytest.mark.parametrize(("memories", "outputs"), [(1, K), (3, K), (2, 1)])
 
 
@@ -155,6 +157,8 @@ def test_read_is_the_formula(memories: int, outputs: int) -> None:
         assert torch.allclose(own[:, m], skip[:, m] + w1[:, m] @ gelu(first @ x[:, m]))
         skip_one = skip[:, 0]
         assert torch.allclose(shared[:, m], skip_one + w1[:, m] @ silu(first @ x[:, 0]))
+    bare = fast_mlp(FastWeights(w2, w1), x, "gelu", skip=False)
+    assert torch.allclose(bare, own - (x if outputs == K else 0))
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])
