@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_bench,
         add_export,
         add_help,
+        add_audit,
     ):
         add(commands)
     return parser
@@ -188,6 +189,25 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
     parser.add_argument("file", help="the .safetensors file to write")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def add_audit(commands: Commands) -> None:
+    """``nl audit``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_audit import audit
+
+        return audit(options)
+
+    example = "nl audit --config-name pilot_smoke model.block=hope_selfmod"
+    summary = "show which equation each part of a run implements, and the test that proves it"
+    parser = add_command(commands, "audit", summary, example, run)
+    parser.add_argument("--config-name", default="pilot", help="a config, as for nl train")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write docs/paper_compliance.md instead"
+    )
 
 
 def add_help(commands: Commands) -> None:

@@ -108,7 +108,7 @@ LEGACY: dict[str, Rule] = {
     "model.block_variant": renamed("model.block"),
     "model.type": Rule(
         ("model.block",),
-        {"hope": GONE, "titan": "titan_lmm"},
+        {"hope": GONE, "titan": "titan_mal"},
         "set model.block to a block kind (nl help block)",
     ),
     "model.num_layers": renamed("model.layers"),

@@ -162,6 +162,8 @@ class MemoryAsContext(nn.Module):
         residual_scale: of the attention's output projection at initialisation.
     """
 
+    memory_parameters = True
+
     def __init__(
         self, config: TitanConfig, attention: AttentionConfig, dim: int, residual_scale: float
     ) -> None:

@@ -15,7 +15,7 @@ from nl.config.legacy import LEGACY, owner, translate, translate_config
 LEVELS = [{"name": "fast", "update_period": 16}, {"name": "slow", "update_period": 64, "jitter": 0}]
 KEPT: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "model.block_variant": [("hope_selfmod", {"model.block": "hope_selfmod"})],
-    "model.type": [("hope", {}), ("titan", {"model.block": "titan_lmm"})],
+    "model.type": [("hope", {}), ("titan", {"model.block": "titan_mal"})],
     "model.num_layers": [(3, {"model.layers": 3})],
     "model.heads": [(2, {"model.attention.heads": 2})],
     "model.qk_l2_norm": [(False, {"model.attention.qk_norm": False})],

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nl.assembly
-from nl.config import ConfigError, structure
+from nl.config import ConfigError, structure, table
 from nl.config.groups import ModelConfig, OptimConfig
 from nl.core.batch import Batch
 from nl.dist.single import Single
@@ -18,6 +18,7 @@ from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms import CMSConfig
 from nl.nn.selfmod_config import SelfModConfig
+from nl.nn.titan_config import TitanConfig
 from nl.objectives.next_token import NextTokenConfig
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
@@ -35,6 +36,7 @@ def language(*block: str) -> nn.Module:
         attention=AttentionConfig(heads=2),
         cms=CMSConfig(periods=(16, 32)),
         selfmod=SelfModConfig(head_size=8, hidden=8, period=8),
+        titan=TitanConfig(head_size=8, period=8),
     )
     model = config.build()
     for name, parameter in model.named_parameters():
@@ -70,6 +72,20 @@ def test_roles_follow_the_module_not_the_name() -> None:
         "model.blocks.1.mixers.0.project.weight",
         "model.blocks.1.mixers.0.out.weight",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(table("block")))
+def test_every_block_with_a_memory_says_which_parameters_are_its(kind: str) -> None:
+    roles = parameter_roles(language(kind))
+    names = {n for n, role in roles.items() if role.memory and "blocks.0" in n}
+    assert bool(names) == kind.startswith(("hope_", "titan_"))
+    attends = ("qkv.weight", "attention.out.weight", "persistent", "mlp", "norms")
+    assert not [n for n in names if any(word in n for word in attends)]
+    if kind == "titan_mac":
+        assert "model.blocks.0.mixers.0.ask.weight" in names
+    assert {n for n in roles if "bank." in n or ".levels." in n or "gates" in n} <= {
+        n for n, role in roles.items() if role.memory
+    }
 
 
 def test_the_gated_delta_rule_is_no_memory_and_its_rates_no_matrix() -> None:

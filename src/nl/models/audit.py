@@ -1,0 +1,133 @@
+"""Which equation of which paper each part implements, and the tests that prove it. Floor 3.
+
+One row per mechanism. ``nl audit`` prints the rows that a run uses with the options it chose;
+``docs/paper_compliance.md`` is written from the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nl.models.audit_blocks import BLOCKS
+from nl.models.mechanism import BLOCK, LAWS, OPS, Mechanism
+
+OPTIM = "tests/unit/optim/test_matrix_optimizers.py::"
+POLICY = "tests/unit/optim/test_roles_and_policy.py::"
+
+
+def _optim(kind: str) -> dict[str, tuple[str, ...]]:
+    return {"optim.kind": (kind,)}
+
+
+OUTER: tuple[Mechanism, ...] = (
+    Mechanism(
+        part="streaming",
+        source="laws 1 to 5 of docs/nested_core.md",
+        equation="f(x[0:T]) = f(x[0:s]) then f(x[s:T]) from its state, for every cut s",
+        code="nl.models.language:LanguageModel.forward",
+        tests=(
+            f"{LAWS}test_split_invariant",
+            f"{LAWS}test_split_invariant_gradients",
+            f"{LAWS}test_row_independent",
+            f"{LAWS}test_same_function_in_train_and_eval",
+        ),
+        where={BLOCK: tuple(sorted({k for m in BLOCKS for k in m.where[BLOCK]}))},
+        options=("train.carry",),
+    ),
+    Mechanism(
+        part="outer optimizer adamw",
+        source="AdamW (arXiv 1711.05101), Algorithm 2",
+        equation="W <- (1 - lr wd) W - lr m / (sqrt(v) + eps), bias-corrected moments",
+        code="nl.optim.adamw:AdamWSettings.over",
+        tests=("tests/unit/optim/test_adamw.py::test_the_update_is_adamw",),
+        where=_optim("adamw"),
+        options=("optim.lr", "optim.betas", "optim.weight_decay"),
+    ),
+    Mechanism(
+        part="outer optimizer muon",
+        source="Jordan et al. 2024 (Muon); size of the update: arXiv 2502.16982",
+        equation="B <- mu B + (1 - mu) G,  W <- (1 - lr wd) W - lr s NS5(G + mu (B - G))",
+        code="nl.optim.muon:MuonConfig.over",
+        tests=(
+            f"{OPTIM}test_muon_is_orthogonalised_momentum",
+            f"{OPS}test_orthogonal.py::test_five_quintic_steps_bring_every_singular_value_near_one",
+            f"{POLICY}test_a_resume_continues_bitwise",
+        ),
+        where=_optim("muon"),
+        options=("optim.momentum", "optim.nesterov", "optim.steps", "optim.adjust"),
+    ),
+    Mechanism(
+        part="outer optimizer m3",
+        source="Nested Learning (NeurIPS 2025), Algorithm 1 (M3)",
+        equation="W <- W - lr s (NS(M1) + alpha NS(M2)) / root(V), M2 moves every slow_chunk steps",
+        code="nl.optim.m3:M3",
+        tests=(
+            f"{OPTIM}test_m3_decayed",
+            f"{OPTIM}test_m3_as_printed",
+            f"{POLICY}test_a_resume_continues_bitwise",
+        ),
+        where=_optim("m3"),
+        options=("optim.betas", "optim.alpha", "optim.slow_chunk", "optim.literal"),
+        differs="moments decay, V is relative to its mean, NS is the quintic; optim.literal=true "
+        "is the letter",
+    ),
+    Mechanism(
+        part="outer optimizer dmgd",
+        source="Nested Learning (NeurIPS 2025), deep optimizers: deep momentum gradient descent",
+        equation="W <- W + m_{t+1}(u_t),  m_{t+1} = alpha m_t - eta grad L(m_t; u_t),  u_t = dL/dW",
+        code="nl.optim.deep_momentum:DeepMomentum",
+        tests=(
+            f"{OPTIM}test_deep_momentum_is_gradient_descent_on_its_inner_loss",
+            f"{OPTIM}test_a_small_regression_is_learned",
+        ),
+        where=_optim("dmgd"),
+        options=("optim.hidden", "optim.retention", "optim.objective", "optim.output"),
+        differs="the memory is an MLP over the gradient's rows, its first layer decays toward its "
+        "initial value, gradients and updates are brought to unit size",
+    ),
+    Mechanism(
+        part="outer optimizer scaled_sgd",
+        source="SGD scaled per neuron for homogeneous networks",
+        equation="theta_i <- theta_i - lr |theta_i|^exponent grad_i",
+        code="nl.optim.scaled_sgd:ScaledSGD",
+        tests=(f"{OPTIM}test_scaled_sgd_follows_the_norm_of_each_neuron",),
+        where=_optim("scaled_sgd"),
+        options=("optim.lr", "optim.exponent"),
+    ),
+    Mechanism(
+        part="parameter policy",
+        source="Nested Learning (NeurIPS 2025): memory levels for a trained backbone",
+        equation="grad W = 0 for every parameter that the policy leaves out",
+        code="nl.optim.policy:apply_policy",
+        tests=(
+            f"{POLICY}test_frozen_parameters_stay_bitwise_and_the_others_move",
+            "tests/unit/dist/test_strategies.py::"
+            "test_two_ranks_train_the_memories_of_a_frozen_backbone",
+        ),
+        options=("optim.policy",),
+    ),
+)
+
+MECHANISMS = BLOCKS + OUTER
+
+
+def value_at(data: Any, key: str) -> Any:
+    """The value under a dotted key of nested mappings; None where there is none."""
+    for part in key.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
+
+
+def used_by(data: Mapping[str, Any]) -> list[Mechanism]:
+    """The rows that a run uses.
+
+    Args:
+        data: its resolved configuration as plain data.
+    """
+    return [m for m in MECHANISMS if all(_holds(data, k, v) for k, v in m.where.items())]
+
+
+def _holds(data: Mapping[str, Any], key: str, wanted: tuple[str, ...]) -> bool:
+    found = value_at(data, key)
+    return any(v in wanted for v in (found if isinstance(found, (list, tuple)) else (found,)))

@@ -1,0 +1,279 @@
+"""Mechanisms of the blocks and their inner optimizers, in the order a token meets them. Floor 3."""
+
+from __future__ import annotations
+
+from nl.models.mechanism import BLOCK, LAWS, LAYERS, OPS, Mechanism
+
+ATTENTION = ("transformer", "hope_attention", "hope_hybrid")
+LEVELS = ("hope_attention", "hope_selfmod", "hope_hybrid")
+TITANS = ("titan_lmm", "titan_mac", "titan_mag", "titan_mal", "hope_hybrid")
+WINDOW = ("titan_mag", "titan_mal")
+DENSE = ("transformer", "gated_delta", "titan_lmm", "titan_mac", "titan_mag", "titan_mal")
+
+
+def _in(*kinds: str) -> dict[str, tuple[str, ...]]:
+    return {BLOCK: kinds}
+
+
+def _inner(kind: str) -> dict[str, tuple[str, ...]]:
+    return {BLOCK: LEVELS, "model.cms.inner.kind": (kind,)}
+
+
+BLOCKS: tuple[Mechanism, ...] = (
+    Mechanism(
+        part="causal attention",
+        source="Vaswani et al. 2017, Eq. 1; rotary positions: arXiv 2104.09864",
+        equation="o_t = sum_{i <= t} softmax_i(<R_t q_t, R_i k_i> / sqrt(K)) v_i",
+        code="nl.ops.attention:causal_attention",
+        tests=(
+            f"{OPS}test_level_losses_attention.py::test_attention",
+            f"{OPS}test_level_losses_attention.py::test_rotary",
+            f"{LAWS}test_causal",
+        ),
+        where=_in(*ATTENTION),
+        options=("model.attention.heads", "model.attention.qk_norm", "model.positions"),
+        differs="queries and keys are RMS-normalised; model.attention.qk_norm=false leaves them",
+    ),
+    Mechanism(
+        part="feed-forward layer",
+        source="SwiGLU, Shazeer 2020 (arXiv 2002.05202)",
+        equation="y = W_out (silu(W_gate x) * W_value x)",
+        code="nl.nn.mlp:SwiGLU",
+        tests=(f"{LAWS}test_every_parameter_learns",),
+        where=_in(*DENSE),
+        options=("model.mlp_hidden",),
+    ),
+    Mechanism(
+        part="gated delta rule",
+        source="Gated Delta Networks (arXiv 2412.06464), the gated delta rule",
+        equation="S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T,  o_t = S_t q_t",
+        code="nl.ops.gated_delta:gated_delta",
+        tests=(
+            f"{OPS}test_gated_delta.py::test_equals_the_token_loop",
+            f"{LAYERS}test_gated_delta_layer.py::test_equals_the_token_loop",
+        ),
+        where=_in("gated_delta"),
+        options=("model.gated_delta.conv", "model.gated_delta.gate", "model.gated_delta.chunk"),
+    ),
+    Mechanism(
+        part="Titans memory: write",
+        source="Titans (arXiv 2501.00663), Eq. 13-14",
+        equation="S_t = eta_t S_{t-1} - theta_t grad |M(k_t) - v_t|^2 / 2\n"
+        "M_t = (1 - alpha_t) M_{t-1} + S_t, gradients at the chunk start",
+        code="nl.ops.titans:titans_write",
+        tests=(
+            f"{OPS}test_titans.py::test_write_equals_the_token_loop",
+            f"{OPS}test_titans.py::test_gradcheck",
+            f"{LAYERS}test_titan.py::test_equals_the_token_loop",
+        ),
+        where=_in(*TITANS),
+        options=(
+            "model.titan.period",
+            "model.titan.depth",
+            "model.titan.momentum",
+            "model.titan.step",
+            "model.titan.retention",
+        ),
+        differs="steps are divided by what a chunk's keys share and forgetting goes toward the "
+        "initial memory; model.titan.step=plain and model.titan.retention=zero are the letter",
+    ),
+    Mechanism(
+        part="Titans memory: read",
+        source="Titans (arXiv 2501.00663): retrieval without a weight update",
+        equation="y_t = M(q_t),  x_l = silu(W_l x_{l-1}) + x_{l-1},  M(q) = W_L x_{L-1}",
+        code="nl.ops.titans:titans_read",
+        tests=(
+            f"{OPS}test_titans.py::test_read_and_factors_are_the_formula",
+            f"{LAYERS}test_titan.py::test_frozen_reading_is_the_initial_memory",
+        ),
+        where=_in(*TITANS),
+        options=("model.titan.head_size", "model.titan.hidden", "model.titan.conv"),
+        differs="a head per memory; the answer is normalised, gated and projected",
+    ),
+    Mechanism(
+        part="Titans memory as context",
+        source="Titans (arXiv 2501.00663), section 4.1 (MAC)",
+        equation="h_t = M(q_t), a_t = attention over [persistent, h_j, x_j], j <= t in a segment\n"
+        "o_t = a_t * 2 sigmoid(W M(q'(a_t))); the segment's a_t are written when it is complete",
+        code="nl.nn.titan_layouts:MemoryAsContext",
+        tests=(
+            f"{LAYERS}test_titan_layouts.py::test_context_equals_one_token_at_a_time",
+            f"{LAYERS}test_titan_layouts.py::test_context_writes_once_per_segment_and_freezes",
+        ),
+        where=_in("titan_mac"),
+        options=("model.titan.period", "model.titan.persistent"),
+        differs="the gate asks the memory as it was when the segment began; asked after the write, "
+        "as printed, it would show a token what follows it",
+    ),
+    Mechanism(
+        part="Titans memory as gate",
+        source="Titans (arXiv 2501.00663), section 4.2 (MAG)",
+        equation="o_t = attention_window(x)_t * 2 sigmoid(memory(x)_t)",
+        code="nl.nn.titan_layouts:MemoryAsGate",
+        tests=(
+            f"{LAYERS}test_titan_layouts.py::test_gate_is_attention_times_twice_the_sigmoid",
+            f"{LAYERS}test_titan_layouts.py::test_a_fresh_gate_is_open",
+        ),
+        where=_in("titan_mag"),
+        options=("model.titan.window", "model.titan.persistent"),
+    ),
+    Mechanism(
+        part="Titans memory as layer",
+        source="Titans (arXiv 2501.00663), section 4.3 (MAL)",
+        equation="y = x + memory(x),  o = y + attention_window(y)",
+        code="nl.models.blocks:TitanMALBlock",
+        tests=(f"{LAWS}test_causal", f"{LAWS}test_split_invariant"),
+        where=_in("titan_mal"),
+        options=("model.titan.window", "model.titan.persistent"),
+    ),
+    Mechanism(
+        part="sliding-window attention with persistent keys",
+        source="Titans (arXiv 2501.00663), persistent memory and sliding windows",
+        equation="o_t = sum_i softmax_i(<q_t, k_i> / sqrt(K)) v_i, i persistent or t - W < i <= t",
+        code="nl.nn.window:WindowAttention",
+        tests=(
+            f"{OPS}test_window_attention.py::test_equals_one_query_at_a_time",
+            f"{LAYERS}test_window.py::test_a_token_sees_its_window_and_no_more",
+        ),
+        where=_in(*WINDOW),
+        options=("model.titan.window", "model.titan.persistent"),
+    ),
+    Mechanism(
+        part="self-modifying memory: form",
+        source="Nested Learning (NeurIPS 2025), Eq. 91",
+        equation="M(x) = x + W1 phi(W2 x)",
+        code="nl.ops.fast_mlp:fast_mlp",
+        tests=(f"{OPS}test_fast_mlp.py::test_read_is_the_formula",),
+        where=_in("hope_selfmod"),
+        options=("model.selfmod.hidden", "model.selfmod.activation"),
+    ),
+    Mechanism(
+        part="self-modifying memory: own keys, values, rates, decays",
+        source="Nested Learning (NeurIPS 2025), self-modifying Titans",
+        equation="k = M_k(x)  v = M_v(x)  eta = M_eta(x)  alpha = M_alpha(x)  o = M_memory(q)",
+        code="nl.nn.selfmod:SelfMod",
+        tests=(
+            f"{LAYERS}test_selfmod_exact.py::test_equals_the_token_loop",
+            f"{LAYERS}test_selfmod_exact.py::test_equals_the_token_loop_at_any_period",
+        ),
+        where=_in("hope_selfmod"),
+        options=(
+            "model.selfmod.target",
+            "model.selfmod.target_norm",
+            "model.selfmod.adaptive_q",
+            "model.selfmod.conv",
+            "model.selfmod.compat",
+        ),
+        differs="static projections in front, unit-norm values, memory learns the value itself; "
+        "model.selfmod.compat=literal has the letter",
+    ),
+    Mechanism(
+        part="self-modifying memory: write",
+        source="Nested Learning (NeurIPS 2025), Eq. 57 (delta gradient descent)",
+        equation="W <- W (alpha_t I - eta_t k_t k_t^T) - eta_t g_t k_t^T, per token of a chunk",
+        code="nl.ops.fast_mlp:fast_mlp_write",
+        tests=(
+            f"{OPS}test_fast_mlp.py::test_write_equals_the_token_loop",
+            f"{OPS}test_delta_rule.py::test_equals_the_token_loop",
+            f"{LAYERS}test_selfmod.py::test_sixty_five_thousand_tokens_stay_bounded",
+        ),
+        where=_in("hope_selfmod"),
+        options=(
+            "model.selfmod.period",
+            "model.selfmod.period_other",
+            "model.selfmod.objective",
+            "model.selfmod.output_rule",
+            "model.selfmod.retention",
+        ),
+        differs="decay toward the initial memory, the delta rule on both layers with the running "
+        "error; model.selfmod.retention=zero with model.selfmod.output_rule=decay is the letter",
+    ),
+    Mechanism(
+        part="continuum memory: chain",
+        source="Nested Learning (NeurIPS 2025), Eq. 70",
+        equation="y = MLP_k(... MLP_1(x)),  MLP_l(x) = x + silu(n U_l^T) V_l^T,  n = x / rms(x)",
+        code="nl.ops.level:level_read",
+        tests=(f"{LAYERS}test_cms.py::test_equals_the_token_loop",),
+        where=_in(*LEVELS),
+        options=("model.cms.periods", "model.cms.hidden"),
+    ),
+    Mechanism(
+        part="continuum memory: write",
+        source="Nested Learning (NeurIPS 2025), Eq. 71",
+        equation="every C_l tokens: theta_l <- theta_l - eta_l sum_{t in period} dL_t/dtheta_l",
+        code="nl.nn.cms:ContinuumMemory.absorb",
+        tests=(
+            f"{LAYERS}test_cms.py::test_equals_the_token_loop",
+            f"{OPS}test_level_losses_attention.py::test_level_write_gradients",
+            f"{LAWS}test_counted_writes_of_levels",
+            f"{LAWS}test_zero_signal_changes_nothing",
+        ),
+        where=_in(*LEVELS),
+        options=("model.cms.rate", "model.cms.retention", "model.cms.clip"),
+        differs="a write also decays the memory and its norm is bounded; model.cms.retention=1 "
+        "with model.cms.clip=0 is the letter",
+    ),
+    Mechanism(
+        part="continuum memory: signal",
+        source="Nested Learning (NeurIPS 2025), Eq. 71: the loss of the outer level",
+        equation="dL/dh = (softmax(logits) - onehot(label)) W_head, pulled back level by level",
+        code="nl.ops.losses:teach_signal",
+        tests=(
+            f"{OPS}test_level_losses_attention.py::test_linear_cross_entropy",
+            f"{LAWS}test_a_label_acts_after_its_chunk_only",
+        ),
+        where=_in(*LEVELS),
+        options=("objective.write",),
+        differs="the signal of the final hidden state serves every block; per token, never "
+        "divided by batch or chunk size",
+    ),
+    Mechanism(
+        part="inner optimizer sgd",
+        source="Nested Learning (NeurIPS 2025), Eq. 71",
+        equation="D <- retention D + sum_t g_t",
+        code="nl.nn.inner:SGD",
+        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
+        where=_inner("sgd"),
+    ),
+    Mechanism(
+        part="inner optimizer momentum",
+        source="Nested Learning (NeurIPS 2025), deep optimizers: momentum as a memory",
+        equation="m <- beta m + g,  D <- retention D + m",
+        code="nl.nn.inner:Momentum",
+        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
+        where=_inner("momentum"),
+        options=("model.cms.inner.beta",),
+    ),
+    Mechanism(
+        part="inner optimizer delta",
+        source="Nested Learning (NeurIPS 2025), Eq. 57",
+        equation="W <- W (I - r x x^T) - r g x^T,  r = eta / (1 + eta), unit x",
+        code="nl.nn.inner:Delta",
+        tests=(
+            f"{LAYERS}test_inner.py::test_delta_equals_a_loop_over_tokens",
+            f"{LAYERS}test_inner.py::test_delta_is_contractive_where_sgd_is_not",
+        ),
+        where=_inner("delta"),
+    ),
+    Mechanism(
+        part="inner optimizer adam",
+        source="Kingma and Ba 2015, Algorithm 1",
+        equation="D <- retention D + size m / (sqrt(v) + eps), bias-corrected moments",
+        code="nl.nn.inner:Adam",
+        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
+        where=_inner("adam"),
+        options=("model.cms.inner.beta1", "model.cms.inner.beta2", "model.cms.inner.size"),
+    ),
+    Mechanism(
+        part="inner optimizer muon",
+        source="Jordan et al. 2024 (Muon)",
+        equation="m <- beta m + g,  D <- retention D + size NS5(m)",
+        code="nl.nn.inner:Muon",
+        tests=(
+            f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",
+            f"{LAYERS}test_inner.py::test_newton_schulz_levels_singular_values",
+        ),
+        where=_inner("muon"),
+        options=("model.cms.inner.beta", "model.cms.inner.size"),
+    ),
+)
