@@ -119,6 +119,33 @@ def test_split_invariant_with_every_inner_optimizer(
     assert not torch.equal(whole.pred, build("hope_attention")(x).pred)
 
 
+GATES = ({"gate": "hard", "threshold": 0.4}, {"gate": "soft", "quantile": 0.6})
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_split_invariant_with_a_surprise_gate(
+    build: Build, float64: None, gate: dict[str, Any]
+) -> None:
+    model, x = build("hope_attention", cms={"surprise": gate}), tokens(3, 23)
+    whole = model(x)
+    assert 0 < float(whole.aux["memory/open_rate"]) < 1
+    for cuts in CUTS:
+        pred, state = read_in_pieces(model, x, cuts)
+        assert (pred - whole.pred).abs().max() < EXACT
+        assert largest_gap(state, whole.state) < EXACT
+    for row in range(3):
+        assert (model(x[row : row + 1]).pred[0] - whole.pred[row]).abs().max() < EXACT
+    assert not torch.equal(whole.pred, build("hope_attention")(x).pred)
+
+
+def test_an_open_gate_changes_nothing(build: Build, float64: None) -> None:
+    x = tokens(3, 23)
+    gate = {"gate": "hard", "threshold": 0.0}
+    gated, plain = build("hope_attention", cms={"surprise": gate})(x), build("hope_attention")(x)
+    assert torch.equal(gated.pred, plain.pred)
+    assert float(gated.aux["memory/open_rate"]) == 1
+
+
 def test_split_invariant_in_single_precision(kind: str, build: Build) -> None:
     model, x = build(kind), tokens(3, 23)
     whole = model(x)

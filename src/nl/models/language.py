@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import map_tensors, state_type, tensors
+from nl.core.state import tensors
 from nl.models.blocks import ATTENTIONS, TITANS, Block, gated_delta, self_modifying
 from nl.models.generate import Sampling, generate
+from nl.models.language_state import LanguageState, PendingLabel, Read, cut
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
+from nl.nn.surprise import fresh_gate, surprise_gate
 from nl.nn.titan_config import TitanConfig
 from nl.ops.losses import linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
@@ -122,41 +124,6 @@ class LanguageConfig(ModelConfig):
         return LanguageModel(self)
 
 
-@state_type
-class PendingLabel(NamedTuple):
-    """The newest token, read but not yet labelled: its label is the next token to come.
-
-    Attributes:
-        hidden: (B, 1, D) what the head read.
-        traces: per block, the traces of its levels (None for blocks without).
-    """
-
-    hidden: Tensor
-    traces: Any
-
-
-@state_type
-class LanguageState(NamedTuple):
-    """Everything that changes while reading.
-
-    Attributes:
-        position: tokens read since fresh, the same for all rows.
-        blocks: one BlockState per block.
-        pending: set while the newest token waits for its label.
-    """
-
-    position: int
-    blocks: Any
-    pending: PendingLabel | None = None
-
-
-class Read(NamedTuple):
-    """How one call reads: ``write`` False freezes memories, ``keep`` False drops the State."""
-
-    write: bool = True
-    keep: bool = True
-
-
 class LanguageModel(nn.Module):
     """Token ids (B, T) -> logits (B, T, vocab_size)."""
 
@@ -181,7 +148,10 @@ class LanguageModel(nn.Module):
 
     def init_state(self, batch: int) -> LanguageState:
         """Fresh State for ``batch`` rows."""
-        return LanguageState(0, tuple(block.init_state(batch) for block in self._blocks()))
+        blocks = tuple(block.init_state(batch) for block in self._blocks())
+        gated = self.taught and self.config.cms.surprise.gate != "none"
+        gate = fresh_gate(batch, self.head.weight) if gated else None
+        return LanguageState(0, blocks, None, gate)
 
     def forward(
         self,
@@ -219,12 +189,12 @@ class LanguageModel(nn.Module):
             known = label.shape[1]
             if known:
                 signal = teach_signal(logits[-1][:, :known], self.head.weight, label)
-                state = self._absorb(state, _cut(traces, slice(known)), signal, start, knobs)
+                state = self._absorb(state, cut(traces, slice(known)), signal, start, knobs)
             if wait and tile.stop == inputs.shape[1]:
                 newest = slice(hidden.shape[1] - 1, None)
-                pending = PendingLabel(hidden[:, newest].detach(), _cut(traces, newest))
+                pending = PendingLabel(hidden[:, newest].detach(), cut(traces, newest))
                 state = state._replace(pending=pending)
-        return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state.blocks))
+        return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state))
 
     def nll(
         self,
@@ -263,7 +233,7 @@ class LanguageModel(nn.Module):
             if self.taught and read.write:
                 signal = signal.view_as(hidden)
                 state = self._absorb(state, traces, signal, start, knobs, needed)
-        aux = memory_statistics(self._blocks(), state.blocks)
+        aux = memory_statistics(self._blocks(), state)
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 
     def generate(
@@ -359,7 +329,7 @@ class LanguageModel(nn.Module):
             x, new, trace = block(x, memory, ctx)
             blocks.append(new)
             traces.append(trace)
-        state = LanguageState(state.position + length, tuple(blocks))
+        state = LanguageState(state.position + length, tuple(blocks), None, state.gate)
         return self.norm(x), tuple(traces), state
 
     def _embed(self, inputs: Tensor) -> Tensor:
@@ -381,6 +351,10 @@ class LanguageModel(nn.Module):
         """Hand the signal of read tokens ``start ..`` to the levels of every block."""
         if knobs is not None and knobs.write_scale != 1.0:
             signal = signal * knobs.write_scale
+        if state.gate is not None:
+            closes = (start + signal.shape[1]) % min(self.config.cms.periods) == 0
+            signal, gate = surprise_gate(signal, state.gate, self.config.cms.surprise, closes)
+            state = state._replace(gate=gate)
         blocks = list(state.blocks)
         for i, (block, trace) in enumerate(zip(self._blocks(), traces, strict=True)):
             if block.levels is not None:
@@ -389,8 +363,3 @@ class LanguageModel(nn.Module):
                 )
                 blocks[i] = blocks[i]._replace(levels=levels)
         return state._replace(blocks=tuple(blocks))
-
-
-def _cut(traces: tuple[Any, ...], tokens: slice) -> tuple[Any, ...]:
-    """The traces of some of the tokens."""
-    return map_tensors(lambda t: t[:, tokens], traces)

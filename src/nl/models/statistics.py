@@ -9,25 +9,30 @@ import torch
 from torch import Tensor
 
 from nl.models.blocks import Block
+from nl.models.language_state import LanguageState
 
 
 @torch.no_grad()
-def memory_statistics(blocks: Sequence[Block], states: Sequence[Any]) -> dict[str, Tensor]:
+def memory_statistics(blocks: Sequence[Block], state: LanguageState) -> dict[str, Tensor]:
     """Relative size of what label-driven levels have written, mean over blocks and rows.
 
     Returns:
         ``memory/level<i>``: |rate * fast| / |meta weights| of level i, for levels that have
-        written since the State was fresh.
+        written since the State was fresh. ``memory/open_rate``: share of scored tokens that the
+        surprise gate let write, where there is a gate.
     """
     sizes: dict[str, list[Tensor]] = {}
-    for block, state in zip(blocks, states, strict=True):
+    for block, own in zip(blocks, state.blocks, strict=True):
         if block.levels is None:
             continue
-        for i, (level, memory) in enumerate(zip(block.levels.levels, state.levels, strict=True)):
+        for i, (level, memory) in enumerate(zip(block.levels.levels, own.levels, strict=True)):
             if memory.fast_down is None:
                 continue
             weights: Any = level
             w = weights.weights(memory)
             size = memory.fast_down.flatten(1).norm(dim=1).mean() * w.rate_down / w.down.norm()
             sizes.setdefault(f"memory/level{i}", []).append(size)
-    return {key: torch.stack(values).mean() for key, values in sizes.items()}
+    found = {key: torch.stack(values).mean() for key, values in sizes.items()}
+    if state.gate is not None:
+        found["memory/open_rate"] = state.gate.opened.sum() / state.gate.seen.sum().clamp(min=1)
+    return found

@@ -17,6 +17,7 @@ from nl.config import require
 from nl.config.groups import InnerConfig
 from nl.nn.inner import SGD
 from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule
+from nl.nn.surprise import SurpriseConfig
 from nl.ops.level import level_pull_back, level_read
 
 SMALLEST_PERIOD = 16
@@ -38,6 +39,8 @@ class CMSConfig:
     """Largest norm of one write relative to the norm of the meta weights; 0 switches it off."""
     inner: InnerConfig = field(default_factory=SGD)
     """Inner optimizer of every level: sgd, momentum, delta, adam or muon."""
+    surprise: SurpriseConfig = field(default_factory=SurpriseConfig)
+    """Which tokens may write."""
     allow_short_periods: bool = False
     """Allow periods below 16, which run an order of magnitude slower."""
 
