@@ -29,7 +29,7 @@ from nl.nn.cms import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
-from nl.nn.surprise import fresh_gate, surprise_gate
+from nl.nn.surprise import fresh_surprise, surprise_gate
 from nl.nn.titan_config import TitanConfig
 from nl.ops.losses import linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
@@ -150,7 +150,7 @@ class LanguageModel(nn.Module):
         """Fresh State for ``batch`` rows."""
         blocks = tuple(block.init_state(batch) for block in self._blocks())
         gated = self.taught and self.config.cms.surprise.gate != "none"
-        gate = fresh_gate(batch, self.head.weight) if gated else None
+        gate = fresh_surprise(batch, self.head.weight) if gated else None
         return LanguageState(0, blocks, None, gate)
 
     def forward(

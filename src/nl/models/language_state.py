@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nl.core.state import map_tensors, state_type
-from nl.nn.surprise import GateState
+from nl.nn.surprise import SurpriseState
 
 
 @state_type
@@ -37,7 +37,7 @@ class LanguageState(NamedTuple):
     position: int
     blocks: Any
     pending: PendingLabel | None = None
-    gate: GateState | None = None
+    gate: SurpriseState | None = None
 
 
 class Read(NamedTuple):

@@ -50,7 +50,7 @@ class SurpriseConfig:
 
 
 @state_type
-class GateState(NamedTuple):
+class SurpriseState(NamedTuple):
     """What the gate carries; (B,) each.
 
     Attributes:
@@ -68,17 +68,17 @@ class GateState(NamedTuple):
     seen: Tensor
 
 
-def fresh_gate(batch: int, like: Tensor) -> GateState:
+def fresh_surprise(batch: int, like: Tensor) -> SurpriseState:
     """Nothing seen yet; at least fp32, on the device of ``like``."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     zero = torch.zeros(batch, dtype=dtype, device=like.device)
-    return GateState(torch.full_like(zero, torch.inf), zero, zero, zero, zero, zero)
+    return SurpriseState(torch.full_like(zero, torch.inf), zero, zero, zero, zero, zero)
 
 
 @torch.no_grad()
 def surprise_gate(
-    signal_BTD: Tensor, state: GateState, config: SurpriseConfig, closes: bool
-) -> tuple[Tensor, GateState]:
+    signal_BTD: Tensor, state: SurpriseState, config: SurpriseConfig, closes: bool
+) -> tuple[Tensor, SurpriseState]:
     """Weigh the signal of tokens by their surprise.
 
     Args:
@@ -104,7 +104,7 @@ def surprise_gate(
         width = (config.temperature * level).clamp(min=torch.finfo(surprise.dtype).tiny)
         weight = torch.where(known, torch.sigmoid((surprise - level) / width), 1.0)
     weight = weight * scored
-    state = GateState(
+    state = SurpriseState(
         state.threshold,
         state.below + (scored & (surprise < level)).sum(1),
         state.total + surprise.sum(1),
@@ -117,7 +117,7 @@ def surprise_gate(
     return signal_BTD * weight[..., None].to(signal_BTD.dtype), state
 
 
-def _move(state: GateState, config: SurpriseConfig) -> GateState:
+def _move(state: SurpriseState, config: SurpriseConfig) -> SurpriseState:
     """The running threshold at the end of a tile; rows without a scored token keep theirs."""
     assert config.quantile is not None
     heard = state.scored > 0

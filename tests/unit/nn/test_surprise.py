@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from nl.config import ConfigError, structure
-from nl.nn.surprise import SurpriseConfig, fresh_gate, surprise_gate
+from nl.nn.surprise import SurpriseConfig, fresh_surprise, surprise_gate
 
 TILE = 4
 
 
 def run(config: SurpriseConfig, signal: torch.Tensor, tile: int = TILE) -> tuple[torch.Tensor, Any]:
-    state, out = fresh_gate(len(signal), signal), []
+    state, out = fresh_surprise(len(signal), signal), []
     for start in range(0, signal.shape[1], tile):
         part = signal[:, start : start + tile]
         gated, state = surprise_gate(part, state, config, closes=part.shape[1] == tile)
