@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from io import StringIO
@@ -167,7 +168,19 @@ def run_task(
         )
     logged = result["samples"][name]
     save_samples(context.output / f"samples_{name}_{mode}.jsonl", logged)
-    return task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
+    guess = uniform_guess(logged, context) if "perplexity" in logged[0] else {}
+    rows = task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
+    return [replace(row, chance=guess.get(row.metric, row.chance)) for row in rows]
+
+
+def uniform_guess(logged: list[dict[str, Any]], context: EvalContext) -> dict[str, float]:
+    """What a model scores on open answers that gives every token the same probability."""
+    answers = (sample["arguments"][0][1] for sample in logged)
+    nats = math.log(context.tokenizer.vocab_size)
+    lengths = [len(context.tokenizer.encode(answer)) for answer in answers]
+    mean = nats * sum(lengths) / len(lengths)
+    right = sum(math.exp(-nats * length) for length in lengths) / len(lengths)
+    return {"answer_nats": mean, "perplexity": math.exp(mean), "acc": right}
 
 
 @contextmanager

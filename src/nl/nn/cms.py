@@ -149,8 +149,3 @@ class ContinuumMemory(nn.Module):
                 new[i] = level.absorb(state[i], tokens, weights, closes)
             signal = level_pull_back(tokens.x, signal, tokens.hidden_signal, weights)
         return tuple(new)
-
-
-def write_count(period: int, start: int, end: int) -> int:
-    """Writes of a level with ``period`` while tokens ``start .. end - 1`` are absorbed."""
-    return end // period - start // period

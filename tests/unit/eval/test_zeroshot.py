@@ -62,6 +62,8 @@ def test_cloze_with_a_solver_and_a_uniform_model(fakes: ModuleType, told: EvalCo
     letters = [1 + len(json.loads(line)["answer"]) for line in lines]
     nats = rows["cloze_prose", "answer_nats", "context"].value
     assert nats == pytest.approx(math.log(128) * sum(letters) / len(letters), rel=1e-5)
+    assert rows["cloze_prose", "answer_nats", "context"].chance == pytest.approx(nats, rel=1e-5)
+    assert 0 < (rows["cloze_prose", "acc", "context"].chance or 0) < 1e-6
     # a uniform model prefers short words: among four of eight lengths it is near chance
     guessed = rows["cloze_prose_choice", "acc", "context"]
     assert guessed.value == pytest.approx(0.25, abs=3 * guessed.stderr)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nl.config import ConfigError, structure
-from nl.nn.cms import CMSConfig, ContinuumMemory, write_count
+from nl.nn.cms import CMSConfig, ContinuumMemory
 from nl.nn.level import LevelState
 
 EPS = 1e-6
@@ -122,10 +122,6 @@ def test_fast_weights_are_bounded_by_clip_and_retention() -> None:
         state = memory.absorb(state, trace, signal, start=start)
     w = memory.levels[0].weights(state[0])  # type: ignore[operator]
     assert (w.rate_down * w.fast_down).norm() <= 1.001 * 0.1 / (1 - 0.9) * w.down.norm()
-
-
-def test_write_count() -> None:
-    assert [write_count(4, 3, end) for end in (3, 4, 11, 12)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
