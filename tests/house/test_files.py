@@ -70,7 +70,7 @@ def test_file_check_finds_planted_violations(tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "a.py").write_text("DATA = '/" + "root/data'\n")
     (tmp_path / "pins.txt").write_text("--index-url https://" + HOSTS[0] + "/simple\n")
-    (tmp_path / "fine.py").write_text("URL = 'https://x.y/work/z'; a = b/work/c\n")
+    (tmp_path / "fine.py").write_text("URL = 'https://x.y/" + "work/z'; a = b/" + "work/c\n")
     assert file_violations(tmp_path, [p for p in tmp_path.rglob("*") if p.is_file()]) == [
         f"big.txt: {CAP + 1} bytes > {CAP}",
         "common/a.py: 'common' says nothing; name the noun",
