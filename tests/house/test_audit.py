@@ -38,12 +38,13 @@ def resolved(*overrides: str) -> dict[str, Any]:
 
 def run_with(mechanism: Mechanism) -> dict[str, Any]:
     """A configuration in which the mechanism is at work."""
-    names = {"model.block": "model.block", "optim.kind": "optim"}
-    names["model.cms.inner.kind"] = "model.cms.inner"
-    chosen = []
-    for key, values in mechanism.where.items():
-        value = f"{{kind:{values[0]}}}" if key.endswith("inner.kind") else values[0]
-        chosen.append(f"{names[key]}={value}")
+    texts = {
+        "model.block": "model.block={}",
+        "optim.kind": "optim={}",
+        "model.cms.inner.kind": "model.cms.inner={{kind:{}}}",
+        "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
+    }
+    chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]
     if any("titan" in kind for kind in mechanism.where.get("model.block", ())):
         chosen.append("model.titan.head_size=32")
     return resolved(*chosen)

@@ -102,7 +102,7 @@ def _inner(optimizers: Any) -> None:
 
 
 _TILE = "memories are written while reading, at multiples of their periods; leave it out"
-_GATE = "every token writes; leave it out"
+_GATE = "the gate is per token: set model.cms.surprise.gate and model.cms.surprise.quantile"
 
 LEGACY: dict[str, Rule] = {
     "model.block_variant": renamed("model.block"),

@@ -145,7 +145,8 @@ BLOCKS: tuple[Mechanism, ...] = (
         code="nl.ops.fast_mlp:fast_mlp",
         tests=(f"{OPS}test_fast_mlp.py::test_read_is_the_formula",),
         where=_in("hope_selfmod"),
-        options=("model.selfmod.hidden", "model.selfmod.activation"),
+        options=("model.selfmod.hidden", "model.selfmod.activation", "model.selfmod.skip"),
+        differs="the memory that is read out has no skip; model.selfmod.skip=true is the letter",
     ),
     Mechanism(
         part="self-modifying memory: own keys, values, rates, decays",
@@ -161,10 +162,12 @@ BLOCKS: tuple[Mechanism, ...] = (
             "model.selfmod.target",
             "model.selfmod.target_norm",
             "model.selfmod.adaptive_q",
+            "model.selfmod.direct_gates",
             "model.selfmod.conv",
             "model.selfmod.compat",
         ),
-        differs="static projections in front, unit-norm values, memory learns the value itself; "
+        differs="static projections in front, also of the gates, unit-norm values, memory learns "
+        "the value itself; "
         "model.selfmod.compat=literal has the letter",
     ),
     Mechanism(
@@ -228,6 +231,19 @@ BLOCKS: tuple[Mechanism, ...] = (
         "divided by batch or chunk size",
     ),
     Mechanism(
+        part="continuum memory: surprise gate",
+        source="Titans (arXiv 2501.00663): surprising tokens are the memorable ones",
+        equation="token t writes if |dL/dh_t| >= threshold (hard), weighed around it (soft)",
+        code="nl.nn.surprise:surprise_gate",
+        tests=(
+            f"{LAYERS}test_surprise.py::test_equals_a_loop_over_tokens",
+            f"{LAYERS}test_surprise.py::test_a_running_threshold_finds_its_quantile",
+        ),
+        where={BLOCK: LEVELS, "model.cms.surprise.gate": ("hard", "soft")},
+        options=("model.cms.surprise.threshold", "model.cms.surprise.quantile"),
+        differs="a gate on top of the surprise that every write is proportional to",
+    ),
+    Mechanism(
         part="inner optimizer sgd",
         source="Nested Learning (NeurIPS 2025), Eq. 71",
         equation="D <- retention D + sum_t g_t",
@@ -271,7 +287,7 @@ BLOCKS: tuple[Mechanism, ...] = (
         code="nl.nn.inner:Muon",
         tests=(
             f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",
-            f"{LAYERS}test_inner.py::test_newton_schulz_levels_singular_values",
+            f"{OPS}test_orthogonal.py::test_the_iteration_is_a_polynomial_of_the_singular_values",
         ),
         where=_inner("muon"),
         options=("model.cms.inner.beta", "model.cms.inner.size"),

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from nl.config import register, require
 from nl.config.groups import InnerConfig
+from nl.ops.orthogonal import orthogonalize
 
 Slots = tuple[Tensor, ...]
-
-# Quintic Newton-Schulz iteration, coefficients of Jordan et al. 2024 (Muon).
-QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Inner(InnerConfig):
@@ -143,18 +141,6 @@ class Muon(Inner):
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
     ) -> tuple[Tensor, Slots]:
         m = grad if slots is None else self.beta * slots[0] + grad
-        unit = newton_schulz(m, self.iterations)
+        unit = orthogonalize(m, steps=self.iterations)
         rank = min(m.shape[-2:])
         return unit * (self.size * meta.norm() / (rank**0.5 * scale)), (m,)
-
-
-def newton_schulz(x: Tensor, iterations: int) -> Tensor:
-    """Push the singular values of (B, P, N) matrices toward 1; a zero matrix stays zero."""
-    a, b, c = QUINTIC
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x

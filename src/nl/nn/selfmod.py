@@ -21,7 +21,7 @@ front of the memories, the value itself as the target of ``memory``.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,14 +151,14 @@ def _logit(share: float) -> float:
 
 
 class SelfMod(nn.Module):
-    """The layer; see the module's equations. Returns the branch that a block adds to its stream.
-
-    The output projection starts at zero, so a fresh layer adds nothing.
+    """The layer of the equations above: the branch a block adds to its stream, zero at first.
 
     Args:
         config: see ``SelfModConfig``.
         dim: width D of input and output, a multiple of ``config.head_size``.
     """
+
+    hidden_matrices: ClassVar[dict[str, bool]] = {"gate_input.weight": False}
 
     def __init__(self, config: SelfModConfig, dim: int) -> None:
         super().__init__()

@@ -15,8 +15,6 @@ QUINTIC = (3.4445, -4.775, 2.0315)
 """Coefficients (a, b, c) of Muon."""
 CUBIC = (1.5, -0.5, 0.0)
 """The classical Newton-Schulz step."""
-EPS = 1e-7
-"""Smaller Frobenius norms count as this one; a zero matrix stays zero."""
 
 
 def orthogonalize(
@@ -34,7 +32,7 @@ def orthogonalize(
     """
     a, b, c = coefficients
     norm = torch.linalg.matrix_norm(matrices, keepdim=True)
-    x = matrices / norm.clamp(min=EPS)
+    x = matrices / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -53,7 +51,7 @@ def orthogonalize_reference(
     out = torch.zeros_like(matrices).reshape(-1, *matrices.shape[-2:])
     for i, matrix in enumerate(matrices.reshape(-1, *matrices.shape[-2:])):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        s = s / max(float(s.square().sum().sqrt()), EPS)
+        s = s / s.square().sum().sqrt().clamp(min=torch.finfo(s.dtype).tiny)
         for _ in range(steps):
             s = a * s + b * s**3 + c * s**5
         out[i] = u @ torch.diag(s) @ vh

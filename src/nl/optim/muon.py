@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 
 from nl.config import ConfigError, register, require
-from nl.ops.orthogonal import EPS, QUINTIC
+from nl.ops.orthogonal import QUINTIC
 from nl.optim.adamw import AdamWSettings
 from nl.optim.combined import CombinedOptimizer, log_group
 from nl.optim.policy import PolicyConfig
 from nl.optim.roles import NamedParameters, Roles, split_matrices
 
+SMALLEST = 1e-7
+"""Smaller norms of a momentum count as this one."""
 Adjust = Literal["match_rms_adamw", "original"]
 
 
@@ -90,7 +92,7 @@ class MuonConfig(MatrixConfig):
             momentum=self.momentum,
             nesterov=self.nesterov,
             ns_coefficients=QUINTIC,
-            eps=EPS,
+            eps=SMALLEST,
             ns_steps=self.steps,
             adjust_lr_fn=self.adjust,
         )

@@ -81,6 +81,7 @@ def test_every_block_with_a_memory_says_which_parameters_are_its(kind: str) -> N
     assert bool(names) == kind.startswith(("hope_", "titan_"))
     attends = ("qkv.weight", "attention.out.weight", "persistent", "mlp", "norms")
     assert not [n for n in names if any(word in n for word in attends)]
+    assert not [n for n, role in roles.items() if role.matrix and "gate_input" in n]
     if kind == "titan_mac":
         assert "model.blocks.0.mixers.0.ask.weight" in names
     assert {n for n in roles if "bank." in n or ".levels." in n or "gates" in n} <= {
