@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad, softplus
+from torch.utils.checkpoint import checkpoint
 
 from nl.config import require
 from nl.core.state import state_type
@@ -155,8 +156,16 @@ class TitanBank(nn.Module):
         if waiting.shape[-1] < self.period:
             return bank._replace(waiting=waiting)
         with torch.autocast(waiting.device.type, enabled=False):
-            memory = self._written(bank.memory, waiting)
+            memory = self._write(bank.memory, waiting)
         return OpenBank(memory, waiting[..., :0], bank.writes + 1)
+
+    def _write(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
+        if not (self.config.recompute and torch.is_grad_enabled()):
+            return self._written(memory, waiting)
+        written: TitansMemory = checkpoint(
+            self._written, memory, waiting, use_reentrant=False, preserve_rng_state=False
+        )
+        return written
 
     def _written(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
         K = self.config.head_size

@@ -36,6 +36,8 @@ class TitanConfig:
     """Initial momentum gate per token, in (0, 1); data dependent and learned."""
     retain: float = 0.9
     """Initial share of a write that is left after one period, in (0, 1); data dependent."""
+    recompute: bool = True
+    """Compute writes again in the backward pass: less than half the memory, a sixth more time."""
     window: int = 256
     """Tokens seen by the sliding-window attention of titan_mag and titan_mal, itself included."""
     persistent: int = 4

@@ -15,6 +15,7 @@ from nl.nn.context import ReadContext
 from nl.nn.titan_config import TitanConfig
 from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
 from nl.ops.rotary import apply_rotary, rotary_table
+from nl.optim.roles import parameter_roles
 
 DIM, HEADS, PERIOD = 8, 2, 4
 SMALL: dict[str, Any] = {"head_size": 4, "period": PERIOD, "window": 5, "persistent": 2}
@@ -192,3 +193,19 @@ def test_the_state_does_not_grow_and_memories_stay_single_precision(kind: type[A
     assert len(set(sizes)) == 1
     bank = state.bank if kind is MemoryAsContext else state.memory.bank
     assert all(t.dtype == torch.float32 for t in states.tensors(bank))
+
+
+@pytest.mark.parametrize("kind", [MemoryAsGate, MemoryAsContext])
+def test_attention_is_no_part_of_the_memory(kind: type[Any]) -> None:
+    roles = parameter_roles(layer(kind))
+    inside = {name for name, role in roles.items() if name.startswith("attention.")}
+    assert "attention.qkv.weight" in inside
+    assert "attention.persistent.keys" in inside
+    assert {name for name, role in roles.items() if not role.memory} == inside
+
+
+def test_work_is_counted_for_what_attention_looks_at() -> None:
+    context, gate = layer(MemoryAsContext).attention, layer(MemoryAsGate).attention
+    assert [context.attended(n) for n in (2, PERIOD, 100)] == [2, PERIOD, PERIOD]
+    assert [gate.attended(n) for n in (4, 5)] == [2, 2.5]
+    assert 4 < gate.attended(100) < 5
