@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 
 class CausalConv(nn.Module):
@@ -38,3 +39,13 @@ class CausalConv(nn.Module):
         for i in range(1, self.width):
             y = torch.addcmul(y, padded[:, i : i + length], weight[i])
         return y, padded[:, length:].to(tail.dtype)
+
+
+def convolve(
+    conv: CausalConv | None, x: Tensor, tail: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """SiLU of the convolution and its new tail; x itself where there is none."""
+    if conv is None or tail is None:
+        return x, None
+    mixed, tail = conv(x, tail)
+    return silu(mixed), tail

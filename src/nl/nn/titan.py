@@ -1,8 +1,11 @@
 """The Titans memory as a layer: ask, answer, norm, gate; write at chunk ends. Floor 2.
 
-With x the convolved input of a token, per head, everything read at the state of the chunk start:
+With x the input of a token, per head, everything read at the state of the chunk start:
 
-    q = unit(W_q x)     k = unit(W_k x)     v = unit(W_v x)     o = W_o (norm(M(q)) * silu(W_g x))
+    q = unit(c(W_q x))     k = unit(c(W_k x))     v = unit(c(W_v x))
+    o = W_o (norm(M(q)) * silu(W_g x))
+
+where c is the SiLU of a causal convolution per channel.
 
 The gates of the write are sigmoids of W x + b: step size, forgetting, momentum (Titans, arXiv
 2501.00663, section 3.1 and equations 13 and 14; the write itself in ``nl.ops.titans``). Unit
@@ -19,7 +22,7 @@ from torch.nn.functional import rms_norm, silu
 
 from nl.core.state import state_type
 from nl.nn.chunks import pieces
-from nl.nn.conv import CausalConv
+from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan_bank import TitanBank, TitanBankState, join_heads, split_heads
 from nl.nn.titan_config import TitanConfig
@@ -33,7 +36,7 @@ class TitanState(NamedTuple):
 
     Attributes:
         bank: the memories and the unfinished chunk.
-        tail: (B, W - 1, D) last inputs of the convolution, or None.
+        tail: (B, W - 1, D) last inputs of the convolution over queries, or None.
         frozen: tokens read with ``write=False``; they do not advance the chunks.
     """
 
@@ -86,16 +89,14 @@ class TitanMemory(nn.Module):
         """
         if state is None:
             state = self.init_state(len(x))
-        tail = state.tail
-        if self.conv is not None and tail is not None:
-            mixed, tail = self.conv(x, tail)
-            x = silu(mixed)
         asked, gate = self.ask(x).chunk(2, -1)
+        asked, tail = convolve(self.conv, asked, state.tail)
         queries = split_heads(asked, self.bank.heads)
         clock = position - state.frozen
         bank = self.bank.open(state.bank, clock)
         if write:
-            answers, tokens = [], self.bank.tokens(x)
+            answers = []
+            tokens, bank = self.bank.tokens(bank, x)
             cuts = pieces(clock, x.shape[1], self.config.period)
             for query, new in zip(queries.split(cuts, -1), tokens.split(cuts, -1), strict=True):
                 answers.append(self.bank.read(bank, query))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nl.config import require
 from nl.core.state import state_type
+from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
@@ -35,12 +36,14 @@ class TitanBankState(NamedTuple):
         surprise: per layer the momentum, of the same shapes; empty without momentum.
         waiting: (B, H, 2 K + 3, P) keys, values, rate, log kept and log inertia of the
             unfinished chunk; zero where empty. Without momentum the last is left out.
+        tail: (B, W - 1, 2 D) last inputs of the convolution over keys and values, or None.
         writes: how often the memories have been written.
     """
 
     added: tuple[Tensor, ...]
     surprise: tuple[Tensor, ...]
     waiting: Tensor
+    tail: Tensor | None
     writes: int
 
 
@@ -50,11 +53,13 @@ class OpenBank(NamedTuple):
     Attributes:
         memory: weights in force, what has been added, momentum.
         waiting: (N, 2 K + 3, c) the c tokens of the unfinished chunk.
+        tail: of the convolution over keys and values.
         writes: how often the memories have been written.
     """
 
     memory: TitansMemory
     waiting: Tensor
+    tail: Tensor | None
     writes: int
 
 
@@ -95,6 +100,7 @@ class TitanBank(nn.Module):
         self.period = c.period
         self.heads = H = dim // c.head_size
         self.write = nn.Linear(dim, 2 * dim, bias=False)
+        self.conv = CausalConv(2 * dim, c.conv) if c.conv else None
         self.gates = nn.Linear(dim, (3 if c.momentum else 2) * H)
         init_linear(self.write)
         init_linear(self.gates, scale=_GATE_SCALE)
@@ -120,14 +126,16 @@ class TitanBank(nn.Module):
         zeros = tuple(like.new_zeros(batch, *w.shape, dtype=dtype) for w in self.weights)
         rows = 2 * self.config.head_size + (3 if self.config.momentum else 2)
         waiting = like.new_zeros(batch, self.heads, rows, self.period, dtype=dtype)
-        return TitanBankState(zeros, zeros if self.config.momentum else (), waiting, 0)
+        tail = None if self.conv is None else self.conv.init_tail(batch)
+        return TitanBankState(zeros, zeros if self.config.momentum else (), waiting, tail, 0)
 
     def open(self, state: TitanBankState, clock: int) -> OpenBank:
         """The bank after ``clock`` written tokens."""
         added = tuple(d.flatten(0, 1) for d in state.added)
         surprise = tuple(s.flatten(0, 1) for s in state.surprise)
         waiting = state.waiting.flatten(0, 1)[..., : clock % self.period]
-        return OpenBank(TitansMemory(self._in_force(added), added, surprise), waiting, state.writes)
+        memory = TitansMemory(self._in_force(added), added, surprise)
+        return OpenBank(memory, waiting, state.tail, state.writes)
 
     def close(self, bank: OpenBank) -> TitanBankState:
         """The state to carry on with."""
@@ -135,20 +143,22 @@ class TitanBank(nn.Module):
             tuple(t.unflatten(0, (-1, self.heads)) for t in side) for side in bank.memory[1:]
         )
         waiting = pad(bank.waiting, (0, self.period - bank.waiting.shape[-1]))
-        return TitanBankState(added, surprise, waiting.unflatten(0, (-1, self.heads)), bank.writes)
+        waiting = waiting.unflatten(0, (-1, self.heads))
+        return TitanBankState(added, surprise, waiting, bank.tail, bank.writes)
 
     def read(self, bank: OpenBank, queries: Tensor) -> Tensor:
         """Answers (N, K, c) to queries (N, K, c), which are brought to unit norm."""
         return titans_read(bank.memory.weights, unit(queries))
 
-    def tokens(self, x_BTD: Tensor) -> Tensor:
-        """What has to wait of some tokens: (N, 2 K + 3, T), at least fp32."""
-        keys, values = (split_heads(part, self.heads) for part in self.write(x_BTD).chunk(2, -1))
+    def tokens(self, bank: OpenBank, x_BTD: Tensor) -> tuple[Tensor, OpenBank]:
+        """What has to wait of some tokens: (N, 2 K + 3, T), at least fp32; the new tail is kept."""
+        made, tail = convolve(self.conv, self.write(x_BTD), bank.tail)
+        keys, values = (split_heads(part, self.heads) for part in made.chunk(2, -1))
         gates = self.gates(x_BTD).unflatten(-1, (-1, self.heads)).permute(0, 3, 2, 1).flatten(0, 1)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
-        made = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
-        made += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
-        return torch.cat(made, 1)
+        parts = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
+        parts += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
+        return torch.cat(parts, 1), bank._replace(tail=tail)
 
     def absorb(self, bank: OpenBank, tokens: Tensor) -> OpenBank:
         """Let tokens (N, 2 K + 3, c) wait; write if they complete the chunk."""
@@ -157,7 +167,7 @@ class TitanBank(nn.Module):
             return bank._replace(waiting=waiting)
         with torch.autocast(waiting.device.type, enabled=False):
             memory = self._write(bank.memory, waiting)
-        return OpenBank(memory, waiting[..., :0], bank.writes + 1)
+        return OpenBank(memory, waiting[..., :0], bank.tail, bank.writes + 1)
 
     def _write(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
         if not (self.config.recompute and torch.is_grad_enabled()):

@@ -21,7 +21,7 @@ class TitanConfig:
     period: int = 64
     """Tokens between writes; the segment of titan_mac."""
     conv: int = 4
-    """Width of the causal convolution in front; 0 = none."""
+    """Width of the causal convolution over queries, keys and values; 0 = none."""
     momentum: bool = True
     """Keep a momentum of past surprise (equation 14)."""
     step: Literal["normalised", "plain"] = "normalised"

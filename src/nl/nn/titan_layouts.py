@@ -13,9 +13,9 @@ with everything asked of the memory as it was when the segment began:
     a_t = attention of x_t over persistent keys and, in its segment, over h_j and x_j for j <= t
     o_t = W_o a_t * 2 sigmoid(W_m norm(M(q'(y_t))))               y_t = norm(a_t)
 
-and y_1 ... y_period are written to the memory when the segment is complete (norms have learned
-gains; q, q' and what is written go through causal convolutions). The paper asks the memory that
-has already read the segment for the gate; that would show a token what follows it.
+and y_1 ... y_period are written to the memory when the segment is complete. Norms have learned
+gains; queries, keys and values of the memory go through causal convolutions. The paper asks the
+memory that has already read the segment for the gate; that would show a token what follows it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 from nl.core.state import state_type
 from nl.nn.attention import Attention, AttentionConfig, AttentionState
 from nl.nn.chunks import pieces
 from nl.nn.context import ReadContext
-from nl.nn.conv import CausalConv
+from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan import TitanMemory, TitanState
 from nl.nn.titan_bank import OpenBank, TitanBank, TitanBankState, join_heads, split_heads
@@ -140,8 +140,8 @@ class ContextState(NamedTuple):
     Attributes:
         bank: the memories and what waits to be written.
         segment: keys and values of the newest segment, two per position.
-        asked: (B, W - 1, D) tail of the convolution over the input, or None.
-        found: (B, W - 1, D) tail of the convolution over what attention found, or None.
+        asked: (B, W - 1, D) tail of the convolution over the queries of the input, or None.
+        found: the same for the queries of what attention found.
         frozen: tokens read without writing; they do not advance the chunks.
     """
 
@@ -200,8 +200,7 @@ class MemoryAsContext(nn.Module):
         write = ctx.writes(length, self.period, state.frozen)
         clock = ctx.position - state.frozen
         bank, segment, tail = self.bank.open(state.bank, clock), state.segment, state.found
-        mixed, asked = _mix(self.conv_asked, x_BTD, state.asked)
-        questions = self.ask(mixed)
+        questions, asked = convolve(self.conv_asked, self.ask(x_BTD), state.asked)
         q, k, v = self.attention.project(x_BTD, ctx)
         out = []
         for part in self._parts(ctx.position, clock if write else None, length):
@@ -212,11 +211,13 @@ class MemoryAsContext(nn.Module):
             fresh = AttentionState(_pair(rk, k[:, :, part]), _pair(rv, v[:, :, part]))
             found, segment = self.attention.attend(q[:, :, part], fresh, segment)
             found = found.to(x_BTD.dtype)
-            mixed, tail = _mix(self.conv_found, _norm(found, self.gain[1]), tail)
-            gate = self._answer(bank, self.ask_again(mixed), self.gain[2]).to(x_BTD.dtype)
+            content = _norm(found, self.gain[1])
+            doubts, tail = convolve(self.conv_found, self.ask_again(content), tail)
+            gate = self._answer(bank, doubts, self.gain[2]).to(x_BTD.dtype)
             out.append(self.attention.out(found) * (2 * torch.sigmoid(self.gate(gate))))
             if write:
-                bank = self.bank.absorb(bank, self.bank.tokens(mixed))
+                tokens, bank = self.bank.tokens(bank, content)
+                bank = self.bank.absorb(bank, tokens)
         frozen = state.frozen + (0 if write else length)
         held = self.bank.close(bank) if write else state.bank
         return torch.cat(out, 1), ContextState(held, segment, asked, tail, frozen)
@@ -248,11 +249,3 @@ def _at(ctx: ReadContext, part: slice) -> ReadContext:
 
 def _norm(x: Tensor, gain: Tensor) -> Tensor:
     return rms_norm(x, (x.shape[-1],)) * gain
-
-
-def _mix(conv: CausalConv | None, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """SiLU of the convolution, if there is one, and its new tail."""
-    if conv is None or tail is None:
-        return x, None
-    mixed, tail = conv(x, tail)
-    return silu(mixed), tail

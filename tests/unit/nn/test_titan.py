@@ -61,14 +61,25 @@ def answer(weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
     return weights[-1] @ x
 
 
+def convolved(conv: Any, x: Tensor) -> Tensor:
+    """SiLU of the convolution of (T, channels), one token at a time."""
+    if conv is None:
+        return x
+    padded = torch.cat([x.new_zeros(conv.width - 1, x.shape[1]), x])
+    taps = range(conv.width)
+    return silu(
+        torch.stack([sum(conv.weight[i] * padded[t + i] for i in taps) for t in range(len(x))])
+    )
+
+
 def head_reference(m: TitanMemory, h: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One head of one row: mixed inputs (T, D) -> reads (T, K) and the weights at the end."""
+    """One head of one row: inputs (T, D) -> reads (T, K) and the weights at the end."""
     c, bank = m.config, m.bank
     K, H = c.head_size, bank.heads
     part = slice(h * K, (h + 1) * K)
-    query = unit(x @ m.ask.weight[:DIM][part].T)
-    key = unit(x @ bank.write.weight[:DIM][part].T)
-    value = unit(x @ bank.write.weight[DIM:][part].T)
+    query = unit(convolved(m.conv, x @ m.ask.weight[:DIM].T)[:, part])
+    made = convolved(bank.conv, x @ bank.write.weight.T)
+    key, value = unit(made[:, part]), unit(made[:, DIM:][:, part])
     logits = x @ bank.gates.weight.T + bank.gates.bias
     rate, kept = torch.sigmoid(logits[:, h]), -softplus(logits[:, H + h])
     eta = logsigmoid(logits[:, 2 * H + h]) if c.momentum else None
@@ -100,15 +111,9 @@ def layer_reference(m: TitanMemory, x: Tensor) -> tuple[Tensor, ...]:
     """Outputs (B, T, D) and, per layer, all weights (B, H, ...), token by token."""
     outs, weights = [], []
     for row in x:
-        mixed = row
-        if m.conv is not None:
-            padded = torch.cat([row.new_zeros(m.conv.width - 1, DIM), row])
-            taps = range(m.conv.width)
-            shifted = [sum(m.conv.weight[i] * padded[t + i] for i in taps) for t in range(len(row))]
-            mixed = silu(torch.stack(shifted))
-        heads = [head_reference(m, h, mixed) for h in range(m.bank.heads)]
+        heads = [head_reference(m, h, row) for h in range(m.bank.heads)]
         read = rms_norm(torch.cat([r for r, _ in heads], dim=-1), (DIM,)) * m.gain
-        outs.append((read * silu(mixed @ m.ask.weight[DIM:].T)) @ m.out.weight.T)
+        outs.append((read * silu(row @ m.ask.weight[DIM:].T)) @ m.out.weight.T)
         weights.append([w for _, w in heads])
     layers = [
         torch.stack([torch.stack([head[i] for head in row]) for row in weights])
@@ -234,9 +239,9 @@ def stream(fill: str, length: int = 2048, **kw: Any) -> tuple[float, float, floa
     m = TitanMemory(TitanConfig(head_size=16, period=64, conv=0, **kw), 16)
     x = torch.randn(2, length, 16)
     x = x if fill == "random" else x[:, :1].expand_as(x)
-    made = m.bank.tokens(x[:, -64:])
-    keys, values = made[:, :16], made[:, 16:32]
     bank = m.bank.open(m.init_state(2).bank, 0)
+    made, _ = m.bank.tokens(bank, x[:, -64:])
+    keys, values = made[:, :16], made[:, 16:32]
     before = (m.bank.read(bank, keys) - values).square().sum(1).mean()
     _, state = m(x, position=0)
     bank = m.bank.open(state.bank, length)

@@ -81,8 +81,8 @@ def context_reference(m: MemoryAsContext, x: Tensor) -> tuple[Tensor, ...]:
             said = m.bank.read(bank, per_head).view(len(x), DIM)
             return rms_norm(said, (DIM,)) * gain
 
-        inputs.append(x[:, t])
-        recalled = answer(m.ask(convolved(m.conv_asked, inputs)), m.gain[0])
+        inputs.append(m.ask(x[:, t]))
+        recalled = answer(convolved(m.conv_asked, inputs), m.gain[0])
         query, *own = heads_of(m, x[:, t], t)
         _, *told = heads_of(m, recalled, t)
         keys += [told[0], own[0]]
@@ -93,11 +93,12 @@ def context_reference(m: MemoryAsContext, x: Tensor) -> tuple[Tensor, ...]:
             k, v = torch.cat([front[0], k], 2), torch.cat([front[1], v], 2)
         score = (k @ query.unsqueeze(-1)).squeeze(-1) / query.shape[-1] ** 0.5
         seen = (score.softmax(-1).unsqueeze(-2) @ v).flatten(1)
-        found.append(rms_norm(seen, (DIM,)) * m.gain[1])
-        mixed = convolved(m.conv_found, found)
-        gate = m.gate(answer(m.ask_again(mixed), m.gain[2]))
+        content = rms_norm(seen, (DIM,)) * m.gain[1]
+        found.append(m.ask_again(content))
+        gate = m.gate(answer(convolved(m.conv_found, found), m.gain[2]))
         out.append(m.attention.out(seen) * 2 * torch.sigmoid(gate))
-        held = m.bank.close(m.bank.absorb(bank, m.bank.tokens(mixed[:, None])))
+        new, bank = m.bank.tokens(bank, content[:, None])
+        held = m.bank.close(m.bank.absorb(bank, new))
     return (torch.stack(out, 1), *held.added)
 
 
