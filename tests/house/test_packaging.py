@@ -61,9 +61,12 @@ def direct_dependencies() -> set[str]:
     return names - {"nl"}
 
 
-def pins(text: str) -> dict[str, str]:
-    """Name -> version of every pinned requirement."""
-    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, flags=re.MULTILINE))
+def pins(text: str) -> dict[str, set[str]]:
+    """Name -> versions of every pinned requirement (one per Python version where they differ)."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9._-]+)==(\S+)", text, flags=re.MULTILINE):
+        found.setdefault(name, set()).add(version)
+    return found
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
