@@ -29,6 +29,7 @@ from torch.nn.functional import normalize, pad, rms_norm, silu, softplus
 
 from nl.config import require
 from nl.core.state import state_type
+from nl.nn.chunks import pieces
 from nl.nn.conv import CausalConv
 from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
@@ -131,13 +132,6 @@ def _added(state: SelfModState) -> _Banks:
     """The banks of a state with rows and heads as one dimension."""
     banks = (state.memory, state.makers, state.gates)
     return _Banks(*(FastWeights(*(w.flatten(0, 1) for w in bank)) for bank in banks))
-
-
-def _pieces(clock: int, length: int, period: int) -> list[int]:
-    """Sizes of the pieces that chunk ends at multiples of ``period`` cut ``length`` tokens into."""
-    first = min(length, period - clock % period)
-    whole, rest = divmod(length - first, period)
-    return [first] + [period] * whole + ([rest] if rest else [])
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -313,7 +307,7 @@ class SelfMod(nn.Module):
         waiting = _Chunk(state.keys, state.values, state.rate, state.log_decay)
         waiting = _Chunk(*(t.flatten(0, 1)[..., : clock % longer] for t in waiting))
         reads, writes = [], list(state.writes)
-        for piece in inputs.split(_pieces(clock, inputs.logits.shape[-1], shorter)):
+        for piece in inputs.split(pieces(clock, inputs.logits.shape[-1], shorter)):
             new, queries = self._generate(weights, piece)
             reads.append(self._read(weights.memory, queries))
             waiting = waiting.join(_Chunk(*(t.to(state.rate.dtype) for t in new)))

@@ -126,6 +126,7 @@ def test_new_keys_exist() -> None:
         for key in rule.keys:
             node = run
             for part in key.split("."):
+                assert part in node, key
                 node = node[part]
 
 

@@ -38,7 +38,9 @@ def test_an_interrupted_creation_can_be_repeated(tmp_path: Path) -> None:
     first = RunDir.create(tmp_path / "a")
     first.config.write_text("name: x\n")
     first.release()
-    RunDir.create(tmp_path / "a").release()
+    again = RunDir.create(tmp_path / "a")
+    again.release()
+    assert again.path == first.path
 
 
 def test_a_place_below_a_file_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
