@@ -44,6 +44,10 @@ class Line:
     """Drawn thin and pale, without a name: raw values behind a smoothed curve."""
     colour: int = 0
     """Index into the palette; the dash pattern changes with it too."""
+    low: list[float] | None = None
+    """Lower edge of a band around the curve, with ``high``."""
+    high: list[float] | None = None
+    """Upper edge of the band."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Figure:
         lines: curves over ``x_label``.
         levels: named horizontal lines (a baseline).
         alt: one sentence that says what the curve shows, for readers who do not see it.
+        log: the axes that are logarithmic: "", "x", "y" or "xy".
     """
 
     name: str
@@ -65,6 +70,7 @@ class Figure:
     x_label: str = "step"
     alt: str = ""
     wide: bool = False
+    log: str = ""
 
 
 def matplotlib_ready() -> Any:
@@ -120,8 +126,11 @@ def draw(figure: Figure) -> str:
         axes = canvas.subplots()
         axes.set_xlabel(figure.x_label)
         axes.margins(x=0.01)
-        axes.locator_params(axis="x", nbins=6 if figure.wide else 4)
-        axes.locator_params(axis="y", nbins=6 if figure.wide else 4)
+        for axis in "xy":
+            if axis in figure.log:
+                axes.set(**{f"{axis}scale": "log"})
+            else:
+                axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
         for line in figure.lines:
             draw_line(axes, line)
         for name, value in figure.levels.items():
@@ -130,11 +139,15 @@ def draw(figure: Figure) -> str:
         if entries > 1:
             columns = min(4, entries)
             canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
-        buffer = io.StringIO()
-        canvas.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    return clean(buffer.getvalue(), figure.name)
+        return svg_text(canvas, figure.name)
+
+
+def svg_text(canvas: Any, name: str) -> str:
+    """A drawn canvas as SVG in marker colours."""
+    buffer = io.StringIO()
+    plain = {"Date": None, "Creator": None}
+    canvas.savefig(buffer, format="svg", transparent=True, metadata=plain)
+    return clean(buffer.getvalue(), name)
 
 
 def level_colour(name: str, figure: Figure) -> str:
@@ -150,6 +163,9 @@ def draw_line(axes: Any, line: Line) -> None:
     x, y = thin(line.x), thin(line.y)
     colour = SERIES[line.colour % len(SERIES)]
     dash = DASHES[line.colour // 2 % len(DASHES)] if not line.faint else "-"
+    if line.low is not None and line.high is not None:
+        low, high = thin(line.low), thin(line.high)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         x,
         y,
@@ -214,13 +230,18 @@ def standalone(svg: str) -> str:
 
 
 def figure_csv(figure: Figure) -> str:
-    """The drawn numbers, one row per point: line, x, y; levels as rows without x."""
+    """The drawn numbers, one row per point: line, x, y; levels as rows without x.
+
+    The edges of a band are lines of their own.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["line", figure.x_label, "value"])
     for line in figure.lines:
         name = f"{line.name} (raw)" if line.faint else line.name
-        pairs = zip(thin(line.x), thin(line.y), strict=True)
-        writer.writerows([name, f"{x:g}", repr(y)] for x, y in pairs)
+        drawn = {name: line.y, f"{name} (low)": line.low, f"{name} (high)": line.high}
+        for label, values in drawn.items():
+            pairs = zip(thin(line.x), thin(values), strict=True) if values is not None else ()
+            writer.writerows([label, f"{x:g}", repr(y)] for x, y in pairs)
     writer.writerows([name, "", repr(value)] for name, value in figure.levels.items())
     return out.getvalue()
