@@ -111,13 +111,14 @@ def refused(work: Callable[[], object]) -> str:
 @functools.cache
 def script_help(name: str) -> str:
     """What ``python <name> --help`` prints."""
-    out, argv = io.StringIO(), sys.argv
+    out, argv, path = io.StringIO(), sys.argv, sys.path
     sys.argv = [name, "--help"]
+    sys.path = [str((ROOT / name).parent), *path]  # as python does for a script
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             runpy.run_path(str(ROOT / name), run_name="__main__")
     finally:
-        sys.argv = argv
+        sys.argv, sys.path = argv, path
     return out.getvalue()
 
 

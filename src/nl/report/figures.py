@@ -10,7 +10,7 @@ import csv
 import io
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nl.config import ConfigError
 
@@ -30,6 +30,7 @@ COLOURS = {
     SERIES[4]: ("--s5", "#b8860b"),
     SERIES[5]: ("--s6", "#3f8fb5"),
 }
+AXES: tuple[Literal["x", "y"], ...] = ("x", "y")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
@@ -126,7 +127,7 @@ def draw(figure: Figure) -> str:
         axes = canvas.subplots()
         axes.set_xlabel(figure.x_label)
         axes.margins(x=0.01)
-        for axis in "xy":
+        for axis in AXES:
             if axis in figure.log:
                 axes.set(**{f"{axis}scale": "log"})
             else:
