@@ -1,7 +1,7 @@
 """The self-modifying memory: fast MLPs that make their own keys, values, rates and decays. Floor 2.
 
-Per head, with x the convolved and projected input of a token, everything read at the state of the
-chunk start (norm = unit L2 norm):
+Per head, with x the input of a token, x_k, x_v, x_q = silu(conv(W x)), x_g = W_g x and everything
+read at the state of the chunk start (norm = unit L2 norm):
 
     k = norm(M_k(x_k))      v = norm(M_v(x_v))      q = norm(x_q), or norm(M_q(x_q)) if adaptive
     r = sigmoid(M_eta(x_g) + w_eta x + b_eta)
@@ -25,12 +25,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, rms_norm, silu, softplus
+from torch.nn.functional import normalize, pad, rms_norm, softplus
 
 from nl.config import require
 from nl.core.state import state_type
 from nl.nn.chunks import pieces
-from nl.nn.conv import CausalConv
+from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
 from nl.ops.fast_mlp import (
@@ -62,7 +62,7 @@ class SelfModState(NamedTuple):
         values: (B, H, K, P).
         rate: (B, H, P); zero where empty, so that an empty slot writes nothing.
         log_decay: (B, H, P).
-        tail: (B, W - 1, D) last inputs of the convolution, or None.
+        tail: (B, W - 1, 3 D) last inputs of the convolution, or None.
         frozen: tokens read with ``write=False``; they do not advance the chunks.
         writes: how often (memory, others) have been written.
     """
@@ -168,7 +168,7 @@ class SelfMod(nn.Module):
         self.period = c.period
         self.period_other = c.period if c.period_other is None else c.period_other
         self.shortest_period = min(self.period, self.period_other)
-        self.conv = CausalConv(dim, c.conv) if c.conv else None
+        self.conv = CausalConv(3 * dim, c.conv) if c.conv else None
         self.project = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
@@ -240,8 +240,10 @@ class SelfMod(nn.Module):
         B, T, _ = x.shape
         if state is None:
             state = self.init_state(B)
-        mixed, tail = self._mix(x, state.tail)
-        inputs = _Inputs(self._split(self.project(mixed)), self._gate_logits(mixed))
+        projected, for_gates = self.project(x).tensor_split([3 * x.shape[-1]], dim=-1)
+        projected, tail = convolve(self.conv, projected, state.tail)
+        projected = torch.cat([projected, for_gates], dim=-1)
+        inputs = _Inputs(self._split(projected), self._gate_logits(x))
         if write:
             read, state = self._scan(inputs, state, position - state.frozen)
         else:
@@ -251,12 +253,6 @@ class SelfMod(nn.Module):
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
         y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
         return self.out(y), state._replace(tail=tail)
-
-    def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.conv is None or tail is None:
-            return x, None
-        x, tail = self.conv(x, tail)
-        return silu(x), tail
 
     def _split(self, projected: Tensor) -> Tensor:
         """(B, T, 4 D) -> (N, 4, K, T): inputs of keys, values, queries, gates; tokens last."""

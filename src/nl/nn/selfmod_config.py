@@ -59,7 +59,7 @@ class SelfModConfig:
     adaptive_q: bool = False
     """Queries from a memory of their own instead of a fixed projection."""
     conv: int = 4
-    """Width of the causal convolution in front; 0 = none."""
+    """Width of the causal convolution over inputs of keys, values and queries; 0 = none."""
     rate: float = 0.5
     """Initial step size of memory's second layer, in (0, 1); learned from there."""
     rate_hidden: float = 0.01

@@ -157,18 +157,19 @@ def selfmod_reference(m: SelfMod, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     K = m.config.head_size
     outs, first, second = [], [], []
     for row in x:
-        mixed = row
+        parts = row @ m.project.weight.T
         if m.conv is not None:
-            padded = torch.cat([row.new_zeros(m.conv.width - 1, dim), row])
+            some, for_gates = parts[:, : 3 * dim], parts[:, 3 * dim :]
+            padded = torch.cat([some.new_zeros(m.conv.width - 1, 3 * dim), some])
             taps = range(m.conv.width)
             mixed = torch.stack(
                 [sum(m.conv.weight[i] * padded[t + i] for i in taps) for t in range(length)]
             )
-            mixed = silu(mixed)
-        parts = (mixed @ m.project.weight.T).view(length, 4, m.heads, K)
+            parts = torch.cat([silu(mixed), for_gates], dim=-1)
+        parts = parts.view(length, 4, m.heads, K)
         direct = torch.zeros(length, 2, m.heads, dtype=x.dtype)
         if m.gate_input is not None:
-            direct = (mixed @ m.gate_input.weight.T).view(length, 2, m.heads)
+            direct = (row @ m.gate_input.weight.T).view(length, 2, m.heads)
         heads = [head_reference(m, h, parts[:, :, h], direct[:, :, h]) for h in range(m.heads)]
         read = torch.cat([r for r, _ in heads], dim=-1)
         outs.append((rms_norm(read, (dim,)) * m.gain) @ m.out.weight.T)
