@@ -42,6 +42,7 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.block": "model.block={}",
         "optim.kind": "optim={}",
         "model.cms.inner.kind": "model.cms.inner={{kind:{}}}",
+        "model.cms.arrangement": "model.cms.arrangement={}",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nl.models.audit_blocks import BLOCKS
+from nl.models.audit_levels import CONTINUUM
 from nl.models.mechanism import BLOCK, LAWS, OPS, Mechanism
 
 OPTIM = "tests/unit/optim/test_matrix_optimizers.py::"
@@ -32,7 +33,7 @@ OUTER: tuple[Mechanism, ...] = (
             f"{LAWS}test_row_independent",
             f"{LAWS}test_same_function_in_train_and_eval",
         ),
-        where={BLOCK: tuple(sorted({k for m in BLOCKS for k in m.where[BLOCK]}))},
+        where={BLOCK: tuple(sorted({k for m in BLOCKS + CONTINUUM for k in m.where[BLOCK]}))},
         options=("train.carry",),
     ),
     Mechanism(
@@ -109,7 +110,7 @@ OUTER: tuple[Mechanism, ...] = (
     ),
 )
 
-MECHANISMS = BLOCKS + OUTER
+MECHANISMS = BLOCKS + CONTINUUM + OUTER
 
 
 def value_at(data: Any, key: str) -> Any:

@@ -1,11 +1,10 @@
-"""Mechanisms of the blocks and their inner optimizers, in the order a token meets them. Floor 3."""
+"""Mechanisms of the sequence mixers, in the order a token meets them. Floor 3."""
 
 from __future__ import annotations
 
 from nl.models.mechanism import BLOCK, LAWS, LAYERS, OPS, Mechanism
 
 ATTENTION = ("transformer", "hope_attention", "hope_hybrid")
-LEVELS = ("hope_attention", "hope_selfmod", "hope_hybrid")
 TITANS = ("titan_lmm", "titan_mac", "titan_mag", "titan_mal", "hope_hybrid")
 WINDOW = ("titan_mag", "titan_mal")
 DENSE = ("transformer", "gated_delta", "titan_lmm", "titan_mac", "titan_mag", "titan_mal")
@@ -13,10 +12,6 @@ DENSE = ("transformer", "gated_delta", "titan_lmm", "titan_mac", "titan_mag", "t
 
 def _in(*kinds: str) -> dict[str, tuple[str, ...]]:
     return {BLOCK: kinds}
-
-
-def _inner(kind: str) -> dict[str, tuple[str, ...]]:
-    return {BLOCK: LEVELS, "model.cms.inner.kind": (kind,)}
 
 
 BLOCKS: tuple[Mechanism, ...] = (
@@ -190,106 +185,5 @@ BLOCKS: tuple[Mechanism, ...] = (
         ),
         differs="decay toward the initial memory, the delta rule on both layers with the running "
         "error; model.selfmod.retention=zero with model.selfmod.output_rule=decay is the letter",
-    ),
-    Mechanism(
-        part="continuum memory: chain",
-        source="Nested Learning (NeurIPS 2025), Eq. 70",
-        equation="y = MLP_k(... MLP_1(x)),  MLP_l(x) = x + silu(n U_l^T) V_l^T,  n = x / rms(x)",
-        code="nl.ops.level:level_read",
-        tests=(f"{LAYERS}test_cms.py::test_equals_the_token_loop",),
-        where=_in(*LEVELS),
-        options=("model.cms.periods", "model.cms.hidden"),
-    ),
-    Mechanism(
-        part="continuum memory: write",
-        source="Nested Learning (NeurIPS 2025), Eq. 71",
-        equation="every C_l tokens: theta_l <- theta_l - eta_l sum_{t in period} dL_t/dtheta_l",
-        code="nl.nn.cms:ContinuumMemory.absorb",
-        tests=(
-            f"{LAYERS}test_cms.py::test_equals_the_token_loop",
-            f"{OPS}test_level_losses_attention.py::test_level_write_gradients",
-            f"{LAWS}test_counted_writes_of_levels",
-            f"{LAWS}test_zero_signal_changes_nothing",
-        ),
-        where=_in(*LEVELS),
-        options=("model.cms.rate", "model.cms.retention", "model.cms.clip"),
-        differs="a write also decays the memory and its norm is bounded; model.cms.retention=1 "
-        "with model.cms.clip=0 is the letter",
-    ),
-    Mechanism(
-        part="continuum memory: signal",
-        source="Nested Learning (NeurIPS 2025), Eq. 71: the loss of the outer level",
-        equation="dL/dh = (softmax(logits) - onehot(label)) W_head, pulled back level by level",
-        code="nl.ops.losses:teach_signal",
-        tests=(
-            f"{OPS}test_level_losses_attention.py::test_linear_cross_entropy",
-            f"{LAWS}test_a_label_acts_after_its_chunk_only",
-        ),
-        where=_in(*LEVELS),
-        options=("objective.write",),
-        differs="the signal of the final hidden state serves every block; per token, never "
-        "divided by batch or chunk size",
-    ),
-    Mechanism(
-        part="continuum memory: surprise gate",
-        source="Titans (arXiv 2501.00663): surprising tokens are the memorable ones",
-        equation="token t writes if |dL/dh_t| >= threshold (hard), weighed around it (soft)",
-        code="nl.nn.surprise:surprise_gate",
-        tests=(
-            f"{LAYERS}test_surprise.py::test_equals_a_loop_over_tokens",
-            f"{LAYERS}test_surprise.py::test_a_running_threshold_finds_its_quantile",
-        ),
-        where={BLOCK: LEVELS, "model.cms.surprise.gate": ("hard", "soft")},
-        options=("model.cms.surprise.threshold", "model.cms.surprise.quantile"),
-        differs="a gate on top of the surprise that every write is proportional to",
-    ),
-    Mechanism(
-        part="inner optimizer sgd",
-        source="Nested Learning (NeurIPS 2025), Eq. 71",
-        equation="D <- retention D + sum_t g_t",
-        code="nl.nn.inner:SGD",
-        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
-        where=_inner("sgd"),
-    ),
-    Mechanism(
-        part="inner optimizer momentum",
-        source="Nested Learning (NeurIPS 2025), deep optimizers: momentum as a memory",
-        equation="m <- beta m + g,  D <- retention D + m",
-        code="nl.nn.inner:Momentum",
-        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
-        where=_inner("momentum"),
-        options=("model.cms.inner.beta",),
-    ),
-    Mechanism(
-        part="inner optimizer delta",
-        source="Nested Learning (NeurIPS 2025), Eq. 57",
-        equation="W <- W (I - r x x^T) - r g x^T,  r = eta / (1 + eta), unit x",
-        code="nl.nn.inner:Delta",
-        tests=(
-            f"{LAYERS}test_inner.py::test_delta_equals_a_loop_over_tokens",
-            f"{LAYERS}test_inner.py::test_delta_is_contractive_where_sgd_is_not",
-        ),
-        where=_inner("delta"),
-    ),
-    Mechanism(
-        part="inner optimizer adam",
-        source="Kingma and Ba 2015, Algorithm 1",
-        equation="D <- retention D + size m / (sqrt(v) + eps), bias-corrected moments",
-        code="nl.nn.inner:Adam",
-        tests=(f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",),
-        where=_inner("adam"),
-        options=("model.cms.inner.beta1", "model.cms.inner.beta2", "model.cms.inner.size"),
-    ),
-    Mechanism(
-        part="inner optimizer muon",
-        source="Jordan et al. 2024 (Muon)",
-        equation="m <- beta m + g,  D <- retention D + size NS5(m)",
-        code="nl.nn.inner:Muon",
-        tests=(
-            f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",
-            f"{OPS}test_orthogonal.py::test_the_iteration_is_a_polynomial_of_the_singular_values",
-        ),
-        where=_inner("muon"),
-        options=("model.cms.inner.beta", "model.cms.inner.size"),
     ),
 )

@@ -25,7 +25,7 @@ from nl.models.generate import Sampling, generate
 from nl.models.language_state import LanguageState, PendingLabel, Read, cut
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
-from nl.nn.cms import CMSConfig
+from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig

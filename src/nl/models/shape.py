@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from nl.nn.attention import AttentionConfig
-from nl.nn.cms import CMSConfig
+from nl.nn.cms_config import CMSConfig
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.titan_config import TitanConfig

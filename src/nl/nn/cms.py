@@ -1,67 +1,24 @@
-"""Continuum memory system: a chain of MLP levels, each written once per period. Floor 2.
+"""Continuum memory system: MLP levels, each written once per period. Floor 2.
 
 Nested Learning, Eq. 70-71: y = MLP_k(... MLP_1(x)); level l keeps its weights for ``period``
 tokens and then takes one step along the summed per-token signal. The fast weights are per row of
 the batch, decay with every write, and their size is bounded by ``clip / (1 - retention)``.
+
+Arrangements: ``sequential`` is that chain. In ``nested`` the memory of a level decays toward that
+of the next slower one and becomes it whenever the slower one is written; levels start with equal
+weights, so that their hidden units mean the same. ``independent`` is x + sum_l gain_l MLP_l(x).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nl.config import require
-from nl.config.groups import InnerConfig
-from nl.nn.inner import SGD
-from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule
-from nl.nn.surprise import SurpriseConfig
-from nl.ops.level import level_pull_back, level_read
-
-SMALLEST_PERIOD = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class CMSConfig:
-    """Levels in the order of the chain: the first is closest to the sequence mixer."""
-
-    periods: tuple[int, ...] = (64, 256, 1024, 4096)
-    """Tokens between writes of each level; every one a multiple of the smallest."""
-    hidden: int | None = None
-    """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
-    rate: float = 1.0
-    """Initial inner learning rate of every level, relative to the size of its input (learned)."""
-    retention: float = 0.9
-    """Share of the fast weights that a write keeps; 1 never forgets."""
-    clip: float = 0.1
-    """Largest norm of one write relative to the norm of the meta weights; 0 switches it off."""
-    inner: InnerConfig = field(default_factory=SGD)
-    """Inner optimizer of every level: sgd, momentum, delta, adam or muon."""
-    surprise: SurpriseConfig = field(default_factory=SurpriseConfig)
-    """Which tokens may write."""
-    allow_short_periods: bool = False
-    """Allow periods below 16, which run an order of magnitude slower."""
-
-    def __post_init__(self) -> None:
-        require(len(self.periods) > 0, "periods: []; name at least one period.")
-        smallest = min(self.periods)
-        require(smallest >= 1, f"periods: {list(self.periods)}; every period must be >= 1.")
-        require(
-            all(p % smallest == 0 for p in self.periods),
-            f"periods: {list(self.periods)}; every period must be a multiple of the smallest, "
-            f"{smallest}.",
-        )
-        require(
-            smallest >= SMALLEST_PERIOD or self.allow_short_periods,
-            f"periods: {smallest} is below {SMALLEST_PERIOD}; set "
-            "model.cms.allow_short_periods=true if you mean it.",
-        )
-        require(self.hidden is None or self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
-        require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
-        require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
-        require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
+from nl.nn.cms_config import CMSConfig
+from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule, restart
+from nl.ops.level import level_branch, level_pull_back
 
 
 class ContinuumMemory(nn.Module):
@@ -78,6 +35,12 @@ class ContinuumMemory(nn.Module):
         self.levels = nn.ModuleList(
             Level(dim, hidden, config.rate, scale, write) for _ in config.periods
         )
+        self.gains: nn.Parameter | None = None
+        if config.arrangement == "independent":
+            self.gains = nn.Parameter(torch.ones(len(config.periods)))
+        if config.arrangement == "nested":
+            for level in self.levels[1:]:
+                level.load_state_dict(self.levels[0].state_dict())
 
     def init_state(self) -> tuple[LevelState, ...]:
         """Nothing written yet (the same for any batch size)."""
@@ -86,17 +49,18 @@ class ContinuumMemory(nn.Module):
     def forward(
         self, x_BTD: Tensor, state: tuple[LevelState, ...]
     ) -> tuple[Tensor, tuple[LevelTrace, ...]]:
-        """Read the chain (residual inside) with the weights in force.
+        """Read the levels (residual inside) with the weights in force.
 
         Returns:
             (B, T, D) and one trace per level for ``absorb``.
         """
-        traces = []
-        for level, memory in zip(self.levels, state, strict=True):
-            y, z = level_read(x_BTD, level.weights(memory))  # type: ignore[operator]
+        traces, out = [], x_BTD
+        for i, (level, memory) in enumerate(zip(self.levels, state, strict=True)):
+            x_BTD = out if self.gains is None else x_BTD
+            y, z = level_branch(x_BTD, level.weights(memory))  # type: ignore[operator]
             traces.append(LevelTrace(x_BTD.detach(), z.detach()))
-            x_BTD = y
-        return x_BTD, tuple(traces)
+            out = out + (y if self.gains is None else self.gains[i] * y)
+        return out, tuple(traces)
 
     @torch.no_grad()
     def absorb(
@@ -138,14 +102,22 @@ class ContinuumMemory(nn.Module):
             needed is None or -(-end // period) * period <= needed for period in self.config.periods
         ]
         new = list(state)
+        wrote: Tensor | None = None
         for i in reversed(range(len(new))):
             if not any(wanted[: i + 1]):
                 break
             level: Any = self.levels[i]
             weights = level.weights(state[i]).to(signal.dtype)
-            tokens = LevelTokens.of(trace[i], signal, weights)
+            own = signal if self.gains is None else signal * self.gains[i]
+            tokens = LevelTokens.of(trace[i], own, weights)
+            slower = i + 1 if self.config.arrangement == "nested" and i + 1 < len(new) else None
             if wanted[i]:
                 closes = end % self.config.periods[i] == 0
-                new[i] = level.absorb(state[i], tokens, weights, closes)
-            signal = level_pull_back(tokens.x, signal, tokens.hidden_signal, weights)
+                base = None if slower is None else new[slower]
+                new[i], rows = level.absorb(state[i], tokens, weights, closes, base)
+                if slower is not None and wrote is not None:
+                    new[i] = restart(new[i], new[slower], wrote)
+                wrote = rows
+            if i > 0 and self.gains is None:
+                signal = level_pull_back(tokens.x, own, tokens.hidden_signal, weights)
         return tuple(new)

@@ -94,8 +94,13 @@ class Level(nn.Module):
         )
 
     def absorb(
-        self, memory: LevelState, tokens: LevelTokens, w: LevelWeights, closes: bool
-    ) -> LevelState:
+        self,
+        memory: LevelState,
+        tokens: LevelTokens,
+        w: LevelWeights,
+        closes: bool,
+        base: LevelState | None = None,
+    ) -> tuple[LevelState, Tensor | None]:
         """Gather what the tokens say; write if they close the period.
 
         Args:
@@ -103,10 +108,17 @@ class Level(nn.Module):
             tokens: tokens of this period only.
             w: the weights they were read with, in the dtype of the memory.
             closes: whether the last of them is the last of the period.
+            base: the memory that this one decays toward; None: toward its meta weights.
+
+        Returns:
+            The new state and, after a write, which rows had a signal (B, 1, 1).
         """
         inner: Any = self.rule.inner
-        up = _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up)
-        down = _Side(memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down)
+        to_up, to_down = (None, None) if base is None else (base.fast_up, base.fast_down)
+        up = _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up, to_up)
+        down = _Side(
+            memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down, to_down
+        )
         sums: tuple[Tensor, ...]
         if inner.per_token:
             n, a = rms_normalize(tokens.x), F.silu(tokens.z)
@@ -119,14 +131,14 @@ class Level(nn.Module):
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
         if not closes:
-            return memory._replace(sum_up=sums[0], sum_down=sums[1])
+            return memory._replace(sum_up=sums[0], sum_down=sums[1]), None
         if inner.per_token:
             fast = (memory.fast_up, memory.fast_down)
             sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
         active = (sums[0].abs().amax((1, 2)) + sums[1].abs().amax((1, 2)) > 0)[:, None, None]
         fast_up, slots_up = self._write(sums[0], up, active)
         fast_down, slots_down = self._write(sums[1], down, active)
-        return LevelState(fast_up, fast_down, None, None, slots_up, slots_down)
+        return LevelState(fast_up, fast_down, None, None, slots_up, slots_down), active
 
     def _write(
         self, grad: Tensor, side: _Side, active: Tensor
@@ -142,10 +154,37 @@ class Level(nn.Module):
             shrink = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
             step = step * shrink[:, None, None]
         if side.fast is not None:
-            step = torch.where(active, self.rule.retention * side.fast + step, side.fast)
+            kept = self.rule.retention * side.fast
+            if side.base is not None:
+                kept = kept + (1 - self.rule.retention) * side.base
+            step = torch.where(active, kept + step, side.fast)
         old = side.slots or tuple(torch.zeros_like(s) for s in slots)
-        kept = tuple(torch.where(active, n, o) for n, o in zip(slots, old, strict=True))
-        return step, kept or None
+        slots = tuple(torch.where(active, n, o) for n, o in zip(slots, old, strict=True))
+        return step, slots or None
+
+
+def restart(memory: LevelState, slower: LevelState, rows: Tensor) -> LevelState:
+    """What a level starts from again after the next slower one has been written.
+
+    Args:
+        memory: the level, just written itself.
+        slower: the slower level after its write.
+        rows: (B, 1, 1) rows in which that write had a signal.
+    """
+    old: Any = memory
+    new: Any = slower
+
+    def clear(slots: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        return slots and tuple(torch.where(rows, 0.0, s) for s in slots)
+
+    return LevelState(
+        torch.where(rows, new.fast_up, old.fast_up),
+        torch.where(rows, new.fast_down, old.fast_down),
+        None,
+        None,
+        clear(old.slots_up),
+        clear(old.slots_down),
+    )
 
 
 class _Side(NamedTuple):
@@ -156,6 +195,7 @@ class _Side(NamedTuple):
     meta: Tensor
     rate: Tensor
     scale: float
+    base: Tensor | None = None
 
 
 def _delta_tokens(pending: Tensor | None, side: _Side, x_BTN: Tensor, g_BTP: Tensor) -> Tensor:

@@ -52,8 +52,17 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
         x_BTD: (B, T, D) input.
 
     Returns:
-        y (B, T, D) and the pre-activation z (B, T, F). The fast weights enter as a term of their
-        own, so that the rates get their gradient without one for the fast weights.
+        y (B, T, D) and the pre-activation z (B, T, F).
+    """
+    branch, z = level_branch(x_BTD, w)
+    return x_BTD + branch, z
+
+
+def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
+    """What a level adds to its input: silu(z) V^T (B, T, D), and z (B, T, F).
+
+    The fast weights enter as a term of their own, so that the rates get their gradient without one
+    for the fast weights.
     """
     n = rms_normalize(x_BTD)
     z = n @ w.up.T
@@ -63,7 +72,7 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     y = a @ w.down.T
     if w.fast_down is not None:
         y = y - w.rate_down * (a @ w.fast_down.transpose(1, 2).to(a.dtype))
-    return x_BTD + y, z
+    return y, z
 
 
 def level_hidden_signal(z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from nl.config import ConfigError, structure
-from nl.nn.cms import CMSConfig, ContinuumMemory
+from nl.nn.cms import ContinuumMemory
+from nl.nn.cms_config import CMSConfig
 from nl.nn.level import LevelState
 
 EPS = 1e-6

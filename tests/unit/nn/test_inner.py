@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from nl.config import ConfigError, structure, table
 from nl.config.groups import InnerConfig
-from nl.nn.cms import CMSConfig, ContinuumMemory
+from nl.nn.cms import ContinuumMemory
+from nl.nn.cms_config import CMSConfig
 from nl.ops.orthogonal import orthogonalize_reference
 
 DOUBLE = {"dtype": torch.float64}

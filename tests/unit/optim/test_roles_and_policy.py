@@ -16,7 +16,7 @@ from nl.core.batch import Batch
 from nl.dist.single import Single
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
-from nl.nn.cms import CMSConfig
+from nl.nn.cms_config import CMSConfig
 from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.titan_config import TitanConfig
 from nl.objectives.next_token import NextTokenConfig

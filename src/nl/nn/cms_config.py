@@ -1,0 +1,67 @@
+"""Options of the continuum memory. Floor 2."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nl.config import require
+from nl.config.groups import InnerConfig
+from nl.nn.inner import SGD
+from nl.nn.surprise import SurpriseConfig
+
+SMALLEST_PERIOD = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMSConfig:
+    """Levels in the order of the chain: the first is closest to the sequence mixer."""
+
+    periods: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Tokens between writes of each level; every one a multiple of the smallest."""
+    arrangement: Literal["sequential", "nested", "independent"] = "sequential"
+    """sequential: a chain. nested: a chain whose slower level owns what the faster one starts from
+    again after each of its writes. independent: all levels read the same input, learned gains."""
+    hidden: int | None = None
+    """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
+    rate: float = 1.0
+    """Initial inner learning rate of every level, relative to the size of its input (learned)."""
+    retention: float = 0.9
+    """Share of the fast weights that a write keeps; 1 never forgets."""
+    clip: float = 0.1
+    """Largest norm of one write relative to the norm of the meta weights; 0 switches it off."""
+    inner: InnerConfig = field(default_factory=SGD)
+    """Inner optimizer of every level: sgd, momentum, delta, adam or muon."""
+    surprise: SurpriseConfig = field(default_factory=SurpriseConfig)
+    """Which tokens may write."""
+    allow_short_periods: bool = False
+    """Allow periods below 16, which run an order of magnitude slower."""
+
+    def __post_init__(self) -> None:
+        require(len(self.periods) > 0, "periods: []; name at least one period.")
+        smallest = min(self.periods)
+        require(smallest >= 1, f"periods: {list(self.periods)}; every period must be >= 1.")
+        require(
+            all(p % smallest == 0 for p in self.periods),
+            f"periods: {list(self.periods)}; every period must be a multiple of the smallest, "
+            f"{smallest}.",
+        )
+        require(
+            smallest >= SMALLEST_PERIOD or self.allow_short_periods,
+            f"periods: {smallest} is below {SMALLEST_PERIOD}; set "
+            "model.cms.allow_short_periods=true if you mean it.",
+        )
+        require(
+            self.arrangement != "nested" or _nests(self.periods),
+            f"periods: {list(self.periods)}; in arrangement=nested every period must be a larger "
+            "multiple of the one before it.",
+        )
+        require(self.hidden is None or self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
+        require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
+        require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
+        require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
+
+
+def _nests(periods: tuple[int, ...]) -> bool:
+    return all(b > a and b % a == 0 for a, b in itertools.pairwise(periods))
