@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nl.config import ConfigError
 from nl.core.logs import setup_logging
@@ -243,38 +241,31 @@ def add_bench(commands: Commands) -> None:
     """``nl bench``."""
 
     def run(options: argparse.Namespace) -> int:
-        from nl.bench import BenchConfig, as_table, bench
-        from nl.cli_measure import check_device
+        from nl.cli_bench import benchmark
 
-        names = {field.name for field in dataclasses.fields(BenchConfig)}
-        check_device(options.device)
-        chosen: dict[str, Any] = {
-            key: value for key, value in vars(options).items() if key in names and value is not None
-        }
-        result = bench(BenchConfig(**chosen))
-        print(json.dumps(result, indent=1) if options.json else as_table(result))
-        return 0
+        return benchmark(options)
 
-    parser = add_command(
-        commands,
-        "bench",
-        "time one train step of every block against the transformer",
-        "nl bench --json --dim 256 --seq-len 256",
-        run,
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument(
-        "--blocks", nargs="+", default=[], help="block kinds beside the transformer; none: all"
-    )
+    summary = "time train steps and single layers of every block against the transformer"
+    example = "nl bench --seq-len 256 512 --parts step layer --output reports/bench"
+    parser = add_command(commands, "bench", summary, example, run)
+    flag = parser.add_argument
+    flag("--json", action="store_true", help="print the result as JSON")
+    flag("--output", help="also write <output>.json and the figure <output>.svg")
+    flag("--noisy", action="store_true", help="accept a GEMM peak that moves by more than a tenth")
+    flag("--blocks", nargs="+", default=[], help="block kinds beside the transformer; none: all")
+    parts = ("step", "layer")
+    flag("--parts", nargs="+", default=["step"], choices=parts, help="what is measured")
+    flag("--seq-len", type=int, nargs="+", default=[256], help="tokens per row; several: a sweep")
+    chunks = "tokens between writes of every memory; several: a sweep; none: the defaults"
+    flag("--chunk", type=int, nargs="+", default=[], help=chunks)
     for name, default, text in (
         ("dim", 256, "width"),
         ("layers", 2, "blocks of the model"),
         ("heads", 4, "attention heads"),
-        ("seq-len", 256, "tokens per row"),
         ("batch-size", 4, "rows"),
         ("vocab-size", 1024, "token ids"),
-        ("rounds", 7, "measured turns per block"),
+        ("rounds", 7, "measured turns per row"),
         ("threads", 1, "CPU threads"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+        flag(f"--{name}", type=int, default=default, help=text)
+    flag("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")

@@ -1,0 +1,95 @@
+"""Floating-point operations by stated formulas, for shares of the GEMM peak. Floor 8.
+
+Per token, a multiplication and an addition are two operations; N_matmul is the number of
+parameters with two or more dimensions, the embedding table left out, the head counted once.
+
+    model         6 N_matmul + 12 sum(d T_eff)    the sum over attention layers of width d
+    algorithmic   model + what memories compute beyond reading their weights, see ``writes``
+    one block     2 N_matmul + 4 sum(d T_eff) + writes of its memories; with backward 3 times
+
+T_eff is T for attention to everything (the causal half is not taken off), the window where there
+is one. Recomputation never counts.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nl.nn.attention import Attention
+from nl.nn.gated_delta import GatedDelta
+from nl.nn.level import Level
+from nl.nn.selfmod import SelfMod
+from nl.nn.titan_bank import TitanBank
+
+TRAINING = 3
+"""Forward and backward of an operation that gradients flow through, in forwards."""
+
+
+def matmul_parameters(model: nn.Module) -> int:
+    """N_matmul."""
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    return sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in tables)
+
+
+def attention_width(model: nn.Module, seq_len: int) -> float:
+    """Sum over attention layers of d times T_eff."""
+    total = 0.0
+    for m in model.modules():
+        if isinstance(m, Attention):
+            window = getattr(m, "window", None)
+            seen = min(seq_len, window) if window else 2 * m.attended(seq_len)
+            total += m.out.weight.shape[0] * seen
+    return total
+
+
+def model_flops(model: nn.Module, seq_len: int) -> float:
+    """Training FLOPs per token, 6 N_matmul + 12 d T_eff per attention layer."""
+    return 6 * matmul_parameters(model) + 12 * attention_width(model, seq_len)
+
+
+def selfmod_flops(layer: SelfMod) -> float:
+    """Forward FLOPs per token of a self-modifying layer of width d, writes included.
+
+    70 d d_h + 7 C d for five memories of hidden width d_h per head (16 d d_h of them reads) and 2
+    per weight of the static projections. What the chosen rule computes beyond that (the running
+    error, grams and inverses) does not count.
+    """
+    projections = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    return 16 * layer.heads * layer.config.head_size**2 + writes(layer) + 2 * projections
+
+
+def writes(module: nn.Module) -> float:
+    """Forward FLOPs per token of what one memory computes beyond reading.
+
+    self-modifying: 54 d d_h + 7 C d. Titans, L layers of K x K, M = 2 with momentum: reading the
+    keys 2 L, deltas 2 (L - 1), updates 2 L M, times d K. Gated delta: 6 d d_h + 6 C d. Level of
+    width h: 8 d h (two outer products, two products for the signal).
+    """
+    if isinstance(module, SelfMod):
+        d, head = module.heads * module.config.head_size, module.config.head_size
+        return 54 * d * head + 7 * module.period * d
+    if isinstance(module, TitanBank):
+        c = module.config
+        d, depth, sides = module.heads * c.head_size, c.depth, 2 if c.momentum else 1
+        return 2 * (2 * depth - 1 + depth * sides) * d * c.head_size
+    if isinstance(module, GatedDelta):
+        d = module.out.weight.shape[0]
+        return 6 * d * (d // module.config.heads) + 6 * module.config.chunk * d
+    if isinstance(module, Level):
+        hidden, d = module.up.weight.shape
+        return 8 * d * hidden
+    return 0.0
+
+
+def algorithmic_flops(model: nn.Module, seq_len: int) -> float:
+    """Training FLOPs per token with the writes; no gradient flows through those of levels."""
+    extra = 0.0
+    for m in model.modules():
+        extra += writes(m) * (1 if isinstance(m, Level) else TRAINING)
+    return model_flops(model, seq_len) + extra
+
+
+def layer_flops(block: nn.Module, seq_len: int) -> float:
+    """Forward FLOPs per token of one block; levels are read, other memories written too."""
+    total = 2 * matmul_parameters(block) + 4 * attention_width(block, seq_len)
+    return total + sum(writes(m) for m in block.modules() if not isinstance(m, Level))
