@@ -18,7 +18,7 @@ from nl.config import ConfigError
 from nl.models.language import LanguageConfig
 from nl.models.presets import count_parameters
 from nl.nn.attention import AttentionConfig
-from nl.nn.cms import SMALLEST_PERIOD
+from nl.nn.cms_config import SMALLEST_PERIOD
 
 BASELINE = "transformer"
 PARAMETER_TOLERANCE = 0.02
