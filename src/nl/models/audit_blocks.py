@@ -82,8 +82,13 @@ BLOCKS: tuple[Mechanism, ...] = (
             f"{LAYERS}test_titan.py::test_frozen_reading_is_the_initial_memory",
         ),
         where=_in(*TITANS),
-        options=("model.titan.head_size", "model.titan.hidden", "model.titan.conv"),
-        differs="a head per memory; the answer is normalised, gated and projected",
+        options=(
+            "model.titan.head_size",
+            "model.titan.hidden",
+            "model.titan.conv",
+            "model.titan.gate",
+        ),
+        differs="a head per memory; the answer is normalised and projected, gated on demand",
     ),
     Mechanism(
         part="Titans memory as context",

@@ -3,7 +3,7 @@
 With x the input of a token, per head, everything read at the state of the chunk start:
 
     q = unit(c(W_q x))     k = unit(c(W_k x))     v = unit(c(W_v x))
-    o = W_o (norm(M(q)) * silu(W_g x))
+    o = W_o (norm(M(q)) * silu(W_g x))      (the gate only with ``gate``)
 
 where c is the SiLU of a causal convolution per channel.
 
@@ -61,7 +61,7 @@ class TitanMemory(nn.Module):
         self.shortest_period = config.period
         self.bank = TitanBank(config, dim)
         self.conv = CausalConv(dim, config.conv) if config.conv else None
-        self.ask = nn.Linear(dim, 2 * dim, bias=False)
+        self.ask = nn.Linear(dim, 2 * dim if config.gate else dim, bias=False)
         init_linear(self.ask)
         self.gain = nn.Parameter(torch.ones(dim))
         self.out = nn.Linear(dim, dim, bias=False)
@@ -89,7 +89,7 @@ class TitanMemory(nn.Module):
         """
         if state is None:
             state = self.init_state(len(x))
-        asked, gate = self.ask(x).chunk(2, -1)
+        asked, gate = self.ask(x).tensor_split([x.shape[-1]], dim=-1)
         asked, tail = convolve(self.conv, asked, state.tail)
         queries = split_heads(asked, self.bank.heads)
         clock = position - state.frozen
@@ -108,4 +108,4 @@ class TitanMemory(nn.Module):
             state = TitanState(state.bank, tail, state.frozen + x.shape[1])
         y = join_heads(read, self.bank.heads)
         y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
-        return self.out(y * silu(gate)), state
+        return self.out(y * silu(gate) if self.config.gate else y), state

@@ -25,6 +25,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"depth": 1},
     {"depth": 4, "hidden": None},
     {"momentum": False},
+    {"gate": True},
     {"step": "plain", "retention": "zero", "rate": 0.1},
     {"retention": "zero", "conv": 0, "depth": 3},
     {"recompute": False},
@@ -113,7 +114,8 @@ def layer_reference(m: TitanMemory, x: Tensor) -> tuple[Tensor, ...]:
     for row in x:
         heads = [head_reference(m, h, row) for h in range(m.bank.heads)]
         read = rms_norm(torch.cat([r for r, _ in heads], dim=-1), (DIM,)) * m.gain
-        outs.append((read * silu(row @ m.ask.weight[DIM:].T)) @ m.out.weight.T)
+        gate = silu(row @ m.ask.weight[DIM:].T) if m.config.gate else 1.0
+        outs.append((read * gate) @ m.out.weight.T)
         weights.append([w for _, w in heads])
     layers = [
         torch.stack([torch.stack([head[i] for head in row]) for row in weights])
