@@ -176,9 +176,9 @@ class GatedDeltaBlock(_Kind, BlockConfig):
 @register("block", "hope_hybrid")
 @dataclass(frozen=True)
 class HopeHybridBlock(_Kind, BlockConfig):
-    """Attention, a Titans memory and a continuum memory."""
+    """A Titans memory, attention and a continuum memory."""
 
-    mixers = (attention, titan_memory)
+    mixers = (titan_memory, attention)
     levels = True
 
 
