@@ -76,11 +76,10 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "it; set deepspeed=null."
         )
     for key, part in (("model", run.model), ("objective", run.objective)):
-        for need in getattr(part, "requires", ()):
+        for need, remedy in getattr(part, "requires", {}).items():
             if not getattr(strategy.capabilities, need):
                 raise ConfigError(
-                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; change "
-                    f"{key} or launch train.py."
+                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; {remedy}."
                 )
     stream: Any = run.stream
     tokens, known = stream.vocab_size(), getattr(run.model, "vocab_size", None)

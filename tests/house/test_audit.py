@@ -42,10 +42,14 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.block": "model.block={}",
         "optim.kind": "optim={}",
         "model.cms.inner.kind": "model.cms.inner={{kind:{}}}",
+        "model.cms.signal": "model.cms.signal={}",
+        "model.cms.write_gradient": "model.cms.write_gradient={}",
         "model.cms.arrangement": "model.cms.arrangement={}",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]
+    if "model.cms.signal" in mechanism.where and "head" not in mechanism.where["model.cms.signal"]:
+        chosen.append("model.cms.write_gradient=through")
     if any("titan" in kind for kind in mechanism.where.get("model.block", ())):
         chosen.append("model.titan.head_size=32")
     return resolved(*chosen)

@@ -20,6 +20,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nested momentum": {"arrangement": "nested", "inner": {"kind": "momentum"}},
     "independent": {"arrangement": "independent"},
     "independent delta": {"arrangement": "independent", "inner": {"kind": "delta"}},
+    "through": {"write_gradient": "through"},
+    "through momentum truncated": {
+        "write_gradient": "through",
+        "bptt_chunks": 2,
+        "inner": {"kind": "momentum"},
+    },
+    "through nested delta": {
+        "write_gradient": "through",
+        "arrangement": "nested",
+        "inner": {"kind": "delta"},
+    },
+    "self": {"signal": "self", "write_gradient": "through"},
+    "self independent": {
+        "signal": "self",
+        "write_gradient": "through",
+        "arrangement": "independent",
+    },
 }
 
 
@@ -65,6 +82,36 @@ def test_split_invariant_gradients(cms: dict[str, Any], build: Build, float64: N
         total.backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad - whole[name]).abs().max() < EXACT, name
+
+
+@pytest.mark.parametrize("name", ["through", "self"])
+def test_gradients_of_context_driven_writes_do_not_depend_on_the_cut(
+    name: str, build: Build, float64: None
+) -> None:
+    model, x, labels = build("hope_attention", cms=OPTIONS[name]), tokens(2, 23), tokens(2, 23, 5)
+
+    def gradients(cuts: list[int]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        pred, _ = read_in_pieces(model, x, cuts)
+        torch.nn.functional.cross_entropy(pred.flatten(0, 1), labels.flatten()).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    whole = gradients([23])
+    for cuts in ([5, 11, 7], [1] * 23):
+        for key, grad in gradients(cuts).items():
+            assert (grad - whole[key]).abs().max() < EXACT, key
+
+
+def test_stop_and_through_read_the_same_and_learn_otherwise(build: Build, float64: None) -> None:
+    x, labels = tokens(2, 23), tokens(2, 23, 5)
+    seen = []
+    for value in ("stop", "through"):
+        model = build("hope_attention", cms={"write_gradient": value})
+        nll, _ = model.nll(x, labels)
+        nll.sum().backward()
+        seen.append((nll, model.blocks[0].levels.levels[0].up.weight.grad))
+    assert torch.allclose(seen[0][0], seen[1][0], rtol=0, atol=1e-12)
+    assert (seen[0][1] - seen[1][1]).abs().max() > 1e-6
 
 
 def test_row_independent(cms: dict[str, Any], build: Build, float64: None) -> None:

@@ -174,6 +174,11 @@ LEGACY: dict[str, Rule] = {
     "optim.beta1": refused("set optim.betas=[beta1,beta2,beta3]"),
     "optim.beta2": refused("set optim.betas=[beta1,beta2,beta3]"),
     "optim.beta3": refused("set optim.betas=[beta1,beta2,beta3]"),
+    "train.algorithm_mode": Rule(
+        ("model.cms.write_gradient",),
+        {"two_pass_stopgrad_updates": GONE, "boundary_state_grad_through_write": "through"},
+        "set model.cms.write_gradient to stop or through",
+    ),
     "train.online_updates": only(True, hint=_TILE),
     "train.online_chunk_size": only(0, hint=_TILE),
     "train.per_layer_teach_signal": only(False, hint="levels share the head's signal"),

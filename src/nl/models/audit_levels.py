@@ -70,10 +70,38 @@ CONTINUUM: tuple[Mechanism, ...] = (
             f"{OPS}test_level_losses_attention.py::test_linear_cross_entropy",
             f"{LAWS}test_a_label_acts_after_its_chunk_only",
         ),
-        where={BLOCK: LEVELS},
-        options=("objective.write",),
+        where={BLOCK: LEVELS, "model.cms.signal": ("head",)},
+        options=("objective.write", "model.cms.signal"),
         differs="the signal of the final hidden state serves every block; per token, never "
         "divided by batch or chunk size",
+    ),
+    Mechanism(
+        part="continuum memory: signal without labels",
+        source="Titans (arXiv 2501.00663), Eq. 12, as the loss of every level",
+        equation="L_t = |MLP_l(W_k n_t) - W_v n_t|^2 / 2,  dL_t/dMLP = MLP_l(W_k n_t) - W_v n_t",
+        code="nl.nn.level:Level.recall",
+        tests=(
+            f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",
+            f"{LAYERS}test_cms_options.py::test_a_level_with_its_own_loss_learns_it",
+        ),
+        where={BLOCK: LEVELS, "model.cms.signal": ("self",)},
+        options=("model.cms.signal",),
+        differs="queries are not projected; keys begin as the input itself",
+    ),
+    Mechanism(
+        part="continuum memory: gradients through writes",
+        source="Nested Learning: the outer level differentiates the inner one",
+        equation="dL/dparameters through fast_l, its summed gradients and their signals; cut at "
+        "every bptt_chunks-th write",
+        code="nl.nn.cms:ContinuumMemory.absorb",
+        tests=(
+            f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",
+            f"{LAYERS}test_cms_options.py::test_finite_differences_agree_through_writes",
+            f"{LAYERS}test_cms_options.py::test_what_is_cut_off_gets_no_gradient",
+            f"{OPS}test_level_losses_attention.py::test_differentiable_cross_entropy",
+        ),
+        where={BLOCK: LEVELS, "model.cms.write_gradient": ("through",)},
+        options=("model.cms.write_gradient", "model.cms.bptt_chunks"),
     ),
     Mechanism(
         part="continuum memory: surprise gate",

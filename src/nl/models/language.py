@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import tensors
+from nl.core.state import detach, tensors
 from nl.models.blocks import ATTENTIONS, TITANS, Block, gated_delta, self_modifying
 from nl.models.generate import Sampling, generate
-from nl.models.language_state import LanguageState, PendingLabel, Read, cut
+from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
@@ -31,7 +31,7 @@ from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise, surprise_gate
 from nl.nn.titan_config import TitanConfig
-from nl.ops.losses import linear_cross_entropy, teach_signal
+from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
 
 # Smaller than 1: what blocks add then weighs more than the token itself, which learns faster.
@@ -110,6 +110,12 @@ class LanguageConfig(ModelConfig):
         return (self.block,) if isinstance(self.block, str) else self.block
 
     @property
+    def requires(self) -> dict[str, str]:
+        """What blocks of this model need of a strategy."""
+        kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
+        return self.cms.requires if any(kind.levels for kind in kinds) else {}
+
+    @property
     def mlp_hidden_size(self) -> int:
         """Hidden width of SwiGLU layers."""
         return self.mlp_hidden or -(-self.dim * 8 // 3 // 8) * 8
@@ -140,6 +146,8 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(built)
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.taught = any(b.levels is not None for b in built)
+        self.through = self.taught and config.cms.write_gradient == "through"
+        self.labelled = config.cms.signal != "self"
         # Rates and targets of a write get no gradient in a call that reads nothing after it.
         self.may_skip_parameters = any(
             b.levels is not None or not all(isinstance(m, Attention) for m in b.mixers)
@@ -185,14 +193,18 @@ class LanguageModel(nn.Module):
             logits.append(self.head(hidden))
             if not (self.taught and write):
                 continue
+            if not self.labelled:
+                state = self._absorb(state, traces, each_token(hidden), start, knobs)
+                continue
             label = labels[:, tile]
             known = label.shape[1]
             if known:
-                signal = teach_signal(logits[-1][:, :known], self.head.weight, label)
+                signal = self._signal(logits[-1][:, :known], label)
                 state = self._absorb(state, cut(traces, slice(known)), signal, start, knobs)
             if wait and tile.stop == inputs.shape[1]:
                 newest = slice(hidden.shape[1] - 1, None)
-                pending = PendingLabel(hidden[:, newest].detach(), cut(traces, newest))
+                pending = PendingLabel(hidden[:, newest], cut(traces, newest))
+                pending = pending if self.through else detach(pending)
                 state = state._replace(pending=pending)
         return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state))
 
@@ -225,13 +237,12 @@ class LanguageModel(nn.Module):
             step = read._replace(keep=not dropped)
             hidden, traces, state = self._read(inputs[:, tile], state, step)
             target = targets[:, tile]
-            nll, signal, logits = linear_cross_entropy(
-                hidden.flatten(0, 1), self.head.weight, target.flatten()
-            )
+            entropy = differentiable_cross_entropy if self.through else linear_cross_entropy
+            nll, signal, logits = entropy(hidden.flatten(0, 1), self.head.weight, target.flatten())
             losses.append(nll.view_as(target))
             hits.append(logits.argmax(-1).view_as(target) == target)
             if self.taught and read.write:
-                signal = signal.view_as(hidden)
+                signal = signal.view_as(hidden) if self.labelled else each_token(hidden)
                 state = self._absorb(state, traces, signal, start, knobs, needed)
         aux = memory_statistics(self._blocks(), state)
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
@@ -302,7 +313,7 @@ class LanguageModel(nn.Module):
         pending, state = state.pending, state._replace(pending=None)
         if not write:
             return state
-        signal = teach_signal(self.head(pending.hidden), self.head.weight, inputs[:, :1])
+        signal = self._signal(self.head(pending.hidden), inputs[:, :1])
         return self._absorb(state, pending.traces, signal, state.position - 1, knobs)
 
     def _read(
@@ -331,6 +342,10 @@ class LanguageModel(nn.Module):
             traces.append(trace)
         state = LanguageState(state.position + length, tuple(blocks), None, state.gate)
         return self.norm(x), tuple(traces), state
+
+    def _signal(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The teach signal (B, T, D) of labelled tokens."""
+        return teach_signal(logits, self.head.weight, label, through=self.through)
 
     def _embed(self, inputs: Tensor) -> Tensor:
         if self.embed is not None:

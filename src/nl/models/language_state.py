@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from nl.core.state import map_tensors, state_type
@@ -50,3 +51,8 @@ class Read(NamedTuple):
 def cut(traces: tuple[Any, ...], tokens: slice) -> tuple[Any, ...]:
     """The traces of some of the tokens."""
     return map_tensors(lambda t: t[:, tokens], traces)
+
+
+def each_token(hidden: Tensor) -> Tensor:
+    """Weight 1 for every token (B, T, 1): the signal of levels that need no label."""
+    return torch.ones_like(hidden[..., :1], requires_grad=False)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nl.core.state import detach
 from nl.nn.cms_config import CMSConfig
 from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule, restart
 from nl.ops.level import level_branch, level_pull_back
@@ -31,7 +32,9 @@ class ContinuumMemory(nn.Module):
         self.config = config
         hidden = config.hidden or dim
         scale = residual_scale * len(config.periods) ** -0.5
-        write = WriteRule(config.inner, config.retention, config.clip)
+        self.through = config.write_gradient == "through"
+        self.own = config.signal == "self"
+        write = WriteRule(config.inner, config.retention, config.clip, self.own)
         self.levels = nn.ModuleList(
             Level(dim, hidden, config.rate, scale, write) for _ in config.periods
         )
@@ -58,11 +61,11 @@ class ContinuumMemory(nn.Module):
         for i, (level, memory) in enumerate(zip(self.levels, state, strict=True)):
             x_BTD = out if self.gains is None else x_BTD
             y, z = level_branch(x_BTD, level.weights(memory))  # type: ignore[operator]
-            traces.append(LevelTrace(x_BTD.detach(), z.detach()))
+            trace = LevelTrace(x_BTD, z)
+            traces.append(trace if self.through else detach(trace))
             out = out + (y if self.gains is None else self.gains[i] * y)
         return out, tuple(traces)
 
-    @torch.no_grad()
     def absorb(
         self,
         state: tuple[LevelState, ...],
@@ -75,7 +78,8 @@ class ContinuumMemory(nn.Module):
         """Account for read tokens ``start .. start + T - 1`` whose signal is now known.
 
         Args:
-            signal_BTD: (B, T, D) dL/d(output of the chain) per token, zero where unscored.
+            signal_BTD: (B, T, D) dL/d(output of the chain) per token, zero where unscored. For
+                levels with a loss of their own (B, T, 1): the weight of each token.
             start: position of the first of them; the T tokens must not cross a multiple of the
                 smallest period except at their end.
             needed: leave out levels whose next write falls after this position (their State is
@@ -84,7 +88,11 @@ class ContinuumMemory(nn.Module):
         Returns:
             The new state: levels whose period ends here are written.
         """
-        with torch.autocast(signal_BTD.device.type, enabled=False):
+        differentiate = self.through and torch.is_grad_enabled()
+        with (
+            torch.set_grad_enabled(differentiate),
+            torch.autocast(signal_BTD.device.type, enabled=False),
+        ):
             return self._absorb(state, trace, signal_BTD, start, needed)
 
     def _absorb(
@@ -103,13 +111,17 @@ class ContinuumMemory(nn.Module):
         ]
         new = list(state)
         wrote: Tensor | None = None
+        chained = self.gains is None and not self.own
         for i in reversed(range(len(new))):
             if not any(wanted[: i + 1]):
                 break
             level: Any = self.levels[i]
             weights = level.weights(state[i]).to(signal.dtype)
-            own = signal if self.gains is None else signal * self.gains[i]
-            tokens = LevelTokens.of(trace[i], own, weights)
+            seen, own = trace[i], signal if self.gains is None else signal * self.gains[i]
+            if self.own:
+                seen, error = level.recall(seen.x.to(signal.dtype), weights)
+                own = error * signal
+            tokens = LevelTokens.of(seen, own, weights)
             slower = i + 1 if self.config.arrangement == "nested" and i + 1 < len(new) else None
             if wanted[i]:
                 closes = end % self.config.periods[i] == 0
@@ -118,6 +130,13 @@ class ContinuumMemory(nn.Module):
                 if slower is not None and wrote is not None:
                     new[i] = restart(new[i], new[slower], wrote)
                 wrote = rows
-            if i > 0 and self.gains is None:
+                if closes and self._cuts(end // self.config.periods[i]):
+                    new[i] = detach(new[i])
+            if i > 0 and chained:
                 signal = level_pull_back(tokens.x, own, tokens.hidden_signal, weights)
         return tuple(new)
+
+    def _cuts(self, write: int) -> bool:
+        """Whether what is read after the ``write``-th write takes it as a constant."""
+        chunks = self.config.bptt_chunks
+        return chunks > 0 and write % chunks == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nl.config import require
 from nl.config.groups import InnerConfig
@@ -25,6 +25,15 @@ class CMSConfig:
     again after each of its writes. independent: all levels read the same input, learned gains."""
     hidden: int | None = None
     """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
+    signal: Literal["head", "self"] = "head"
+    """What a write descends on. head: the loss of every token, as the head sees it. self: a level
+    learns to answer learned keys of its own input with learned values; no label is needed."""
+    write_gradient: Literal["stop", "through"] = "stop"
+    """stop: what a write adds is a constant of the outer loss. through: the outer loss is
+    differentiated through the writes, signals included."""
+    bptt_chunks: int = 0
+    """With through: every so many writes of a level one is cut off from what it was computed
+    from; 0: none."""
     rate: float = 1.0
     """Initial inner learning rate of every level, relative to the size of its input (learned)."""
     retention: float = 0.9
@@ -58,9 +67,44 @@ class CMSConfig:
             "multiple of the one before it.",
         )
         require(self.hidden is None or self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
+        self._check_writes()
         require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
         require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
+
+    @property
+    def requires(self) -> dict[str, str]:
+        """Capabilities of a strategy that the writes need, and what to do without."""
+        if self.write_gradient == "through" and self.signal != "self":
+            return {"grad_through_write": "set model.cms.write_gradient=stop or launch train.py"}
+        return {}
+
+    def _check_writes(self) -> None:
+        """Signal, gradient and inner optimizer of a write have to fit."""
+        through = self.write_gradient == "through"
+        require(
+            self.signal != "self" or through,
+            f"signal: self; keys and values learn through the writes only, write_gradient is "
+            f"{self.write_gradient}: set model.cms.write_gradient=through.",
+        )
+        require(
+            self.signal != "self" or self.surprise.gate == "none",
+            f"signal: self; there is no label to be surprised by, surprise.gate is "
+            f"{self.surprise.gate}: set model.cms.surprise.gate=none or model.cms.signal=head.",
+        )
+        inner: Any = self.inner
+        require(
+            not through or inner.differentiable,
+            f"write_gradient: through; the step of inner.kind={inner.kind} has a size of its own "
+            "and no gradient at a zero signal: set model.cms.inner={kind:sgd} (or momentum, delta) "
+            "or model.cms.write_gradient=stop.",
+        )
+        require(
+            self.bptt_chunks == 0 or (through and self.bptt_chunks >= 2),
+            f"bptt_chunks: {self.bptt_chunks}; must be 0 or, with "
+            "model.cms.write_gradient=through, >= 2 (1 would cut every write, which is "
+            "model.cms.write_gradient=stop).",
+        )
 
 
 def _nests(periods: tuple[int, ...]) -> bool:

@@ -26,6 +26,8 @@ class Inner(InnerConfig):
 
     per_token: ClassVar[bool] = False
     """Whether the rule acts on every token instead of the period's sum."""
+    differentiable: ClassVar[bool] = True
+    """Whether a step has a gradient everywhere, also where there was no signal."""
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -87,6 +89,8 @@ class Momentum(Inner):
 class Adam(Inner):
     """Adam per row (Kingma and Ba 2015), bias-corrected; a step has the size ``size``."""
 
+    differentiable: ClassVar[bool] = False
+    """The size of a step does not depend on the signal's, so it jumps at zero."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.99
@@ -125,6 +129,8 @@ class Adam(Inner):
 class Muon(Inner):
     """Orthogonalised momentum (Jordan et al. 2024), per row; a step has the size ``size``."""
 
+    differentiable: ClassVar[bool] = False
+    """The size of a step does not depend on the signal's, so it jumps at zero."""
     beta: float = 0.9
     """Share of the momentum that a write keeps."""
     iterations: int = 5

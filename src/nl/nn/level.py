@@ -12,7 +12,13 @@ from nl.config.groups import InnerConfig
 from nl.core.state import state_type
 from nl.nn.init import init_linear
 from nl.ops.delta_rule import delta_chunk
-from nl.ops.level import LevelWeights, level_gradients, level_hidden_signal, rms_normalize
+from nl.ops.level import (
+    LevelWeights,
+    level_branch,
+    level_gradients,
+    level_hidden_signal,
+    rms_normalize,
+)
 
 
 @state_type
@@ -36,7 +42,10 @@ class LevelState(NamedTuple):
 
 @state_type
 class LevelTrace(NamedTuple):
-    """What a write needs of a read: input (B, T, D) and pre-activation (B, T, F), detached."""
+    """What a write needs of a read: input (B, T, D) and pre-activation (B, T, F).
+
+    Detached, unless gradients go through the write.
+    """
 
     x: Tensor
     z: Tensor
@@ -58,11 +67,15 @@ class LevelTokens(NamedTuple):
 
 
 class WriteRule(NamedTuple):
-    """How a level writes: fast <- retention * fast + clip(inner optimizer(gradient))."""
+    """How a level writes: fast <- retention * fast + clip(inner optimizer(gradient)).
+
+    ``own``: the gradient is that of the level's own loss between keys and values of its input.
+    """
 
     inner: InnerConfig
     retention: float
     clip: float
+    own: bool = False
 
 
 class Level(nn.Module):
@@ -79,6 +92,12 @@ class Level(nn.Module):
         self.log_rate = nn.Parameter(torch.full((2,), rate).log())
         # A write moves what the same input reads by rate * signal: divide by the input's norm^2.
         self.scale_up, self.scale_down = 1.0 / dim, 1.0 / hidden
+        if rule.own:
+            # Keys begin as what is asked (the input itself), values in the size of an answer.
+            self.key = nn.Linear(dim, dim, bias=False)
+            self.value = nn.Linear(dim, dim, bias=False)
+            nn.init.eye_(self.key.weight)
+            init_linear(self.value, scale=residual_scale)
         self.rule = rule
 
     def weights(self, state: LevelState) -> LevelWeights:
@@ -92,6 +111,19 @@ class Level(nn.Module):
             rate_up * self.scale_up,
             rate_down * self.scale_down,
         )
+
+    def recall(self, x_BTD: Tensor, w: LevelWeights) -> tuple[LevelTrace, Tensor]:
+        """Answer the level's own keys: what a write without labels needs.
+
+        With n = x / rms(x): key k = W_k n, value v = W_v n, loss |MLP(k) - v|^2 / 2 per token.
+
+        Returns:
+            The trace of the keys and the signal MLP(k) - v (B, T, D).
+        """
+        n = rms_normalize(x_BTD)
+        keys = n @ self.key.weight.to(n.dtype).T
+        answer, z = level_branch(keys, w)
+        return LevelTrace(keys, z), answer - n @ self.value.weight.to(n.dtype).T
 
     def absorb(
         self,
@@ -135,7 +167,8 @@ class Level(nn.Module):
         if inner.per_token:
             fast = (memory.fast_up, memory.fast_down)
             sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
-        active = (sums[0].abs().amax((1, 2)) + sums[1].abs().amax((1, 2)) > 0)[:, None, None]
+        up_sum, down_sum = (s.detach() for s in sums)
+        active = (up_sum.abs().amax((1, 2)) + down_sum.abs().amax((1, 2)) > 0)[:, None, None]
         fast_up, slots_up = self._write(sums[0], up, active)
         fast_down, slots_down = self._write(sums[1], down, active)
         return LevelState(fast_up, fast_down, None, None, slots_up, slots_down), active
@@ -151,7 +184,8 @@ class Level(nn.Module):
         if self.rule.clip:
             norm = step.flatten(1).norm(dim=1) * side.rate
             limit = self.rule.clip * side.meta.norm()
-            shrink = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+            # As min(1, limit / norm), with a finite gradient where nothing is to be written.
+            shrink = limit / torch.maximum(norm, limit).clamp(min=torch.finfo(norm.dtype).tiny)
             step = step * shrink[:, None, None]
         if side.fast is not None:
             kept = self.rule.retention * side.fast

@@ -70,21 +70,37 @@ def linear_cross_entropy(
     return nll, signal, logits.detach()
 
 
-def teach_signal(logits: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """(softmax - onehot) W: d nll / d hidden per token, zero where unscored, no gradient.
+def teach_signal(
+    logits: Tensor, weight: Tensor, target: Tensor, *, through: bool = False
+) -> Tensor:
+    """(softmax - onehot) W: d nll / d hidden per token, zero where unscored.
 
     Args:
         logits: (..., S); weight: (S, D); target: (...,) int64.
+        through: whether the signal has a gradient of its own in logits and weight.
 
     Returns:
         (..., D).
     """
-    with torch.no_grad():
+    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
         scored = target != IGNORE
-        residual = logits.detach().to(weight.dtype).softmax(-1)
+        residual = logits.to(weight.dtype).softmax(-1)
         index = torch.where(scored, target, 0)[..., None]
         residual = residual.scatter_add(-1, index, -torch.ones_like(index, dtype=residual.dtype))
         return (residual * scored[..., None]) @ weight
+
+
+def differentiable_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``linear_cross_entropy`` whose signal has a gradient in hidden and weight.
+
+    For writes that the outer loss is differentiated through; it keeps the logits for that.
+    """
+    logits = hidden @ weight.T
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    nll = F.cross_entropy(wide, target, ignore_index=IGNORE, reduction="none")
+    return nll, teach_signal(wide, weight, target, through=True), logits.detach()
 
 
 def linear_cross_entropy_reference(

@@ -57,6 +57,10 @@ KEPT: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     ],
     "optim.fused": [("auto", {})],
     "optim.ns_steps": [(5, {"optim.steps": 5})],
+    "train.algorithm_mode": [
+        ("two_pass_stopgrad_updates", {}),
+        ("boundary_state_grad_through_write", {"model.cms.write_gradient": "through"}),
+    ],
     "train.online_updates": [(True, {})],
     "train.online_chunk_size": [(0, {})],
     "train.per_layer_teach_signal": [(False, {})],
@@ -109,6 +113,7 @@ REFUSED: dict[str, list[tuple[Any, str]]] = {
     "optim.beta2": [(0.9, "optim.betas")],
     "optim.beta3": [(0.9, "optim.betas")],
     "optim.fused": [(False, "leave it out")],
+    "train.algorithm_mode": [("offline", "model.cms.write_gradient")],
     "train.online_updates": [(False, "leave it out")],
     "train.online_chunk_size": [(64, "periods")],
     "train.per_layer_teach_signal": [(True, "signal")],

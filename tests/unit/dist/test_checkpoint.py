@@ -194,7 +194,7 @@ def test_a_strategy_that_cannot_is_refused_before_building(tiny: ModuleType) -> 
         capabilities = Capabilities(inner_autograd=False, grad_through_write=False)
 
     class Demanding(type(tiny.tiny_run().objective)):  # type: ignore[misc]
-        requires = ("grad_through_write",)
+        requires = {"grad_through_write": "change objective"}  # noqa: RUF012
 
         def build(self, model: Any) -> Any:
             raise AssertionError("built")
@@ -203,3 +203,8 @@ def test_a_strategy_that_cannot_is_refused_before_building(tiny: ModuleType) -> 
     object.__setattr__(run, "objective", Demanding())
     with pytest.raises(ConfigError, match="objective: tiny needs grad_through_write, which poor"):
         build(run, Poor.start("cpu"))
+    model = {"kind": "language", "vocab_size": tiny.VOCAB, "dim": 8, "layers": 1}
+    model |= {"block": "hope_attention", "attention": {"heads": 1}}
+    model |= {"cms": {"write_gradient": "through"}}
+    with pytest.raises(ConfigError, match=r"model: language needs .* set model\.cms\.write_grad"):
+        build(tiny.tiny_run(model=model), Poor.start("cpu"))

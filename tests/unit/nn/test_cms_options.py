@@ -45,10 +45,32 @@ def read(memory: ContinuumMemory, x: torch.Tensor, weights: list[Pair]) -> torch
     y = x
     for i, (up, down) in enumerate(weights):
         inp = y if memory.gains is None else x
-        n = inp / (inp.square().mean(-1, keepdim=True) + EPS).sqrt()
-        branch = torch.einsum("bdf,bf->bd", down, F.silu(torch.einsum("bfd,bd->bf", up, n)))
+        branch = torch.einsum("bdf,bf->bd", down, F.silu(torch.einsum("bfd,bd->bf", up, rms(inp))))
         y = y + (branch if memory.gains is None else memory.gains[i] * branch)
     return y
+
+
+def own_gradients(
+    memory: ContinuumMemory, x: torch.Tensor, weights: list[Pair], scale: torch.Tensor
+) -> Pair:
+    """Gradients of |f(k) - v|^2 / 2 of every level for one token, in its own weights."""
+    grads: Pair = []
+    through, levels = memory.config.write_gradient == "through", list(memory.levels)
+    for i, (up, down) in enumerate(weights):
+        level: Any = levels[i]
+        seen = read(memory, x, weights[:i]) if memory.gains is None else x
+        n = rms(seen)
+        key = rms(n @ level.key.weight.T)
+        answer = torch.einsum("bdf,bf->bd", down, F.silu(torch.einsum("bfd,bd->bf", up, key)))
+        error = (answer - n @ level.value.weight.T).square().sum(-1) / 2
+        loss = (error * scale[:, 0]).sum()
+        grads += torch.autograd.grad(loss, (up, down), retain_graph=True, create_graph=through)
+    return grads
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    """x / rms(x)."""
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
 
 
 def write(
@@ -70,6 +92,7 @@ def write(
 def naive(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> tuple[Any, Any]:
     """One token at a time, full weights per row, gradients by autograd."""
     config, rows = memory.config, len(x)
+    through = config.write_gradient == "through"
     levels: list[Any] = list(memory.levels)
     meta = [[level.up.weight, level.down.weight] for level in levels]
     rates = [[v.log_rate[0].exp() / WIDTH, v.log_rate[1].exp() / HIDDEN] for v in levels]
@@ -84,11 +107,15 @@ def naive(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> tup
         y = read(memory, x[:, t], weights)
         out.append(y)
         flat = [w for pair in weights for w in pair]
-        grads = torch.autograd.grad((y * signal[:, t]).sum(), flat, retain_graph=True)
+        if config.signal == "self":
+            grads: Any = own_gradients(memory, x[:, t], weights, signal[:, t])
+        else:
+            loss = (y * signal[:, t]).sum()
+            grads = torch.autograd.grad(loss, flat, retain_graph=True, create_graph=through)
         wrote = None
         for i in reversed(range(len(levels))):
             new = zip(sums[i], grads[2 * i : 2 * i + 2], strict=True)
-            sums[i] = [s + g.detach() for s, g in new]
+            sums[i] = [s + (g if through else g.detach()) for s, g in new]
             if (t + 1) % config.periods[i]:
                 continue
             nested = config.arrangement == "nested" and i + 1 < len(levels)
@@ -98,12 +125,15 @@ def naive(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> tup
                 fast[i] = [
                     torch.where(wrote, s, f) for s, f in zip(fast[i + 1], fast[i], strict=True)
                 ]
-            fast[i] = [f.detach() for f in fast[i]]
+            chunks = config.bptt_chunks
+            if not through or (chunks and (t + 1) // config.periods[i] % chunks == 0):
+                fast[i] = [f.detach() for f in fast[i]]
             sums[i] = [torch.zeros_like(s) for s in sums[i]]
             wrote = rows_i
     return torch.stack(out, 1), fast
 
 
+THROUGH = {"write_gradient": "through"}
 CASES: dict[str, dict[str, Any]] = {
     "nested": {"arrangement": "nested"},
     "nested without clip": {"arrangement": "nested", "clip": 0.0},
@@ -111,6 +141,19 @@ CASES: dict[str, dict[str, Any]] = {
     "independent": {"arrangement": "independent"},
     "independent, one level": {"arrangement": "independent", "periods": [3]},
     "sequential": {},
+    "through": THROUGH,
+    "through without clip": {**THROUGH, "clip": 0.0},
+    "through, truncated": {**THROUGH, "bptt_chunks": 2},
+    "through, nested": {**THROUGH, "arrangement": "nested"},
+    "through, independent": {**THROUGH, "arrangement": "independent"},
+    "self": {**THROUGH, "signal": "self"},
+    "self, nested, truncated": {
+        **THROUGH,
+        "signal": "self",
+        "arrangement": "nested",
+        "bptt_chunks": 3,
+    },
+    "self, independent": {**THROUGH, "signal": "self", "arrangement": "independent"},
 }
 
 
@@ -122,20 +165,64 @@ def test_equals_the_token_loop(case: str, seed: int) -> None:
     signal[:, 7] = 0
     signal[0, 4:16] = 0  # a row that is silent while every level is written
     signal *= 0.3
+    through = memory.config.write_gradient == "through"
+    if memory.config.signal == "self":
+        signal = signal[..., :1].abs()
     x.requires_grad_()
+    signal.requires_grad_(through)
     out, state = run(memory, x, signal)
     expected, fast = naive(memory, x, signal)
     assert (out - expected).abs().max() < 1e-10
     for level, (up, down) in zip(state, fast, strict=True):
         assert (level.fast_up - up).abs().max() < 1e-10
         assert (level.fast_down - down).abs().max() < 1e-10
-    inputs = [x, *memory.parameters()]
+    inputs = [x, *memory.parameters(), *([signal] if through else [])]
     weight = torch.randn_like(out)
     found = torch.autograd.grad((out * weight).sum(), inputs)
     wanted = torch.autograd.grad((expected * weight).sum(), inputs)
     for a, b in zip(found, wanted, strict=True):
         assert b.abs().max() > 0
         assert (a - b).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"inner": {"kind": "momentum"}}, {"inner": {"kind": "delta"}}, {"signal": "self"}],
+)
+def test_finite_differences_agree_through_writes(changes: dict[str, Any]) -> None:
+    memory = memory_with(periods=[2, 4], **THROUGH, **changes)
+    x = torch.randn(1, 9, WIDTH, dtype=torch.float64)
+    width = 1 if memory.own else WIDTH
+    signal = 0.3 * torch.randn(1, 9, width, dtype=torch.float64).abs()
+    inputs = (x.requires_grad_(), signal.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *args: run(memory, *args)[0], inputs)
+
+
+def test_what_is_cut_off_gets_no_gradient() -> None:
+    """The gradient of the last outputs in the signal of every earlier token, period 2."""
+    seen = {}
+    for chunks in (0, 2, 3):
+        memory = memory_with(periods=[2], **THROUGH, bptt_chunks=chunks)
+        x = torch.randn(1, 12, WIDTH, dtype=torch.float64)
+        signal = torch.randn(1, 12, WIDTH, dtype=torch.float64, requires_grad=True)
+        (grad,) = torch.autograd.grad(run(memory, x, signal)[0][:, 10:].sum(), signal)
+        seen[chunks] = [bool(part.any()) for part in grad[0].split(2)]
+    assert seen[0] == [True] * 5 + [False]
+    assert seen[2] == [False] * 4 + [True, False]  # the fourth write is cut, the fifth is not
+    assert seen[3] == [False] * 3 + [True, True, False]
+
+
+def test_a_level_with_its_own_loss_learns_it() -> None:
+    memory = memory_with(periods=[4], clip=0.0, retention=1.0, signal="self", **THROUGH)
+    level: Any = memory.levels[0]
+    x, state = torch.randn(1, 4, WIDTH, dtype=torch.float64), memory.init_state()
+    errors = []
+    with torch.no_grad():
+        for start in range(0, 400, 4):
+            _, trace = memory(x, state)
+            errors.append(float(level.recall(x, level.weights(state[0]))[1].square().sum()))
+            state = memory.absorb(state, trace, torch.ones(1, 4, 1), start=start)
+    assert errors[-1] < 0.1 * errors[0]
 
 
 def test_a_nested_level_starts_from_the_slower_one_again() -> None:
@@ -166,6 +253,15 @@ def test_nested_levels_start_with_equal_weights() -> None:
         ({"arrangement": "nested", "periods": [64, 256, 128]}, "larger multiple of the one before"),
         ({"arrangement": "nested", "periods": [64, 64]}, "larger multiple of the one before"),
         ({"arrangement": "parallel"}, "independent"),
+        ({"signal": "self"}, "set model.cms.write_gradient=through"),
+        (
+            {"signal": "self", **THROUGH, "surprise": {"gate": "hard", "threshold": 1.0}},
+            "set model.cms.surprise.gate=none",
+        ),
+        ({"bptt_chunks": 2}, "with model.cms.write_gradient=through"),
+        ({"bptt_chunks": 1, **THROUGH}, "which is model.cms.write_gradient=stop"),
+        ({"inner": {"kind": "adam"}, **THROUGH}, "inner.kind=adam"),
+        ({"inner": {"kind": "muon"}, **THROUGH}, "set model.cms.inner={kind:sgd}"),
     ],
 )
 def test_bad_values_are_refused(data: dict[str, Any], words: str) -> None:

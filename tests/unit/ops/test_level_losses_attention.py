@@ -15,7 +15,12 @@ from nl.ops.level import (
     level_pull_back,
     level_read,
 )
-from nl.ops.losses import linear_cross_entropy, linear_cross_entropy_reference, teach_signal
+from nl.ops.losses import (
+    differentiable_cross_entropy,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    teach_signal,
+)
 from nl.ops.rotary import apply_rotary, apply_rotary_reference, rotary_table
 
 DOUBLE = {"dtype": torch.float64}
@@ -67,6 +72,21 @@ def test_linear_cross_entropy() -> None:
     ):
         assert torch.allclose(a, b, atol=1e-12)
     assert torch.allclose(teach_signal(slow[2], weight.detach(), target), slow[1], atol=1e-12)
+
+
+def test_differentiable_cross_entropy() -> None:
+    hidden = torch.randn(5, 4, **DOUBLE, requires_grad=True)
+    weight = torch.randn(6, 4, **DOUBLE, requires_grad=True)
+    target = torch.tensor([0, 5, IGNORE, 3, 3])
+    fast, slow = (
+        f(hidden, weight, target)
+        for f in (differentiable_cross_entropy, linear_cross_entropy_reference)
+    )
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda h, w: differentiable_cross_entropy(h, w, target)[:2], (hidden, weight)
+    )
 
 
 def test_linear_cross_entropy_survives_huge_logits() -> None:
