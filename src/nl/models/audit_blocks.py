@@ -174,9 +174,9 @@ BLOCKS: tuple[Mechanism, ...] = (
         part="self-modifying memory: write",
         source="Nested Learning (NeurIPS 2025), Eq. 57 (delta gradient descent)",
         equation="W <- W (alpha_t I - eta_t k_t k_t^T) - eta_t g_t k_t^T, per token of a chunk",
-        code="nl.ops.fast_mlp:fast_mlp_write",
+        code="nl.ops.fast_write:fast_mlp_write",
         tests=(
-            f"{OPS}test_fast_mlp.py::test_write_equals_the_token_loop",
+            f"{OPS}test_fast_write.py::test_write_equals_the_token_loop",
             f"{OPS}test_delta_rule.py::test_equals_the_token_loop",
             f"{LAYERS}test_selfmod.py::test_sixty_five_thousand_tokens_stay_bounded",
         ),

@@ -33,15 +33,8 @@ from nl.nn.chunks import pieces
 from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
-from nl.ops.fast_mlp import (
-    FastWeights,
-    WriteRule,
-    WriteSystem,
-    fast_mlp,
-    fast_mlp_write,
-    write_frame,
-    write_system,
-)
+from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, WriteTokens, fast_mlp
+from nl.ops.fast_write import fast_mlp_write
 
 __all__ = ["SelfMod", "SelfModConfig", "SelfModState"]
 
@@ -161,8 +154,8 @@ class SelfMod(nn.Module):
             f"selfmod.head_size: {config.head_size}; must divide the width {dim}",
         )
         self.config = c = config.resolved()
-        rule = WriteRule(c.activation, c.objective, c.output_rule)
-        self.rules = (rule._replace(skip=c.skip), rule, rule)
+        anchored = c.retention == "anchor"
+        self.rule = WriteRule(c.activation, c.objective, c.output_rule, anchored)
         self.heads = H = dim // c.head_size
         self.makers = 3 if c.adaptive_q else 2
         self.period = c.period
@@ -336,29 +329,30 @@ class SelfMod(nn.Module):
         self, weights: _Banks, added: _Banks, waiting: _Chunk, due: tuple[bool, bool]
     ) -> _Banks:
         """What has been added after a chunk: memory where due[0], makers and gates where due[1]."""
-        memory, makers, gates = added
-        periods = {p for p, now in zip((self.period, self.period_other), due, strict=True) if now}
-        chunks = {period: waiting.last(period) for period in periods}
-        frames = {p: write_frame(chunk.keys, chunk.log_decay) for p, chunk in chunks.items()}
+        initial, (memory, makers, gates) = self._initial(), added
         if due[0]:
-            chunk = chunks[self.period]
+            chunk = waiting.last(self.period)
             targets = chunk.values.unsqueeze(1)
             if self.config.target == "self":
                 # These carry gradients: no other path teaches the values anything.
                 targets = self._targets(weights.memory, targets, self.config.skip)
             slow = self._share(chunk.rate, self.hidden_rate)
-            system = write_system(frames[self.period], chunk.rate, slow)
-            memory = self._retain(0, weights, added, targets, system)
+            tokens = WriteTokens(chunk.keys, chunk.rate, slow, chunk.log_decay)
+            bank = Bank(initial.memory, memory, targets, self.config.skip)
+            (memory,) = self._retained([bank], tokens)
         if due[1]:
-            chunk = chunks[self.period_other]
+            chunk = waiting.last(self.period_other)
             with torch.no_grad():
                 values = chunk.values.unsqueeze(1)
                 targets = self._targets(weights.makers, values)
                 wanted = fast_mlp(weights.gates, values, self.config.activation)
             rate = self._share(chunk.rate, self.other_rate)
-            system = write_system(frames[self.period_other], rate)
-            makers = self._retain(1, weights, added, targets, system)
-            gates = self._retain(2, weights, added, wanted, system)
+            tokens = WriteTokens(chunk.keys, rate, rate, chunk.log_decay)
+            banks = [
+                Bank(initial.makers, makers, targets, True),
+                Bank(initial.gates, gates, wanted, False),
+            ]
+            makers, gates = self._retained(banks, tokens)
         return _Banks(memory, makers, gates)
 
     def _share(self, rate: Tensor, logit: Tensor) -> Tensor:
@@ -370,20 +364,20 @@ class SelfMod(nn.Module):
         made = fast_mlp(weights, values, self.config.activation, skip)
         return _unit(made) if self.config.target_norm else made
 
-    def _retain(
-        self, which: int, weights: _Banks, added: _Banks, targets: Tensor, system: WriteSystem
-    ) -> FastWeights:
-        """Write one bank with the decay toward what the configured retention says."""
-        retention, rule = self.config.retention, self.rules[which]
-        if retention == "anchor":
-            return fast_mlp_write(weights[which], added[which], targets, system, rule)
-        whole = fast_mlp_write(weights[which], weights[which], targets, system, rule)
+    def _retained(self, banks: list[Bank], tokens: WriteTokens) -> list[FastWeights]:
+        """Write banks with the decay toward what the configured retention says -> added."""
+        written = fast_mlp_write(banks, tokens, self.rule)
+        if self.rule.anchored:
+            return written
 
         def one(new: Tensor, start: Tensor) -> Tensor:
             rows = new.unflatten(0, (-1, self.heads))
-            if retention == "row_norm":
+            if self.config.retention == "row_norm":
                 rows = normalize(rows, dim=-1) * start.norm(dim=-1, keepdim=True)
             return (rows - start).flatten(0, 1)
 
-        initial = self._initial()[which]
-        return FastWeights(one(whole.hidden, initial.hidden), one(whole.output, initial.output))
+        pairs = zip(written, banks, strict=True)
+        return [
+            FastWeights(*(one(new, start) for new, start in zip(whole, bank.initial, strict=True)))
+            for whole, bank in pairs
+        ]
