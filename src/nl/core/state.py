@@ -3,11 +3,14 @@
 A state type is a NamedTuple decorated with ``@state_type``; only such types, tuples, ints, None
 and tensors may appear in a State. That makes it serialisable without pickle: ``flatten`` gives
 named tensors and a JSON skeleton, ``unflatten`` builds the same value back.
+
+A type whose used value has another shape than its fresh one (a cache, a waiting label) says itself
+how rows of it become fresh again: it has a method ``reset_rows(fresh, mask)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -73,6 +76,65 @@ def select_rows(state: Any, rows: Tensor | list[int]) -> Any:
         return tensor.index_select(0, index)
 
     return map_tensors(pick, state)
+
+
+def reset_rows(state: Any, fresh: Any, rows: Tensor | Sequence[int]) -> Any:
+    """The State with some rows fresh again. Other rows stay as they are, and so do all ints.
+
+    Values and gradients of a reset row are cut: what it held reaches nothing that comes later.
+
+    Args:
+        state: what the rows hold now; it is not changed.
+        fresh: the fresh State, of as many rows or of one.
+        rows: indices known to the host, or (B,) bool on the device of the State.
+
+    Raises:
+        ValueError: ``fresh`` is the State of another model, or a row is not there.
+    """
+    held = tensors(state)
+    if not held:
+        return state
+    count, device = len(held[0]), held[0].device
+    if isinstance(rows, Tensor):
+        return _reset(state, fresh, rows)
+    if not all(0 <= row < count for row in rows):
+        raise ValueError(f"rows: {list(rows)}; the State has rows 0 to {count - 1}")
+    if len(set(rows)) == count and all(len(t) == count for t in tensors(fresh)):
+        return _keep_ints(state, fresh)
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(rows)] = True
+    return _reset(state, fresh, send(mask, device))
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``, without waiting for what the device is doing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _reset(state: Any, fresh: Any, mask: Tensor) -> Any:
+    """``mask`` (B,) selects ``fresh``; where ``fresh`` is None it stands for zeros."""
+    if hasattr(state, "reset_rows"):
+        return state.reset_rows(fresh, mask)
+    if isinstance(state, Tensor):
+        new = torch.zeros_like(state[:1]) if fresh is None else fresh
+        if new.shape[1:] != state.shape[1:]:
+            raise ValueError(f"fresh: {tuple(new.shape)} for a tensor {tuple(state.shape)}")
+        return torch.where(mask.view(-1, *[1] * (state.dim() - 1)), new, state)
+    if isinstance(state, tuple):
+        other = [None] * len(state) if fresh is None else fresh
+        parts = [_reset(s, f, mask) for s, f in zip(state, other, strict=True)]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
+def _keep_ints(state: Any, fresh: Any) -> Any:
+    """``fresh`` with the ints of ``state``."""
+    if isinstance(state, tuple) and isinstance(fresh, tuple):
+        parts = [_keep_ints(s, f) for s, f in zip(state, fresh, strict=True)]
+        return type(fresh)(*parts) if hasattr(fresh, "_fields") else tuple(parts)
+    return state if isinstance(fresh, int) else fresh
 
 
 def num_bytes(state: Any) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from nl.config import register
+from nl.config import register, require
 from nl.config.groups import BlockConfig
 from nl.core.state import state_type
 from nl.nn.attention import Attention
@@ -126,6 +126,26 @@ ATTENTIONS = (attention, sliding_window, memory_as_gate, memory_as_context)
 """Mixers that read ``model.attention``."""
 TITANS = (titan_memory, sliding_window, memory_as_gate, memory_as_context)
 """Mixers that read ``model.titan``."""
+
+
+def check_widths(config: LanguageShape, kinds: Sequence[Any]) -> None:
+    """Refuse a width of the model that does not split into the heads of its mixers."""
+    used = {mixer for kind in kinds for mixer in kind.mixers}
+    dim = config.dim
+    heads = config.attention.heads
+    require(
+        dim % (2 * heads) == 0 or not used & set(ATTENTIONS),
+        f"attention.heads: {heads}; 2 * heads must divide model.dim = {dim}.",
+    )
+    for name, size, mixers in (
+        ("selfmod.head_size", config.selfmod.head_size, (self_modifying,)),
+        ("gated_delta.heads", config.gated_delta.heads, (gated_delta,)),
+        ("titan.head_size", config.titan.head_size, TITANS),
+    ):
+        require(
+            dim % size == 0 or not used & set(mixers),
+            f"{name}: {size}; must divide model.dim = {dim}.",
+        )
 
 
 class _Kind:

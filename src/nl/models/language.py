@@ -8,7 +8,6 @@ levels read the whole row at once.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,10 +18,25 @@ from torch import Tensor, nn
 from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import detach, tensors
-from nl.models.blocks import ATTENTIONS, TITANS, Block, gated_delta, self_modifying
+from nl.core.state import detach, reset_rows, tensors
+from nl.models.blocks import Block, check_widths
+from nl.models.documents import (
+    Part,
+    Starts,
+    check_starts,
+    cut_call,
+    first_rows,
+    without_crossing,
+)
 from nl.models.generate import Sampling, generate
-from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
+from nl.models.language_state import (
+    LanguageState,
+    PendingLabel,
+    Read,
+    check_inputs,
+    cut,
+    each_token,
+)
 from nl.models.statistics import memory_statistics
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
@@ -81,28 +95,7 @@ class LanguageConfig(ModelConfig):
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
         for kind in self.kinds:
             lookup("block", kind, "block")
-        heads = self.attention.heads
-        require(
-            self.dim % (2 * heads) == 0 or not self._uses(*ATTENTIONS),
-            f"attention.heads: {heads}; 2 * heads must divide model.dim = {self.dim}.",
-        )
-        require(
-            self.dim % self.selfmod.head_size == 0 or not self._uses(self_modifying),
-            f"selfmod.head_size: {self.selfmod.head_size}; must divide model.dim = {self.dim}.",
-        )
-        require(
-            self.dim % self.gated_delta.heads == 0 or not self._uses(gated_delta),
-            f"gated_delta.heads: {self.gated_delta.heads}; must divide model.dim = {self.dim}.",
-        )
-        require(
-            self.dim % self.titan.head_size == 0 or not self._uses(*TITANS),
-            f"titan.head_size: {self.titan.head_size}; must divide model.dim = {self.dim}.",
-        )
-
-    def _uses(self, *mixers: object) -> bool:
-        """Whether a block has one of these sequence mixers."""
-        kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
-        return any(mixer in kind.mixers for kind in kinds for mixer in mixers)
+        check_widths(self, [lookup("block", kind, "block") for kind in self.kinds])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -154,12 +147,25 @@ class LanguageModel(nn.Module):
             for b in built
         )
 
-    def init_state(self, batch: int) -> LanguageState:
-        """Fresh State for ``batch`` rows."""
+    def init_state(self, batch: int, *, position: int = 0) -> LanguageState:
+        """Fresh State for ``batch`` rows that begin at ``position``, where chunks are counted."""
         blocks = tuple(block.init_state(batch) for block in self._blocks())
         gated = self.taught and self.config.cms.surprise.gate != "none"
         gate = fresh_surprise(batch, self.head.weight) if gated else None
-        return LanguageState(0, blocks, None, gate)
+        return LanguageState(position, blocks, None, gate)
+
+    def reset_rows(self, state: LanguageState, rows: Sequence[int] | Tensor) -> LanguageState:
+        """The State with some rows fresh: as ``init_state(position=state.position)`` has them.
+
+        Args:
+            state: where the stream stands.
+            rows: indices, or (B,) bool on the device of the State.
+        """
+        whole = not isinstance(rows, Tensor) and len(set(rows)) > 1
+        batch = max((len(t) for t in tensors(state)), default=1) if whole else 1
+        fresh = self.init_state(batch, position=state.position)
+        new: LanguageState = reset_rows(state, fresh, rows)
+        return new
 
     def forward(
         self,
@@ -169,6 +175,7 @@ class LanguageModel(nn.Module):
         *,
         targets: Tensor | None = None,
         write: bool = True,
+        starts: Starts | None = None,
     ) -> Output:
         """Read tokens and, unless ``write`` is False, memorise them.
 
@@ -177,17 +184,20 @@ class LanguageModel(nn.Module):
             state: where the stream stands; None for fresh.
             targets: (B, T) labels that drive the levels (``IGNORE`` = none). None: the context's
                 own next tokens; the newest token then waits in the State for its label.
+            starts: per row the offsets of tokens that begin a document: the row is fresh there.
 
         Returns:
             Output with pred (B, T, vocab_size) logits and the new State.
         """
         logits = []
-        state = self._resume(inputs, state, knobs, write)
+        state = self._resume(inputs, state, knobs, write, starts)
         wait = targets is None
         fits = targets is None or targets.shape == inputs.shape
         require(fits, "targets: must have the shape of inputs; IGNORE (-100) where unknown.")
         labels = inputs[:, 1:] if targets is None else targets
-        for tile in self._tiles(state.position, inputs.shape[1], write):
+        labels = without_crossing(labels, starts)
+        for tile, begins in self._parts(state.position, inputs.shape[1], write, starts):
+            state = self.reset_rows(state, begins) if begins else state
             start = state.position
             hidden, traces, state = self._read(inputs[:, tile], state, Read(write))
             logits.append(self.head(hidden))
@@ -217,6 +227,7 @@ class LanguageModel(nn.Module):
         *,
         write: bool = True,
         keep: bool = True,
+        starts: Starts | None = None,
     ) -> tuple[Tensor, Output]:
         """Cross-entropy of every token in nats (B, T), 0 where the target is ``IGNORE``.
 
@@ -228,12 +239,14 @@ class LanguageModel(nn.Module):
         """
         losses, hits = [], []
         read = Read(write, keep)
-        state = self._resume(inputs, state, knobs, write)
-        tiles = self._tiles(state.position, inputs.shape[1], read.write)
-        needed = None if read.keep else state.position + tiles[-1].start
-        for tile in tiles:
+        state = self._resume(inputs, state, knobs, write, starts)
+        targets = without_crossing(targets, starts)
+        parts = self._parts(state.position, inputs.shape[1], read.write, starts)
+        needed = None if read.keep else state.position + parts[-1].tokens.start
+        for tile, begins in parts:
+            state = self.reset_rows(state, begins) if begins else state
             start = state.position
-            dropped = not read.keep and tile is tiles[-1]
+            dropped = not read.keep and tile is parts[-1].tokens
             step = read._replace(keep=not dropped)
             hidden, traces, state = self._read(inputs[:, tile], state, step)
             target = targets[:, tile]
@@ -284,36 +297,34 @@ class LanguageModel(nn.Module):
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
 
-    def _tiles(self, position: int, length: int, write: bool) -> list[slice]:
-        """Cut a call at the multiples of the smallest period; one piece if nothing is taught."""
-        if not (self.taught and write):
-            return [slice(0, length)]
+    def _parts(self, position: int, length: int, write: bool, starts: Starts | None) -> list[Part]:
+        """Cut a call where documents begin and, if levels are taught, where a period ends."""
         tile = min(self.config.cms.periods)
-        cuts = [0, *range(tile - position % tile, length, tile), length]
-        return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        taught = self.taught and write
+        return cut_call(length, range(-position % tile, length, tile) if taught else (), starts)
 
     def _resume(
-        self, inputs: Tensor, state: LanguageState | None, knobs: Knobs | None, write: bool
+        self,
+        inputs: Tensor,
+        state: LanguageState | None,
+        knobs: Knobs | None,
+        write: bool,
+        starts: Starts | None,
     ) -> LanguageState:
         """The State to read on from: the pending token, if any, has now got its label."""
-        require(
-            inputs.dim() == 2 and inputs.shape[1] >= 1,
-            f"inputs: shape {tuple(inputs.shape)}; must be (rows, tokens) with at least 1 token.",
-        )
+        check_inputs(inputs, state)
+        if starts is not None:
+            check_starts(starts, *inputs.shape)
         if state is None:
             return self.init_state(len(inputs))
-        rows = {len(tensor) for tensor in tensors(state)} or {len(inputs)}
-        require(
-            rows == {len(inputs)},
-            f"inputs: {len(inputs)} rows, but the State is of {min(rows)}; start from "
-            "init_state(rows) or choose rows of the State with nl.core.state.select_rows.",
-        )
+        begins = first_rows(starts)
+        state = self.reset_rows(state, begins) if begins else state
         if state.pending is None:
             return state
         pending, state = state.pending, state._replace(pending=None)
         if not write:
             return state
-        signal = self._signal(self.head(pending.hidden), inputs[:, :1])
+        signal = self._signal(self.head(pending.hidden), pending.labels(inputs[:, :1]))
         return self._absorb(state, pending.traces, signal, state.position - 1, knobs)
 
     def _read(

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nl.core.state import map_tensors, state_type
+from nl.config import require
+from nl.core.batch import IGNORE
+from nl.core.state import map_tensors, state_type, tensors
 from nl.nn.surprise import SurpriseState
 
 
@@ -18,10 +20,29 @@ class PendingLabel(NamedTuple):
     Attributes:
         hidden: (B, 1, D) what the head read.
         traces: per block, the traces of its levels (None for blocks without).
+        ended: (B,) rows whose document ended with this token, so that no label will come; they are
+            zero. None: no row.
     """
 
     hidden: Tensor
     traces: Any
+    ended: Tensor | None = None
+
+    def reset_rows(self, fresh: Any, mask: Tensor) -> PendingLabel:
+        """Rows of ``mask`` wait for no label."""
+        del fresh
+
+        def erase(tensor: Tensor) -> Tensor:
+            return tensor.masked_fill(mask[:, None, None], 0.0)
+
+        ended = mask if self.ended is None else self.ended | mask
+        return PendingLabel(erase(self.hidden), map_tensors(erase, self.traces), ended)
+
+    def labels(self, next_B1: Tensor) -> Tensor:
+        """The labels (B, 1) that the next tokens are."""
+        if self.ended is None:
+            return next_B1
+        return next_B1.masked_fill(self.ended[:, None], IGNORE)
 
 
 @state_type
@@ -46,6 +67,20 @@ class Read(NamedTuple):
 
     write: bool = True
     keep: bool = True
+
+
+def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:
+    """Refuse inputs that are no rows of tokens, or not as many rows as the State has."""
+    require(
+        inputs.dim() == 2 and inputs.shape[1] >= 1,
+        f"inputs: shape {tuple(inputs.shape)}; must be (rows, tokens) with at least 1 token.",
+    )
+    rows = {len(tensor) for tensor in tensors(state)} or {len(inputs)}
+    require(
+        rows == {len(inputs)},
+        f"inputs: {len(inputs)} rows, but the State is of {min(rows)}; start from "
+        "init_state(rows) or choose rows of the State with nl.core.state.select_rows.",
+    )
 
 
 def cut(traces: tuple[Any, ...], tokens: slice) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,44 @@ class AttentionConfig:
 
 @state_type
 class AttentionState(NamedTuple):
-    """Keys and values read so far, (B, H, S, K) each."""
+    """Keys and values read so far, (B, H, S, K) each.
+
+    ``hidden`` (B,) counts the oldest of them that belong to what a row read before it was reset;
+    they are zero and nothing sees them. None: no row was reset.
+    """
 
     keys: Tensor
     values: Tensor
+    hidden: Tensor | None = None
+
+    def reset_rows(self, fresh: Any, mask: Tensor) -> AttentionState:
+        """Rows of ``mask`` see none of the past; it keeps its place in the cache."""
+        del fresh
+        count = self.keys.shape[2]
+        if not count:
+            return self
+        chosen = mask[:, None, None, None]
+        before = torch.zeros_like(mask, dtype=torch.int64) if self.hidden is None else self.hidden
+        return AttentionState(
+            self.keys.masked_fill(chosen, 0.0),
+            self.values.masked_fill(chosen, 0.0),
+            torch.where(mask, count, before),
+        )
+
+    def extended(self, keys: Tensor, values: Tensor) -> AttentionState:
+        """The past followed by new keys and values, whose dtype it takes."""
+        if not self.keys.shape[2]:
+            return AttentionState(keys, values, self.hidden)
+        return AttentionState(
+            torch.cat((self.keys.to(keys.dtype), keys), 2),
+            torch.cat((self.values.to(values.dtype), values), 2),
+            self.hidden,
+        )
+
+    def without_oldest(self, count: int) -> AttentionState:
+        """What is left when the oldest ``count`` positions are forgotten."""
+        hidden = None if self.hidden is None else (self.hidden - count).clamp(min=0)
+        return AttentionState(self.keys[:, :, count:], self.values[:, :, count:], hidden)
 
 
 class Attention(nn.Module):
@@ -68,13 +102,9 @@ class Attention(nn.Module):
             The branch to add to the residual, and the new state.
         """
         q, k, v = self.project(x_BTD, ctx)
-        if state is not None and state.keys.shape[2]:
-            k, v = (
-                torch.cat((state.keys.to(k.dtype), k), 2),
-                torch.cat((state.values.to(v.dtype), v), 2),
-            )
-        y = causal_attention(q, k.to(q.dtype), v)
-        return self.join(y), AttentionState(k, v)
+        seen = AttentionState(k, v) if state is None else state.extended(k, v)
+        y = causal_attention(q, seen.keys.to(q.dtype), seen.values, seen.hidden)
+        return self.join(y), seen
 
     def project(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both with their positions) and values of new tokens, (B, H, T, K) each."""

@@ -37,6 +37,7 @@ from nl.nn.titan import TitanMemory, TitanState
 from nl.nn.titan_bank import OpenBank, TitanBank, TitanBankState, join_heads, split_heads
 from nl.nn.titan_config import TitanConfig
 from nl.nn.window import Persistent, WindowAttention
+from nl.ops.attention import seen_keys
 
 
 @state_type
@@ -110,13 +111,13 @@ class SegmentAttention(Attention):
         Returns:
             (B, c, D), heads side by side, and the keys and values of all s + c positions.
         """
-        k, v = (
-            torch.cat((old.to(new.dtype), new), 2) for old, new in zip(seen, fresh, strict=True)
-        )
-        after = AttentionState(k, v)
+        after = seen.extended(fresh.keys, fresh.values)
+        k, v = after.keys, after.values
         new, total = queries.shape[2], k.shape[2]
         mask = torch.ones(new, total // 2, dtype=torch.bool, device=k.device)
         mask = mask.tril(total // 2 - new).repeat_interleave(2, 1)
+        if after.hidden is not None:
+            mask = mask & seen_keys(after.hidden, total)[:, None, None]
         if self.persistent is not None:
             front = self.persistent()
             k, v = (

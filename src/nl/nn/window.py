@@ -69,13 +69,12 @@ class WindowAttention(Attention):
     ) -> tuple[Tensor, AttentionState]:
         """Attend; keep what the next token will still see. As ``Attention.forward``."""
         q, k, v = self.project(x_BTD, ctx)
-        if state is not None and state.keys.shape[2]:
-            k = torch.cat((state.keys.to(k.dtype), k), 2)
-            v = torch.cat((state.values.to(v.dtype), v), 2)
+        seen = AttentionState(k, v) if state is None else state.extended(k, v)
+        k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
         always = None if self.persistent is None else self.persistent()
-        y = window_attention(q, k.to(q.dtype), v.to(q.dtype), self.window, always)
+        y = window_attention(q, k, v, self.window, always, seen.hidden)
         old = max(0, k.shape[2] - (self.window - 1))
-        return self.join(y.to(v.dtype)), AttentionState(k[:, :, old:], v[:, :, old:])
+        return self.join(y.to(seen.values.dtype)), seen.without_oldest(old)
 
     def attended(self, seq_len: int) -> float:
         """Keys that a token of a sequence of this length sees, on average."""

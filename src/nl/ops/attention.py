@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def causal_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
+def causal_attention(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, hidden_B: Tensor | None = None
+) -> Tensor:
     """Attention of the last T of S positions, each over itself and everything before it.
 
     Args:
         q_BHTK: (B, H, T, K) queries of the newest T positions.
         k_BHSK, v_BHSK: (B, H, S, K) keys and values of all S >= T positions.
+        hidden_B: (B,) how many of the oldest S - T positions a row does not see; None: none.
 
     Returns:
         (B, H, T, K).
@@ -22,22 +25,35 @@ def causal_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
     new, total = q_BHTK.shape[2], k_BHSK.shape[2]
     if new == total:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
-    if new == 1:
+    if new == 1 and hidden_B is None:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK)
     mask = torch.ones(new, total, dtype=torch.bool, device=q_BHTK.device).tril(total - new)
+    if hidden_B is not None:
+        mask = mask & seen_keys(hidden_B, total)[:, None, None]
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)
 
 
-def causal_attention_reference(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
-    """The same, one query at a time."""
+def seen_keys(hidden_B: Tensor, total: int) -> Tensor:
+    """(B, S) bool: all of ``total`` keys but the ``hidden_B`` oldest of each row."""
+    return torch.arange(total, device=hidden_B.device) >= hidden_B[:, None]
+
+
+def causal_attention_reference(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, hidden_B: Tensor | None = None
+) -> Tensor:
+    """The same, one row and one query at a time."""
     new, total = q_BHTK.shape[2], k_BHSK.shape[2]
     rows = []
-    for t in range(new):
-        seen = total - new + t + 1
-        score = q_BHTK[:, :, t : t + 1] @ k_BHSK[:, :, :seen].transpose(-1, -2)
-        weight = (score / math.sqrt(q_BHTK.shape[-1])).softmax(-1)
-        rows.append(weight @ v_BHSK[:, :, :seen])
-    return torch.cat(rows, dim=2)
+    for b in range(len(q_BHTK)):
+        first = 0 if hidden_B is None else int(hidden_B[b])
+        found = []
+        for t in range(new):
+            seen = slice(first, total - new + t + 1)
+            score = q_BHTK[b, :, t : t + 1] @ k_BHSK[b, :, seen].transpose(-1, -2)
+            weight = (score / math.sqrt(q_BHTK.shape[-1])).softmax(-1)
+            found.append(weight @ v_BHSK[b, :, seen])
+        rows.append(torch.cat(found, dim=1))
+    return torch.stack(rows)
 
 
 def window_attention(
@@ -46,6 +62,7 @@ def window_attention(
     v_BHSK: Tensor,
     window: int,
     always: tuple[Tensor, Tensor] | None = None,
+    hidden_B: Tensor | None = None,
 ) -> Tensor:
     """Attention of the last T of S positions, each over itself and the ``window - 1`` before it.
 
@@ -57,18 +74,23 @@ def window_attention(
         k_BHSK, v_BHSK: (B, H, S, K) keys and values of all S >= T positions.
         window: positions a query sees, itself included, >= 1.
         always: keys and values (H, P, K) that every query sees besides.
+        hidden_B: (B,) how many of the oldest S - T positions a row does not see; None: none.
 
     Returns:
         (B, H, T, K).
     """
     new = q_BHTK.shape[2]
     past = min(k_BHSK.shape[2] - new, window - 1)
-    k, v = (t[:, :, t.shape[2] - new - past :] for t in (k_BHSK, v_BHSK))
+    cut = k_BHSK.shape[2] - new - past
+    hidden_B = None if hidden_B is None or not past else hidden_B - cut
+    k, v = (t[:, :, cut:] for t in (k_BHSK, v_BHSK))
     blocks = -(-new // window)
     if blocks == 1:
         at = torch.arange(new, device=k.device)[:, None] + past
         gap = at - torch.arange(new + past, device=k.device)
         mask = (gap >= 0) & (gap < window)
+        if hidden_B is not None:
+            mask = mask & seen_keys(hidden_B, new + past)[:, None, None]
         return _with_prefix(q_BHTK, k, v, mask, always)
     fill = blocks * window - new
     sides = (0, 0, window - past, fill)
@@ -78,11 +100,21 @@ def window_attention(
     gap = gap - torch.arange(2 * window, device=k.device)
     mask = ((gap >= 0) & (gap < window)).repeat(blocks, 1, 1)
     mask[0, :, : window - past] = False
+    if hidden_B is not None:
+        mask = _hide_before_first(mask, hidden_B + window - past, q_BHTK.shape[1])
     if always is not None:
         batch = len(q_BHTK)
         always = (_per_block(always[0], batch, blocks), _per_block(always[1], batch, blocks))
     y = _with_prefix(q, k, v, mask, always)
     return y.unflatten(0, q_BHTK.shape[:2]).flatten(2, 3)[:, :, :new]
+
+
+def _hide_before_first(mask: Tensor, hidden_B: Tensor, heads: int) -> Tensor:
+    """The mask (blocks, T, S) per row and head, without each row's oldest keys of block 0."""
+    seen = seen_keys(hidden_B, mask.shape[-1]).repeat_interleave(heads, 0)
+    masks = mask.repeat(len(seen), 1, 1, 1)
+    masks[:, 0] &= seen[:, None]
+    return masks
 
 
 def _per_block(prefix: Tensor, batch: int, blocks: int) -> Tensor:
@@ -110,18 +142,21 @@ def window_attention_reference(
     v_BHSK: Tensor,
     window: int,
     always: tuple[Tensor, Tensor] | None = None,
+    hidden_B: Tensor | None = None,
 ) -> Tensor:
-    """The same, one query at a time."""
+    """The same, one row and one query at a time."""
     new, total = q_BHTK.shape[2], k_BHSK.shape[2]
     rows = []
-    for t in range(new):
-        seen = slice(max(0, total - new + t + 1 - window), total - new + t + 1)
-        k, v = k_BHSK[:, :, seen], v_BHSK[:, :, seen]
-        if always is not None:
-            k, v = (
-                torch.cat((front.expand(len(k), -1, -1, -1), t), 2)
-                for front, t in zip(always, (k, v), strict=True)
-            )
-        score = q_BHTK[:, :, t : t + 1] @ k.mT
-        rows.append((score / math.sqrt(q_BHTK.shape[-1])).softmax(-1) @ v)
-    return torch.cat(rows, dim=2)
+    for b in range(len(q_BHTK)):
+        first = 0 if hidden_B is None else int(hidden_B[b])
+        found = []
+        for t in range(new):
+            end = total - new + t + 1
+            seen = slice(max(first, end - window), end)
+            k, v = k_BHSK[b, :, seen], v_BHSK[b, :, seen]
+            if always is not None:
+                k, v = torch.cat((always[0], k), 1), torch.cat((always[1], v), 1)
+            score = q_BHTK[b, :, t : t + 1] @ k.mT
+            found.append((score / math.sqrt(q_BHTK.shape[-1])).softmax(-1) @ v)
+        rows.append(torch.cat(found, dim=1))
+    return torch.stack(rows)

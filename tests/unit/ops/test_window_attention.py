@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nl.ops.attention import causal_attention, window_attention, window_attention_reference
+from nl.ops.attention import (
+    causal_attention,
+    causal_attention_reference,
+    window_attention,
+    window_attention_reference,
+)
 
 B, H, K = 2, 3, 4
 
@@ -45,3 +50,35 @@ def test_single_and_half_precision() -> None:
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         q, k, v, pk, pv = (t.to(dtype) for t in leaves)
         assert (window_attention(q, k, v, 8, (pk, pv)) - wanted).abs().max() < near
+
+
+@pytest.mark.parametrize("past", [0, 4, 9])
+@pytest.mark.parametrize("new", [1, 3, 11])
+def test_hidden_keys_are_seen_by_nobody(past: int, new: int) -> None:
+    torch.manual_seed(past + new)
+    q = torch.randn(3, 2, new, 4, dtype=torch.float64)
+    k, v = torch.randn(2, 3, 2, past + new, 4, dtype=torch.float64)
+    hidden = torch.tensor([0, min(2, past), past])
+    other = (k.clone(), v.clone())
+    for row, count in enumerate(hidden.tolist()):
+        for changed in other:
+            changed[row, :, :count] += 100.0
+    always = (torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64))
+    pairs = [
+        (causal_attention(q, *kv, hidden), causal_attention_reference(q, *kv, hidden))
+        for kv in ((k, v), other)
+    ] + [
+        (
+            window_attention(q, *kv, 5, front, hidden),
+            window_attention_reference(q, *kv, 5, front, hidden),
+        )
+        for front in (None, always)
+        for kv in ((k, v), other)
+    ]
+    for fast, naive in pairs:
+        assert (fast - naive).abs().max() < 1e-12
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        assert torch.equal(first[1], second[1])
+    unhidden = causal_attention(q, k, v)
+    assert torch.allclose(unhidden[0], pairs[0][0][0], atol=1e-12)
+    assert past == 0 or not torch.allclose(unhidden[2], pairs[0][0][2])
