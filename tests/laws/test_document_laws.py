@@ -175,12 +175,13 @@ def test_packed_documents_are_trained_as_separate_ones(
 
 
 @pytest.mark.parametrize("gate", [{"gate": "none"}, {"gate": "soft", "quantile": 0.6}])
+@pytest.mark.parametrize("arrangement", ["sequential", "nested", "independent"])
 @pytest.mark.parametrize("inner", ["sgd", "momentum", "delta", "adam", "muon"])
 def test_every_inner_optimizer_forgets_at_a_boundary(
-    build: Build, float64: None, inner: str, gate: dict[str, Any]
+    build: Build, float64: None, inner: str, gate: dict[str, Any], arrangement: str
 ) -> None:
-    model = build("hope_attention", cms={"inner": {"kind": inner}, "surprise": gate})
-    x = tokens(4, LENGTH)
+    cms = {"inner": {"kind": inner}, "surprise": gate, "arrangement": arrangement}
+    model, x = build("hope_attention", cms=cms), tokens(4, LENGTH)
     for cuts in ([LENGTH], [1] * LENGTH):
         packed, state = read_in_pieces(model, x, STARTS, cuts)
         for row, offsets in enumerate(STARTS):
