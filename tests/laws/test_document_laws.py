@@ -128,7 +128,30 @@ def test_nothing_of_a_document_reaches_the_next(kind: str, build: Build, float64
 
 
 def test_no_gradient_crosses_a_boundary(kind: str, build: Build, float64: None) -> None:
-    model, x = build(kind), tokens(4, LENGTH)
+    check_gradients(build(kind))
+
+
+@pytest.mark.parametrize("option", [{}, {"signal": "self"}])
+@pytest.mark.parametrize("arrangement", ["sequential", "nested"])
+def test_no_gradient_crosses_through_a_write(
+    build: Build, float64: None, option: dict[str, Any], arrangement: str
+) -> None:
+    through = {"write_gradient": "through"}
+    model = build("hope_attention", cms=option | through | {"arrangement": arrangement})
+    check_gradients(model)
+    x = tokens(4, LENGTH)
+    for cuts in ([LENGTH], [1] * LENGTH):
+        packed, state = read_in_pieces(model, x, STARTS, cuts)
+        for row, offsets in enumerate(STARTS):
+            begin = max(offsets, default=0)
+            alone = model(x[row : row + 1, begin:], model.init_state(1, position=begin))
+            assert (packed[row, begin:] - alone.pred[0]).abs().max() < EXACT
+            assert gap(states.select_rows(state, [row]), alone.state) < EXACT
+
+
+def check_gradients(model: Any) -> None:
+    """What is read after the last boundary of a row has no gradient in what came before it."""
+    x = tokens(4, LENGTH)
     seen: list[torch.Tensor] = []
     model.embed.register_forward_hook(lambda m, i, out: seen.append(out))
     labels = tokens(4, LENGTH, 1)
