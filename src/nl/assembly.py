@@ -88,6 +88,13 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             f"model.vocab_size: {known}; the stream's token ids go up to {tokens - 1}. "
             f"Set model.vocab_size={tokens} or more."
         )
+    order = getattr(stream, "order", None)
+    if run.train.carry and order != "contiguous":
+        change = "set stream.order=contiguous" if order else "choose stream=shards, contiguous"
+        raise ConfigError(
+            f"train.carry: true, but the rows of stream={stream.kind} do not go on where they "
+            f"stood; {change}, or set train.carry=false."
+        )
     if run.evals and not hasattr(stream, "path"):
         raise ConfigError(
             f"evals: {', '.join(run.evals)} read text, stream={run.stream.kind} has none; "

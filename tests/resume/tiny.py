@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,7 @@ class TinyStreamConfig(StreamConfig):
     """Training batch that the stream passes over."""
     length: int = -1
     """Training batches before the stream ends; -1: endless."""
+    order: ClassVar[str] = "contiguous"
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "val/a", "val/b")

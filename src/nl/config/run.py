@@ -65,8 +65,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's or OMP_NUM_THREADS' choice."""
     carry: bool = False
-    """Keep the model State from one step to the next, whatever order the stream has; attention
-    then sees ever more."""
+    """Keep the model State from one step to the next; stream.order must be contiguous. Attention
+    over everything read then sees, and keeps, ever more."""
     validate_every: int = 0
     """Validate every n steps; 0: at the end only."""
     validate_batches: int = 8

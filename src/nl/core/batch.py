@@ -21,12 +21,15 @@ class Batch(NamedTuple):
         weight: number of scored targets in this batch; the loss is summed, then divided by the
             global sum of weights of the whole accumulation group.
         tags: plain Python facts about the batch (phase, epoch, source, ids): never tensors.
+        starts: per row the offsets of tokens that begin a document, where the row has to be fresh;
+            host data. None: documents are ignored.
     """
 
     inputs: Tensor
     targets: Tensor
     weight: int
     tags: Mapping[str, Any] = {}
+    starts: tuple[tuple[int, ...], ...] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``; narrow integer tokens become int64."""

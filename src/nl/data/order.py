@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nl.config import require
 from nl.core.seeds import SeedBook
 
 Ints = npt.NDArray[np.int64]
@@ -195,3 +196,35 @@ class SequentialPlan:
         """A validation pass is one epoch."""
         del row
         return {"epoch": 0}
+
+
+class ContiguousPlan:
+    """Row b of every batch goes on where row b of the batch before it ended.
+
+    All samples of all sources in a row are cut into ``batch_size`` lanes of equal length, one per
+    row; what does not fill the lanes is left out. Over a lane's end it begins anew.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch_size: int, *, endless: bool) -> None:
+        self._all, self.lanes = SequentialPlan(sizes), batch_size
+        assert self._all.total is not None
+        self.length = self._all.total // batch_size
+        require(
+            self.length >= 1,
+            f"stream.batch_size: {batch_size} rows in contiguous order, but the data has only "
+            f"{self._all.total} windows; lower stream.batch_size or stream.seq_len.",
+        )
+        self.total: int | None = None if endless else self.length * batch_size
+
+    def locate(self, rows: Ints) -> tuple[Ints, Ints]:
+        """See ``Plan.locate``."""
+        batch, lane = np.divmod(rows, self.lanes)
+        return self._all.locate(lane * self.length + batch % self.length)
+
+    def begins(self, row: int) -> bool:
+        """Whether the batch at this global row begins the lanes, so that nothing leads to it."""
+        return row // self.lanes % self.length == 0
+
+    def tags(self, row: int) -> dict[str, Any]:
+        """How often the lanes have been read."""
+        return {"epoch": row // self.lanes // self.length}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from nl.config import register, require
 from nl.config.groups import StreamConfig
 from nl.data.manifest import read_manifest
 from nl.data.order import Ints, Shuffler
-from nl.data.shard_stream import held_out_stream
+from nl.data.shard_stream import boundaries, held_out_stream
 from nl.data.stream import RowStream
 from nl.data.windows import TokenWindows
 
@@ -79,6 +79,9 @@ class PhaseStreamConfig(StreamConfig):
     """Tokens per row."""
     batch_size: int = 8
     """Rows per micro-batch, over all ranks."""
+    documents: Literal["ignore", "reset"] = "ignore"
+    """reset: a document that begins inside a row begins with a fresh State and knows nothing of
+    the one before; the last token of a document has no target."""
     verify: bool = True
     """Compare the SHA-256 of every shard with the manifest when it is opened."""
 
@@ -108,11 +111,13 @@ class PhaseStreamConfig(StreamConfig):
         windows = TokenWindows(self.path, "train", self.domains, self.seq_len, self.verify)
         sizes = dict(zip(windows.names, windows.sizes, strict=True))
         order = ", ".join(f"{p.domain} {p.steps}" for p in self.phases)
+        plan = PhasePlan(self.phases, sizes, self.batch_size, seed)
         return RowStream(
-            PhasePlan(self.phases, sizes, self.batch_size, seed),
+            plan,
             windows,
             batch_size=self.batch_size,
             rank=rank,
             world=world,
             identity=f"train {windows.digest}, seq_len {self.seq_len}, seed {seed}, {order}",
+            boundaries=boundaries(windows, plan, self.documents),
         )

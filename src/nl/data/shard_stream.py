@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
 from nl.data.manifest import read_manifest
-from nl.data.order import MixturePlan, SequentialPlan
-from nl.data.stream import RowStream
+from nl.data.order import ContiguousPlan, Ints, MixturePlan, Plan, SequentialPlan
+from nl.data.stream import Boundaries, RowStream
 from nl.data.windows import TokenWindows
 
 
@@ -28,6 +28,11 @@ class ShardStreamConfig(StreamConfig):
     """Domains to train and validate on; empty: all."""
     weights: tuple[float, ...] = ()
     """Share of rows per domain, in the order of ``domains``; empty: by size."""
+    order: Literal["shuffled", "contiguous"] = "shuffled"
+    """contiguous: row b of a batch goes on where row b of the last one ended (train.carry)."""
+    documents: Literal["ignore", "reset"] = "ignore"
+    """reset: a document that begins inside a row begins with a fresh State and knows nothing of
+    the one before; the last token of a document has no target."""
     verify: bool = True
     """Compare the SHA-256 of every shard with the manifest when it is opened."""
 
@@ -41,6 +46,11 @@ class ShardStreamConfig(StreamConfig):
             len(self.weights) in (0, len(self.domains)),
             f"weights: {len(self.weights)} numbers for {len(self.domains)} domains; "
             "give one weight per entry of domains, or none.",
+        )
+        require(
+            self.order == "shuffled" or not self.weights,
+            f"weights: {list(self.weights)}; in contiguous order domains follow one another: "
+            "leave stream.weights empty or set stream.order=shuffled.",
         )
         require(all(w > 0 for w in self.weights), f"weights: {list(self.weights)}; must be > 0.")
 
@@ -59,8 +69,13 @@ class ShardStreamConfig(StreamConfig):
             return held_out_stream(self, split, rank=rank, world=world)
         windows = TokenWindows(self.path, "train", self.domains, self.seq_len, self.verify)
         weights = self.weights or windows.sizes
-        plan = MixturePlan(windows.sizes, windows.names, weights, seed)
-        order = f"seed {seed}, {dict(zip(windows.names, plan.parts, strict=True))}"
+        plan: Plan
+        if self.order == "contiguous":
+            plan = ContiguousPlan(windows.sizes, self.batch_size, endless=True)
+            order = "contiguous"
+        else:
+            plan = mixed = MixturePlan(windows.sizes, windows.names, weights, seed)
+            order = f"seed {seed}, {dict(zip(windows.names, mixed.parts, strict=True))}"
         return RowStream(
             plan,
             windows,
@@ -68,6 +83,7 @@ class ShardStreamConfig(StreamConfig):
             rank=rank,
             world=world,
             identity=f"train {windows.digest}, seq_len {self.seq_len}, {order}",
+            boundaries=boundaries(windows, plan, self.documents),
         )
 
 
@@ -83,11 +99,33 @@ class TokenData(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
+    def documents(self) -> Literal["ignore", "reset"]: ...
+    @property
     def verify(self) -> bool: ...
+
+
+def boundaries(windows: TokenWindows, plan: Plan, documents: str) -> Boundaries | None:
+    """Where the documents of a batch begin; None where they are ignored.
+
+    A row that begins anew in contiguous order begins a document whatever its text does.
+    """
+    windows.apart = documents == "reset"
+    if not windows.apart:
+        return None
+
+    def found(row: int, source: Ints, index: Ints) -> tuple[tuple[int, ...], ...]:
+        starts = windows.starts(source, index)
+        if isinstance(plan, ContiguousPlan) and plan.begins(row):
+            starts = tuple(s if s[:1] == (0,) else (0, *s) for s in starts)
+        return starts
+
+    return found
 
 
 def held_out_stream(config: TokenData, split: str, *, rank: int, world: int) -> RowStream:
     """All windows of ``val``, ``val/<domain>``, ``test`` or ``test/<domain>``, once, in order.
+
+    In contiguous order what does not fill all rows of a batch is left out.
 
     Raises:
         ConfigError: any other split.
@@ -100,11 +138,15 @@ def held_out_stream(config: TokenData, split: str, *, rank: int, world: int) -> 
         )
     domains = (domain,) if domain else config.domains
     windows = TokenWindows(config.path, name, domains, config.seq_len, config.verify)
+    plan: Plan = SequentialPlan(windows.sizes)
+    if getattr(config, "order", "shuffled") == "contiguous":
+        plan = ContiguousPlan(windows.sizes, config.batch_size, endless=False)
     return RowStream(
-        SequentialPlan(windows.sizes),
+        plan,
         windows,
         batch_size=config.batch_size,
         rank=rank,
         world=world,
         identity=f"{split} {windows.digest}, seq_len {config.seq_len}, in order",
+        boundaries=boundaries(windows, plan, config.documents),
     )

@@ -15,6 +15,8 @@ from nl.data.order import Ints, Plan
 
 Fetch = Callable[[Ints, Ints], tuple[Tensor, Tensor]]
 """(source, index) of B samples -> inputs (B, ...), targets (B, ...)."""
+Boundaries = Callable[[int, Ints, Ints], tuple[tuple[int, ...], ...]]
+"""(first global row, source, index) of B samples -> ``Batch.starts``."""
 PLANNED_ROWS = 8192
 """Rows whose places are computed at once; a cost of Python per batch becomes one per many."""
 
@@ -26,7 +28,8 @@ class RowStream:
     batch is filled up with rows whose targets are not scored (``IGNORE``, or NaN for floats), so
     that all ranks see the same number of batches of the same shape. ``iter`` on a finite stream
     that has ended starts over. ``scored`` is the number of scored targets of a row where that is
-    less than all of them.
+    less than all of them. With ``boundaries`` batches say where documents begin, and the scored
+    targets are counted.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class RowStream:
         world: int,
         identity: str,
         scored: int | None = None,
+        boundaries: Boundaries | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError(
@@ -49,7 +53,7 @@ class RowStream:
         self.fetch = fetch
         self.batch_size = batch_size
         self.identity = identity
-        self.scored = scored
+        self.scored, self.boundaries = scored, boundaries
         self.row = 0
         share = batch_size // world
         self._mine = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
@@ -72,8 +76,11 @@ class RowStream:
             scored = int((row + self._mine < total).sum())
             targets = targets.clone()
             targets[scored:] = float("nan") if targets.is_floating_point() else IGNORE
-        per_row = targets[:1].numel() if self.scored is None else self.scored
         tags = self.plan.tags(row) | {"row": row}
+        if self.boundaries is not None:
+            weight = int((targets != IGNORE).sum())
+            return Batch(inputs, targets, weight, tags, self.boundaries(row, source, index))
+        per_row = targets[:1].numel() if self.scored is None else self.scored
         return Batch(inputs, targets, weight=scored * per_row, tags=tags)
 
     def _locate(self, row: int) -> tuple[Ints, Ints]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from nl.config import ConfigError
+from nl.core.batch import IGNORE
 from nl.data.manifest import DataManifest, read_manifest
 from nl.data.order import Ints
-from nl.data.shards import open_shard
+from nl.data.shards import Shard, open_shard
 
 
 class WindowSource:
@@ -27,8 +28,11 @@ class WindowSource:
     does not fill a window is left out.
     """
 
-    def __init__(self, tokens: Sequence[npt.NDArray[Any]], seq_len: int) -> None:
-        self._views = [_windows(t, seq_len) for t in tokens if t.size > seq_len]
+    def __init__(self, shards: Sequence[Shard], seq_len: int) -> None:
+        shards = [shard for shard in shards if shard.tokens.size > seq_len]
+        self.seq_len = seq_len
+        self._views = [_windows(shard.tokens, seq_len) for shard in shards]
+        self._ends = [shard.ends.astype(np.int64) for shard in shards]
         self._starts = np.cumsum([0, *(len(v) for v in self._views)])
 
     def __len__(self) -> int:
@@ -44,6 +48,18 @@ class WindowSource:
             mine = shard == number
             out[mine] = self._views[number][index[mine] - self._starts[number]]
 
+    def boundaries(self, index: int) -> list[int]:
+        """Where documents begin in window ``index``: offsets 0 to seq_len, the last target's too.
+
+        The first token of a shard begins a document.
+        """
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        first = (index - int(self._starts[shard])) * self.seq_len
+        ends = self._ends[shard]
+        low, high = np.searchsorted(ends, [first, first + self.seq_len + 1])
+        found = [int(end) - first for end in ends[low:high]]
+        return [0, *found] if first == 0 and found[:1] != [0] else found
+
 
 def _windows(tokens: npt.NDArray[Any], seq_len: int) -> npt.NDArray[Any]:
     step = tokens.strides[0]
@@ -52,7 +68,12 @@ def _windows(tokens: npt.NDArray[Any], seq_len: int) -> npt.NDArray[Any]:
 
 
 class TokenWindows:
-    """Sources of one split with their names; callable as the fetch function of a stream."""
+    """Sources of one split with their names; callable as the fetch function of a stream.
+
+    With ``apart`` the last token of a document has no target.
+    """
+
+    apart = False
 
     def __init__(self, path: str, split: str, domains: Sequence[str], seq_len: int, verify: bool):
         root = Path(path)
@@ -62,7 +83,7 @@ class TokenWindows:
         self.sources: list[WindowSource] = []
         for name in self.names:
             info = manifest.domain(split, name, root)
-            shards = [open_shard(root, s, manifest.tokenizer, verify).tokens for s in info.shards]
+            shards = [open_shard(root, s, manifest.tokenizer, verify) for s in info.shards]
             source = WindowSource(shards, seq_len)
             if not len(source):
                 raise ConfigError(
@@ -88,8 +109,29 @@ class TokenWindows:
                 part = np.empty((mine.size, self.seq_len + 1), dtype=np.int32)
                 self.sources[number].gather(index[mine], part)
                 rows[mine] = part
+        if self.apart:
+            return self._apart(rows, source, index)
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:]
+
+    def _apart(
+        self, rows: npt.NDArray[np.int32], source: Ints, index: Ints
+    ) -> tuple[Tensor, Tensor]:
+        targets = rows[:, 1:].copy()
+        for row, found in enumerate(self._boundaries(source, index)):
+            targets[row, [at - 1 for at in found if at]] = IGNORE
+        return torch.from_numpy(rows[:, :-1]), torch.from_numpy(targets)
+
+    def _boundaries(self, source: Ints, index: Ints) -> Iterator[list[int]]:
+        for number, window in zip(source.tolist(), index.tolist(), strict=True):
+            yield self.sources[number].boundaries(window)
+
+    def starts(self, source: Ints, index: Ints) -> tuple[tuple[int, ...], ...]:
+        """Per window the offsets of inputs that begin a document."""
+        return tuple(
+            tuple(at for at in found if at < self.seq_len)
+            for found in self._boundaries(source, index)
+        )
 
 
 def _digest(manifest: DataManifest, split: str, names: Sequence[str]) -> str:

@@ -21,6 +21,8 @@ def _optim(kind: str) -> dict[str, tuple[str, ...]]:
     return {"optim.kind": (kind,)}
 
 
+DOCUMENTS = "tests/laws/test_document_laws.py::"
+
 OUTER: tuple[Mechanism, ...] = (
     Mechanism(
         part="streaming",
@@ -34,7 +36,21 @@ OUTER: tuple[Mechanism, ...] = (
             f"{LAWS}test_same_function_in_train_and_eval",
         ),
         where={BLOCK: tuple(sorted({k for m in BLOCKS + CONTINUUM for k in m.where[BLOCK]}))},
-        options=("train.carry",),
+        options=("train.carry", "stream.order"),
+    ),
+    Mechanism(
+        part="documents in one row",
+        source="law 9 of docs/nested_core.md",
+        equation="reading a document at position p = reading it from init_state(position=p)",
+        code="nl.models.language:LanguageModel.reset_rows",
+        tests=(
+            f"{DOCUMENTS}test_a_document_is_read_as_from_a_fresh_state",
+            f"{DOCUMENTS}test_nothing_of_a_document_reaches_the_next",
+            f"{DOCUMENTS}test_packed_documents_are_trained_as_separate_ones",
+            f"{DOCUMENTS}test_documents_are_independent_of_the_cut",
+        ),
+        where={BLOCK: tuple(sorted({k for m in BLOCKS + CONTINUUM for k in m.where[BLOCK]}))},
+        options=("stream.documents",),
     ),
     Mechanism(
         part="outer optimizer adamw",

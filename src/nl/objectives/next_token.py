@@ -38,9 +38,9 @@ class NextToken(nn.Module):
     def forward(self, batch: Batch, state: Any = None, knobs: Knobs | None = None) -> StepOut:
         """Sum of nats over scored targets; metrics: accuracy and what the memories did."""
         model: Any = self.model
-        nll, out = model.nll(
-            batch.inputs, batch.targets, state, knobs, write=self.config.write, keep=self.carry
-        )
+        more = {} if batch.starts is None else {"starts": batch.starts}
+        read = {"write": self.config.write, "keep": self.carry, **more}
+        nll, out = model.nll(batch.inputs, batch.targets, state, knobs, **read)
         hits = out.pred.sum().to(torch.float32)
         metrics = {"accuracy_sum": hits, **{k: v.detach() for k, v in out.aux.items()}}
         return StepOut(nll.sum(), detach(out.state) if self.carry else None, metrics)
