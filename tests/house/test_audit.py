@@ -48,7 +48,7 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]
-    if "model.cms.signal" in mechanism.where and "head" not in mechanism.where["model.cms.signal"]:
+    if mechanism.where.get("model.cms.signal") == ("self",):
         chosen.append("model.cms.write_gradient=through")
     if any("titan" in kind for kind in mechanism.where.get("model.block", ())):
         chosen.append("model.titan.head_size=32")

@@ -31,6 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "arrangement": "nested",
         "inner": {"kind": "delta"},
     },
+    "block": {"signal": "block"},
+    "block nested adam": {"signal": "block", "arrangement": "nested", "inner": {"kind": "adam"}},
+    "block gated": {"signal": "block", "surprise": {"gate": "soft", "quantile": 0.6}},
     "self": {"signal": "self", "write_gradient": "through"},
     "self independent": {
         "signal": "self",

@@ -181,7 +181,7 @@ LEGACY: dict[str, Rule] = {
     ),
     "train.online_updates": only(True, hint=_TILE),
     "train.online_chunk_size": only(0, hint=_TILE),
-    "train.per_layer_teach_signal": only(False, hint="levels share the head's signal"),
+    "train.per_layer_teach_signal": Rule(("model.cms.signal",), {True: "block", False: GONE}),
     "train.use_fast_state": only(True, hint="memories are state of each row; leave it out"),
     "train.log_interval": renamed("logging.every"),
     "train.seed": renamed("seed"),

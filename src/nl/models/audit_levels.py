@@ -76,6 +76,21 @@ CONTINUUM: tuple[Mechanism, ...] = (
         "divided by batch or chunk size",
     ),
     Mechanism(
+        part="continuum memory: signal of each block",
+        source="Nested Learning, Eq. 71, with the output of a block for the layer's own context",
+        equation="d_t = d(sum of nll over the tile of t) / d(output of the block at t),\n"
+        "pulled back level by level",
+        code="nl.models.block_signal:gather",
+        tests=(
+            "tests/unit/models/test_block_signal.py::test_is_the_derivative_of_the_tiles_loss",
+            "tests/unit/models/test_block_signal.py::"
+            "test_the_graph_of_a_step_and_a_second_read_agree",
+        ),
+        where={BLOCK: LEVELS, "model.cms.signal": ("block",)},
+        options=("model.cms.signal",),
+        differs="what a token does to the loss of later tiles is left out",
+    ),
+    Mechanism(
         part="continuum memory: signal without labels",
         source="Titans (arXiv 2501.00663), Eq. 12, as the loss of every level",
         equation="L_t = |MLP_l(W_k n_t) - W_v n_t|^2 / 2,  dL_t/dMLP = MLP_l(W_k n_t) - W_v n_t",

@@ -19,6 +19,7 @@ from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import detach, reset_rows, tensors
+from nl.models.block_signal import PendingTile, TileRead, gather, resume, tile_of
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import (
     Part,
@@ -38,12 +39,13 @@ from nl.models.language_state import (
     each_token,
 )
 from nl.models.statistics import memory_statistics
+from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
-from nl.nn.surprise import fresh_surprise, surprise_gate
+from nl.nn.surprise import fresh_surprise
 from nl.nn.titan_config import TitanConfig
 from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy, teach_signal
 from nl.ops.rotary import rotary_table
@@ -140,6 +142,7 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.taught = any(b.levels is not None for b in built)
         self.through = self.taught and config.cms.write_gradient == "through"
+        self.inner = self.taught and config.cms.signal == "block"
         self.labelled = config.cms.signal != "self"
         # Rates and targets of a write get no gradient in a call that reads nothing after it.
         self.may_skip_parameters = any(
@@ -164,8 +167,11 @@ class LanguageModel(nn.Module):
         whole = not isinstance(rows, Tensor) and len(set(rows)) > 1
         batch = max((len(t) for t in tensors(state)), default=1) if whole else 1
         fresh = self.init_state(batch, position=state.position)
+        tile = state.pending if isinstance(state.pending, PendingTile) else None
+        if tile is not None:
+            state, tile = state._replace(pending=None), tile.restarted(fresh.blocks, rows)
         new: LanguageState = reset_rows(state, fresh, rows)
-        return new
+        return new if tile is None else new._replace(pending=tile)
 
     def forward(
         self,
@@ -198,19 +204,23 @@ class LanguageModel(nn.Module):
         labels = without_crossing(labels, starts)
         for tile, begins in self._parts(state.position, inputs.shape[1], write, starts):
             state = self.reset_rows(state, begins) if begins else state
-            start = state.position
-            hidden, traces, state = self._read(inputs[:, tile], state, Read(write))
+            start, before = state.position, state
+            hidden, traces, state = self.read(inputs[:, tile], state, Read(write))
             logits.append(self.head(hidden))
             if not (self.taught and write):
                 continue
             if not self.labelled:
-                state = self._absorb(state, traces, each_token(hidden), start, knobs)
+                state = absorb(self, state, traces, each_token(hidden), start, knobs)
                 continue
             label = labels[:, tile]
+            if self.inner:
+                found = TileRead(tile_of(before, inputs[:, tile], label))
+                state = gather(self, state, found, knobs)
+                continue
             known = label.shape[1]
             if known:
                 signal = self._signal(logits[-1][:, :known], label)
-                state = self._absorb(state, cut(traces, slice(known)), signal, start, knobs)
+                state = absorb(self, state, cut(traces, slice(known)), signal, start, knobs)
             if wait and tile.stop == inputs.shape[1]:
                 newest = slice(hidden.shape[1] - 1, None)
                 pending = PendingLabel(hidden[:, newest], cut(traces, newest))
@@ -245,18 +255,25 @@ class LanguageModel(nn.Module):
         needed = None if read.keep else state.position + parts[-1].tokens.start
         for tile, begins in parts:
             state = self.reset_rows(state, begins) if begins else state
-            start = state.position
+            start, before = state.position, state
+            outputs: list[Tensor] | None = [] if self.inner and torch.is_grad_enabled() else None
             dropped = not read.keep and tile is parts[-1].tokens
             step = read._replace(keep=not dropped)
-            hidden, traces, state = self._read(inputs[:, tile], state, step)
+            hidden, traces, state = self.read(inputs[:, tile], state, step, outputs)
             target = targets[:, tile]
             entropy = differentiable_cross_entropy if self.through else linear_cross_entropy
             nll, signal, logits = entropy(hidden.flatten(0, 1), self.head.weight, target.flatten())
             losses.append(nll.view_as(target))
             hits.append(logits.argmax(-1).view_as(target) == target)
-            if self.taught and read.write:
+            if self.inner and read.write:
+                found = TileRead(tile_of(before, inputs[:, tile], target))
+                if outputs and found.tokens.begin == start:
+                    live = (nll.sum(), (tuple(outputs),), traces, signal.view_as(hidden))
+                    found = TileRead(found.tokens, *live)
+                state = gather(self, state, found, knobs, needed)
+            elif self.taught and read.write:
                 signal = signal.view_as(hidden) if self.labelled else each_token(hidden)
-                state = self._absorb(state, traces, signal, start, knobs, needed)
+                state = absorb(self, state, traces, signal, start, knobs, needed)
         aux = memory_statistics(self._blocks(), state)
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 
@@ -321,16 +338,25 @@ class LanguageModel(nn.Module):
         state = self.reset_rows(state, begins) if begins else state
         if state.pending is None:
             return state
+        if isinstance(state.pending, PendingTile):
+            return resume(self, state, inputs, knobs, write)
         pending, state = state.pending, state._replace(pending=None)
         if not write:
             return state
         signal = self._signal(self.head(pending.hidden), pending.labels(inputs[:, :1]))
-        return self._absorb(state, pending.traces, signal, state.position - 1, knobs)
+        return absorb(self, state, pending.traces, signal, state.position - 1, knobs)
 
-    def _read(
-        self, inputs: Tensor, state: LanguageState, read: Read
+    def read(
+        self,
+        inputs: Tensor,
+        state: LanguageState,
+        read: Read,
+        outputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Any, ...], LanguageState]:
-        """Read one tile: what the head reads (B, T, D), the traces per block, the new State."""
+        """Read one tile: what the head reads (B, T, D), the traces per block, the new State.
+
+        ``outputs`` takes the output of every block; gradients in them are then defined.
+        """
         length, config = inputs.shape[1], self.config
         try:
             x = self._embed(inputs)
@@ -340,6 +366,8 @@ class LanguageModel(nn.Module):
                 f"inputs: token ids {found}; model.vocab_size is {config.vocab_size}: use the "
                 "tokenizer that the model was made for."
             ) from error
+        if outputs is not None and torch.is_grad_enabled() and not x.requires_grad:
+            x = x.requires_grad_()  # everything below may be frozen
         cos = sin = None
         if config.positions == "rope":
             half = config.dim // config.attention.heads
@@ -351,6 +379,8 @@ class LanguageModel(nn.Module):
             x, new, trace = block(x, memory, ctx)
             blocks.append(new)
             traces.append(trace)
+            if outputs is not None:
+                outputs.append(x)
         state = LanguageState(state.position + length, tuple(blocks), None, state.gate)
         return self.norm(x), tuple(traces), state
 
@@ -364,28 +394,3 @@ class LanguageModel(nn.Module):
             return out
         scale = EMBED_STD / HEAD_STD * self.config.dim**0.5
         return nn.functional.embedding(inputs, self.head.weight) * scale
-
-    def _absorb(
-        self,
-        state: LanguageState,
-        traces: tuple[Any, ...],
-        signal: Tensor,
-        start: int,
-        knobs: Knobs | None,
-        needed: int | None = None,
-    ) -> LanguageState:
-        """Hand the signal of read tokens ``start ..`` to the levels of every block."""
-        if knobs is not None and knobs.write_scale != 1.0:
-            signal = signal * knobs.write_scale
-        if state.gate is not None:
-            closes = (start + signal.shape[1]) % min(self.config.cms.periods) == 0
-            signal, gate = surprise_gate(signal, state.gate, self.config.cms.surprise, closes)
-            state = state._replace(gate=gate)
-        blocks = list(state.blocks)
-        for i, (block, trace) in enumerate(zip(self._blocks(), traces, strict=True)):
-            if block.levels is not None:
-                levels = block.levels.absorb(
-                    blocks[i].levels, trace, signal, start=start, needed=needed
-                )
-                blocks[i] = blocks[i]._replace(levels=levels)
-        return state._replace(blocks=tuple(blocks))

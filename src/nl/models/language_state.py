@@ -52,13 +52,14 @@ class LanguageState(NamedTuple):
     Attributes:
         position: tokens read since fresh, the same for all rows.
         blocks: one BlockState per block.
-        pending: set while the newest token waits for its label.
+        pending: set while the newest token waits for its label (PendingLabel), or tokens for the
+            signal of their tile (PendingTile of nl.models.block_signal).
         gate: the surprise gate, where there is one.
     """
 
     position: int
     blocks: Any
-    pending: PendingLabel | None = None
+    pending: Any = None
     gate: SurpriseState | None = None
 
 

@@ -25,8 +25,9 @@ class CMSConfig:
     again after each of its writes. independent: all levels read the same input, learned gains."""
     hidden: int | None = None
     """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
-    signal: Literal["head", "self"] = "head"
-    """What a write descends on. head: the loss of every token, as the head sees it. self: a level
+    signal: Literal["head", "block", "self"] = "head"
+    """What a write descends on. head: the loss of every token, as the head sees it. block: the
+    loss of the tile as the output of the block moves it, by autograd inside the step. self: a level
     learns to answer learned keys of its own input with learned values; no label is needed."""
     write_gradient: Literal["stop", "through"] = "stop"
     """stop: what a write adds is a constant of the outer loss. through: the outer loss is
@@ -75,6 +76,8 @@ class CMSConfig:
     @property
     def requires(self) -> dict[str, str]:
         """Capabilities of a strategy that the writes need, and what to do without."""
+        if self.signal == "block":
+            return {"inner_autograd": "set model.cms.signal=head or launch train.py"}
         if self.write_gradient == "through" and self.signal != "self":
             return {"grad_through_write": "set model.cms.write_gradient=stop or launch train.py"}
         return {}
@@ -91,6 +94,11 @@ class CMSConfig:
             self.signal != "self" or self.surprise.gate == "none",
             f"signal: self; there is no label to be surprised by, surprise.gate is "
             f"{self.surprise.gate}: set model.cms.surprise.gate=none or model.cms.signal=head.",
+        )
+        require(
+            self.signal != "block" or not through,
+            "signal: block; it is a gradient itself and has none: set "
+            "model.cms.write_gradient=stop or model.cms.signal=head.",
         )
         inner: Any = self.inner
         require(

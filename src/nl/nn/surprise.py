@@ -79,7 +79,19 @@ def fresh_surprise(batch: int, like: Tensor) -> SurpriseState:
 def surprise_gate(
     signal_BTD: Tensor, state: SurpriseState, config: SurpriseConfig, closes: bool
 ) -> tuple[Tensor, SurpriseState]:
-    """Weigh the signal of tokens by their surprise.
+    """Weigh the signal of tokens by their surprise: the gated signal and the new state.
+
+    See ``surprise_weight``.
+    """
+    weight, state = surprise_weight(signal_BTD, state, config, closes)
+    return signal_BTD * weight.to(signal_BTD.dtype), state
+
+
+@torch.no_grad()
+def surprise_weight(
+    signal_BTD: Tensor, state: SurpriseState, config: SurpriseConfig, closes: bool
+) -> tuple[Tensor, SurpriseState]:
+    """How much tokens may write, by their surprise.
 
     Args:
         signal_BTD: (B, T, D) teach signal, zero where unscored.
@@ -88,7 +100,7 @@ def surprise_gate(
         closes: whether the last token ends a tile, where a running threshold moves.
 
     Returns:
-        The gated signal and the new state. Before the first tile has ended a running threshold
+        Weights (B, T, 1) and the new state. Before the first tile has ended a running threshold
         does not exist and every token writes.
     """
     surprise = signal_BTD.norm(dim=-1).to(state.seen.dtype)
@@ -114,7 +126,7 @@ def surprise_gate(
     )
     if closes and config.quantile is not None:
         state = _move(state, config)
-    return signal_BTD * weight[..., None].to(signal_BTD.dtype), state
+    return weight[..., None], state
 
 
 def _move(state: SurpriseState, config: SurpriseConfig) -> SurpriseState:

@@ -63,7 +63,7 @@ KEPT: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     ],
     "train.online_updates": [(True, {})],
     "train.online_chunk_size": [(0, {})],
-    "train.per_layer_teach_signal": [(False, {})],
+    "train.per_layer_teach_signal": [(False, {}), (True, {"model.cms.signal": "block"})],
     "train.use_fast_state": [(True, {})],
     "train.log_interval": [(5, {"logging.every": 5})],
     "train.seed": [(7, {"seed": 7})],
@@ -116,7 +116,6 @@ REFUSED: dict[str, list[tuple[Any, str]]] = {
     "train.algorithm_mode": [("offline", "model.cms.write_gradient")],
     "train.online_updates": [(False, "leave it out")],
     "train.online_chunk_size": [(64, "periods")],
-    "train.per_layer_teach_signal": [(True, "signal")],
     "train.use_fast_state": [(False, "state")],
 }
 

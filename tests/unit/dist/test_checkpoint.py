@@ -205,6 +205,11 @@ def test_a_strategy_that_cannot_is_refused_before_building(tiny: ModuleType) -> 
         build(run, Poor.start("cpu"))
     model = {"kind": "language", "vocab_size": tiny.VOCAB, "dim": 8, "layers": 1}
     model |= {"block": "hope_attention", "attention": {"heads": 1}}
-    model |= {"cms": {"write_gradient": "through"}}
-    with pytest.raises(ConfigError, match=r"model: language needs .* set model\.cms\.write_grad"):
-        build(tiny.tiny_run(model=model), Poor.start("cpu"))
+    for key, value, need in (
+        ("write_gradient", "through", "grad_through_write"),
+        ("signal", "block", "inner_autograd"),
+    ):
+        wanted = tiny.tiny_run(model=model | {"cms": {key: value}})
+        told = rf"model: language needs {need}, which poor cannot do; set model\.cms\.{key}="
+        with pytest.raises(ConfigError, match=told):
+            build(wanted, Poor.start("cpu"))
