@@ -24,6 +24,7 @@ from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
 from nl.dist.export import load_export
 from nl.dist.single import Single
+from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
 from nl.eval.suite import run_suite
 from nl.optim.policy import apply_policy
@@ -43,9 +44,11 @@ __all__ = [
     "launch",
     "load_model",
     "load_run",
+    "load_state",
     "main",
     "publish",
     "register",
+    "save_state",
 ]
 
 PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")

@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_train,
         add_eval,
         add_generate,
+        add_stream,
         add_report,
         add_bench,
         add_export,
@@ -163,6 +164,27 @@ def add_generate(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     parser.add_argument("--no-write", action="store_true", help="freeze every memory")
     parser.add_argument("--save", action="store_true", help="keep the text for the run's report")
+
+
+def add_stream(commands: Commands) -> None:
+    """``nl stream``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_stream import stream
+
+        return stream(options)
+
+    example = "nl stream --run runs/pilot_smoke/<run> --text book.txt --save book.safetensors"
+    summary = "read a text of any length; keep the State and go on from it"
+    parser = add_command(commands, "stream", summary, example, run)
+    parser.add_argument("--run", required=True, help="run, checkpoint or exported .safetensors")
+    parser.add_argument("--text", required=True, help="UTF-8 text file")
+    parser.add_argument("--save", help="state file to write at the end and on Ctrl-C")
+    parser.add_argument("--from", dest="start", help="state file to go on from")
+    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    parser.add_argument("--segment", type=int, default=512, help="tokens per forward pass")
+    parser.add_argument("--no-write", action="store_true", help="freeze every memory")
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:

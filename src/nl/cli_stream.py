@@ -1,0 +1,158 @@
+"""``nl stream``: read a text of any length with a State that can be kept. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nl.cli_measure import check_device, check_vocabulary
+from nl.cli_model import data_of
+from nl.config import ConfigError, unstructure
+from nl.config.run import RunConfig
+from nl.run.files import writable_folder
+
+
+@dataclass
+class Reading:
+    """What has been read of the text.
+
+    Attributes:
+        read: tokens, from the beginning of the text.
+        nats: summed negative log-likelihood of the tokens scored in this call.
+        scored: how many they are.
+        state: the State after the last token; None before the first.
+        last: (vocab,) logits that the next token is scored with, None where there are none.
+    """
+
+    read: int
+    nats: float = 0.0
+    scored: int = 0
+    state: Any = None
+    last: Any = None
+
+
+def stream(options: argparse.Namespace) -> int:
+    """Read ``--text``, print what was measured; save the State to ``--save``.
+
+    Returns:
+        0, or 130 after Ctrl-C, the State of the tokens read so far being saved.
+    """
+    from nl.assembly import load_run
+    from nl.core.state import num_bytes
+    from nl.data.manifest import data_tokenizer
+    from nl.train.hooks.stop import StopSignals, exit_code
+
+    if options.segment < 1:
+        raise ConfigError(f"--segment: {options.segment}; must be >= 1 token.")
+    check_device(options.device)
+    target = Path(options.save) if options.save else None
+    if target is not None:
+        if target.suffix != ".safetensors":
+            raise ConfigError(f"--save: {target}; a state file ends in .safetensors.")
+        writable_folder(target.parent, "--save")
+    text = _read_text(Path(options.text))
+    run, model = load_run(options.run)
+    tokenizer = data_tokenizer(data_of(run, options.data))
+    check_vocabulary(tokenizer, run)
+    ids = [tokenizer.eos_id, *tokenizer.encode(text)]
+    facts = {"model": _model_digest(run), "text": _digest(text), "tokens": len(ids)}
+    reading = _begin(options, facts)
+    begun, first = time.monotonic(), reading.read
+    with StopSignals() as stop:
+        _advance(model.to(options.device), ids, reading, options, stop)
+    seconds = time.monotonic() - begun
+    held = num_bytes(reading.state) if reading.state is not None else 0
+    mean = reading.nats / reading.scored if reading.scored else math.nan
+    rate = (reading.read - first) / max(seconds, 1e-9)
+    print(
+        f"{reading.read - first} tokens in {seconds:.1f} s ({rate:.0f}/s), {mean:.4f} nats per "
+        f"token; position {getattr(reading.state, 'position', 0)}, State of {held:,} bytes"
+    )
+    if target is not None and reading.state is not None:
+        _save(target, reading, facts)
+    if reading.read < len(ids):
+        print(_how_to_go_on(options, reading.read, len(ids)))
+        return exit_code(stop.received)
+    return 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--text: {path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _model_digest(run: RunConfig) -> str:
+    """What a State must agree on: every option of the model."""
+    return _digest(repr(sorted(unstructure(run.model).items())))
+
+
+def _begin(options: argparse.Namespace, facts: dict[str, Any]) -> Reading:
+    """The State of ``--from``, at the token of the text where it stopped; else a fresh one."""
+    from nl.dist.state_file import read_state
+
+    if not options.start:
+        return Reading(0)
+    found = read_state(options.start, options.device)
+    if found.facts.get("model") != facts["model"]:
+        raise ConfigError(
+            f"--from: {options.start} is the State of another model; use the run it was made with."
+        )
+    same = found.facts.get("text") == facts["text"] and found.facts["read"] < facts["tokens"]
+    begin = int(found.facts["read"]) if same else 0
+    where = f"at token {begin}" if same else "at its beginning"
+    print(f"State at position {found.state.position}; the text goes on {where}")
+    return Reading(begin, state=found.state)
+
+
+def _advance(
+    model: Any, ids: list[int], reading: Reading, options: argparse.Namespace, stop: Any
+) -> None:
+    """Read to the end of the text or to a signal; ``reading`` is always of whole segments."""
+    import torch
+
+    from nl.eval.progress import ProgressMeter
+
+    with ProgressMeter("stream", len(ids) - reading.read) as meter, torch.no_grad():
+        while reading.read < len(ids) and not stop.received:
+            part = ids[reading.read : reading.read + options.segment]
+            tokens = torch.tensor([part], device=options.device)
+            out = model(tokens, reading.state, write=not options.no_write)
+            before = [] if reading.last is None else [reading.last[None]]
+            logits = torch.cat([*before, out.pred[0]]).float()
+            wanted = tokens[0, 0 if before else 1 :]
+            nats = torch.nn.functional.cross_entropy(logits[:-1], wanted, reduction="sum")
+            reading.nats += float(nats)
+            reading.scored += len(wanted)
+            reading.read += len(part)
+            reading.state, reading.last = out.state, out.pred[0, -1]
+            meter.advance(len(part))
+
+
+def _save(target: Path, reading: Reading, facts: dict[str, Any]) -> None:
+    from nl.dist.state_file import save_state
+
+    save_state(target, reading.state, {**facts, "read": reading.read})
+    print(f"State saved: {target}")
+
+
+def _how_to_go_on(options: argparse.Namespace, read: int, total: int) -> str:
+    """What is left, and the command that reads it."""
+    if not options.save:
+        return f"stopped after {read} of {total} tokens; nothing was saved (no --save)"
+    words = ["nl", "stream", "--run", options.run, "--text", options.text]
+    words += ["--from", options.save, "--save", options.save]
+    words += ["--data", options.data] if options.data else []
+    words += ["--no-write"] if options.no_write else []
+    return f"stopped after {read} of {total} tokens; go on with: {shlex.join(words)}"

@@ -1,0 +1,113 @@
+"""``nl stream``: the State of a text that is read in parts is that of the text read at once."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nl
+import nl.eval.progress
+from nl.cli import main
+from nl.core import state as states
+from nl.data.manifest import data_tokenizer
+from nl.dist.state_file import read_state
+from tests.unit import test_cli_model
+
+data = test_cli_model.data
+trained = test_cli_model.trained
+
+TEXT = "def add(a, b):\n    return a + b\n" * 40
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.py"
+    path.write_text(TEXT)
+    return path
+
+
+def command(run: Path, text: Path, *more: object) -> list[str]:
+    return ["stream", "--run", str(run), "--text", str(text), *map(str, more)]
+
+
+def test_one_reading_is_what_the_model_says(
+    trained: Path, data: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "s.safetensors"
+    assert main(command(trained, text, "--save", kept, "--segment", 100)) == 0
+    tokenizer = data_tokenizer(data)
+    ids = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(TEXT)]])
+    model: Any = nl.load_model(trained)
+    with torch.no_grad():
+        out = model(ids)
+        nats = torch.nn.functional.cross_entropy(out.pred[0, :-1], ids[0, 1:])
+    shown = capsys.readouterr().out
+    assert f"{float(nats):.4f} nats per token" in shown
+    assert f"position {ids.shape[1]}" in shown
+    held, now = (states.flatten(s)[0] for s in (read_state(kept).state, out.state))
+    for key, tensor in held.items():
+        if tensor.numel():
+            assert (tensor - now[key]).abs().max() <= 2e-2 * now[key].abs().max(), key
+
+
+def test_after_ctrl_c_the_rest_is_read_from_the_state(
+    trained: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    assert main(command(trained, text, "--save", whole, "--segment", 64)) == 0
+    advance = nl.eval.progress.ProgressMeter.advance
+
+    def interrupt(self: Any, count: int) -> None:
+        advance(self, count)
+        if self.done == 192:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nl.eval.progress.ProgressMeter, "advance", interrupt)
+        assert main(command(trained, text, "--save", part, "--segment", 64)) == 130
+    shown = capsys.readouterr().out
+    assert "stopped after 192 of" in shown
+    line = next(row for row in shown.splitlines() if "go on with: nl " in row)
+    words = line.split("go on with: nl ")[1].split()
+    assert read_state(part).state.position == 192
+    assert main([*words, "--segment", "64"]) == 0
+    assert "goes on at token 192" in capsys.readouterr().out
+    first, second = (states.flatten(read_state(p).state) for p in (whole, part))
+    assert first[1] == second[1]
+    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0])
+
+
+def test_another_text_goes_on_from_the_state(
+    trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, other = tmp_path / "s.safetensors", tmp_path / "other.txt"
+    other.write_text("and then\n")
+    assert main(command(trained, text, "--save", kept)) == 0
+    position = read_state(kept).state.position
+    assert main(command(trained, other, "--from", kept, "--save", kept, "--no-write")) == 0
+    assert "at its beginning" in capsys.readouterr().out
+    assert read_state(kept).state.position == position + 1 + 9
+
+
+def test_what_the_user_can_mend_is_refused(
+    trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.safetensors"
+    nl.save_state(wrong, (torch.ones(1),), {"model": "another"})
+    for more, said in (
+        (["--from", wrong], "another model"),
+        (["--from", tmp_path / "none.safetensors"], "no such file"),
+        (["--save", tmp_path / "state.pt"], "ends in .safetensors"),
+        (["--segment", 0], "--segment"),
+        (["--text", tmp_path / "none.txt"], "--text"),
+    ):
+        assert main(command(trained, text, *more)) == 2
+        assert said in capsys.readouterr().err
