@@ -93,18 +93,23 @@ def rows() -> dict[str, Row]:
         write = ("objective.write=false",)
         found.append(Row(f"{block}-frozen", block, write, block, "frozen"))
     for block, changes in CHANGES.items():
-        for name, change in changes.items():
-            found.append(Row(f"{block}-{name}", block, change, block, "change"))
+        for name, told in changes.items():
+            found.append(Row(f"{block}-{name}", block, told, block, "change"))
     for lr in LR_TRIED:
         for block in LR_BLOCKS:
             found.append(Row(f"{block}-lr{lr}", block, (f"optim.lr={lr}",), block, "lr"))
     return {row.label: row for row in found}
 
 
+def change(row: Row) -> tuple[str, ...]:
+    """The row's overrides without the inner width."""
+    return (BASE, f"model.block={row.block}", *row.changes)
+
+
 @functools.cache
 def overrides(row: Row) -> tuple[str, ...]:
     """The row's overrides, inner width included; without it where a key is not known yet."""
-    chosen = (BASE, f"model.block={row.block}", *row.changes)
+    chosen = change(row)
     try:
         goal = parameters((BASE, f"model.block={REFERENCE}"))
         return (*chosen, width(row.block, chosen, goal))

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from nl.report.figures import Figure, Line, draw, figure_csv, standalone
+import study
 
-T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}
+from nl.config import ConfigError
+from nl.report.figures import Figure, Line
+
 REFERENCE = "transformer"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "selfmod-skip": ("model.selfmod.skip=true",),
@@ -37,147 +34,102 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: a block or a variant of one, on P pairs for some steps."""
+class Task:
+    """P pairs, trained for some steps."""
 
-    label: str
     pairs: int
     steps: int
-    seed: int
+
+    def name(self, label: str, seed: int) -> str:
+        """The directory of one run."""
+        return f"{label}-p{self.pairs}-n{self.steps}-s{seed}"
 
     @property
-    def name(self) -> str:
-        return f"{self.label}-p{self.pairs}-n{self.steps}-s{self.seed}"
+    def experiment(self) -> str:
+        """The configuration."""
+        return f"experiment=recall/pairs{self.pairs}"
 
 
-def overrides(label: str) -> list[str]:
-    """What makes the model of a label: a block, or a variant of hope_selfmod."""
+def overrides(label: str, task: Task) -> tuple[str, ...]:
+    """What makes the model of a label: a block or a variant of hope_selfmod, and its width."""
     changes = VARIANTS.get(label)
-    return [f"model.block={label}"] if changes is None else ["model.block=hope_selfmod", *changes]
+    block = label if changes is None else "hope_selfmod"
+    chosen = (task.experiment, f"model.block={block}", *(changes or ()))
+    try:
+        goal = study.parameters((task.experiment, f"model.block={REFERENCE}"))
+        return (*chosen, study.width(block, chosen, goal))
+    except ConfigError:  # a key that this checkout does not have; the runner says which
+        return chosen
 
 
-def parameters(pairs: int, changes: list[str]) -> int:
-    """Parameters of a model, without memory for them."""
-    import torch
-
-    import nl.assembly  # noqa: F401 - registers the parts
-    from nl.config.hydra import compose, run_config
-
-    run = run_config(compose("pilot_smoke", [f"experiment=recall/pairs{pairs}", *changes]))
-    with torch.device("meta"):
-        model = run.model.build()  # type: ignore[attr-defined]
-    return sum(p.numel() for p in model.parameters())
+def cell(label: str, task: Task, seed: int) -> study.Cell:
+    """One run."""
+    told = (f"train.steps={task.steps}", f"seed={seed}", "checkpoint.export=false")
+    return study.Cell(task.name(label, seed), (*overrides(label, task), *told))
 
 
-def width(label: str, pairs: int) -> list[str]:
-    """The override of the inner width that comes closest to the transformer's parameters."""
-    import nl.assembly  # noqa: F401 - registers the parts
-    from nl.config import lookup
-
-    chosen = overrides(label)
-    block = chosen[0].split("=")[1]
-    levels = lookup("block", block, "block")().levels
-    key = "model.cms.hidden" if levels else "model.mlp_hidden"
-    goal = parameters(pairs, [f"model.block={REFERENCE}"])
-    low, high = (parameters(pairs, [*chosen, f"{key}={n}"]) for n in (64, 65))
-    return [f"{key}={max(1, 64 + round((goal - low) / (high - low)))}"]
+def curves(
+    args: argparse.Namespace, label: str, task: Task
+) -> dict[int, tuple[list[float], list[float]]]:
+    """Validation accuracy over steps of the finished runs, by seed."""
+    names = {seed: task.name(label, seed) for seed in range(args.seeds)}
+    return {
+        seed: study.curve(args.root, name, "accuracy", split="val")
+        for seed, name in names.items()
+        if study.result(args.root, name) is not None
+    }
 
 
-def command(cell: Cell, args: argparse.Namespace) -> list[str]:
-    """The command line of one run."""
-    return [
-        sys.executable,
-        "train.py",
-        "--config-name",
-        "pilot_smoke",
-        f"experiment=recall/pairs{cell.pairs}",
-        *overrides(cell.label),
-        *width(cell.label, cell.pairs),
-        f"train.steps={cell.steps}",
-        f"seed={cell.seed}",
-        "checkpoint.export=false",
-        f"run.dir={args.root / cell.name}",
-        *args.override,
-    ]
-
-
-def train(cell: Cell, args: argparse.Namespace) -> None:
-    """Run one cell unless it is finished."""
-    home = args.root / cell.name
-    if (home / "summary.json").is_file():
-        return
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (args.root / f"{cell.name}.log").open("w") as log:
-        code = subprocess.run(command(cell, args), env=env, stdout=log, stderr=log).returncode
-    if code:
-        raise SystemExit(f"{cell.name} failed; see {args.root / cell.name}.log")
-    print(f"{cell.name}: {curve(args.root, cell)[1][-1]:.3f}", flush=True)
-
-
-def curve(root: Path, cell: Cell) -> tuple[list[float], list[float]]:
-    """Validation accuracy over steps."""
-    text = (root / cell.name / "metrics.jsonl").read_text()
-    rows = [r for r in map(json.loads, text.splitlines()) if r["split"] == "val"]
-    return [float(r["step"]) for r in rows], [float(r["accuracy"]) for r in rows]
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % interval of the mean (Student)."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} +- {half:.3f}"
-
-
-def table(args: argparse.Namespace, pairs: int, steps: int) -> list[str]:
-    """One row per label, best first."""
-    rows = []
+def rows(args: argparse.Namespace, task: Task) -> list[str]:
+    """One row per label with finished runs, best first."""
+    lines = []
     for label in args.labels:
-        cells = [Cell(label, pairs, steps, seed) for seed in range(args.seeds)]
-        found = [curve(args.root, cell) for cell in cells]
-        ends = [accuracy[-1] for _, accuracy in found]
+        found = curves(args, label, task)
+        if not found:
+            continue
+        some = study.result(args.root, task.name(label, next(iter(found))))
+        ends = [accuracy[-1] for _, accuracy in found.values()]
         half = [
             next((f"{step:g}" for step, a in zip(*one, strict=True) if a >= 0.5), "-")
-            for one in found
+            for one in found.values()
         ]
-        summary = json.loads((args.root / cells[0].name / "summary.json").read_text())
         each = ", ".join(f"{end:.3f}" for end in ends)
-        line = f"| {label} | {summary['parameters']:,} | {interval(ends)} | {each} |"
-        rows.append((-statistics.fmean(ends), f"{line} {', '.join(half)} |"))
-    head = "| model | parameters | accuracy | by seed | step at which half is right |"
-    return [head, "|---|---|---|---|---|", *(text for _, text in sorted(rows))]
+        size = "-" if some is None else f"{some.parameters:,}"
+        seeds = f"{len(found)} of {args.seeds}"
+        row = [label, size, seeds, study.interval(ends, 3), each, ", ".join(half)]
+        lines.append((-statistics.fmean(ends), row))
+    head = ["model", "parameters", "seeds", "accuracy", "by seed", "step at which half is right"]
+    return study.table(head, [row for _, row in sorted(lines)])
 
 
-def figure(args: argparse.Namespace, pairs: int, steps: int) -> Figure:
+def figure(args: argparse.Namespace, task: Task) -> Figure | None:
     """Mean accuracy over seeds against steps, a curve per label."""
     lines = []
     for number, label in enumerate(args.labels):
-        found = [curve(args.root, Cell(label, pairs, steps, s)) for s in range(args.seeds)]
-        mean = [statistics.fmean(values) for values in zip(*(y for _, y in found), strict=True)]
-        lines.append(Line(label, found[0][0], mean, colour=number))
-    name = f"recall_p{pairs}_n{steps}"
-    return Figure(name, "Validation accuracy", lines, alt="Mean over seeds.", wide=True)
+        found = list(curves(args, label, task).values())
+        if found:
+            mean = [statistics.fmean(values) for values in zip(*(y for _, y in found), strict=True)]
+            lines.append(Line(label, found[0][0], mean, colour=number))
+    name = f"recall_p{task.pairs}_n{task.steps}"
+    drawn = Figure(name, "Validation accuracy", lines, alt="Mean over seeds.", wide=True)
+    return drawn if lines else None
 
 
-def report(args: argparse.Namespace) -> str:
-    """The page; figures are written next to it."""
-    call = " ".join(["python", "benchmarks/recall.py", *sys.argv[1:]])
+def page(args: argparse.Namespace, tasks: list[Task]) -> list[str]:
+    """The lines of the page; figures are written next to it."""
     lines = [
         "# Does it recall?",
         "",
-        f"Made by `{call}`: P pairs of a key and a value, then every key again in another order; "
-        f"accuracy on fresh rows after the last step, mean and 95 % interval over {args.seeds} "
-        "seeds. Width 128, 2 layers, inner widths chosen for equal parameters; configs "
-        "`experiment=recall/pairs<P>`.",
+        f"Made by `{study.call('recall')}`: P pairs of a key and a value, then every key again in "
+        "another order; accuracy on fresh rows after the last step, mean and 95 % interval over "
+        "the seeds that the row names. Width 128, 2 layers, inner widths chosen for equal "
+        "parameters; configs `experiment=recall/pairs<P>`.",
     ]
-    for pairs, steps in itertools.product(args.pairs, args.steps):
-        lines += ["", f"## {pairs} pairs, {steps} steps", "", *table(args, pairs, steps)]
-        drawn = figure(args, pairs, steps)
-        (args.output.parent / f"{drawn.name}.csv").write_text(figure_csv(drawn))
-        (args.output.parent / f"{drawn.name}.svg").write_text(standalone(draw(drawn)))
-        lines += ["", f"![accuracy over steps]({drawn.name}.svg)"]
-    return "\n".join(lines) + "\n"
+    for task in tasks:
+        lines += ["", f"## {task.pairs} pairs, {task.steps} steps", *rows(args, task)]
+        drawn = figure(args, task)
+        lines += [study.save_figure(args.output, drawn)] if drawn else ["No finished run."]
+    return lines
 
 
 def main() -> int:
@@ -189,23 +141,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--root", type=Path, default=Path("runs/recall"), help="run directories")
-    add("--output", type=Path, default=Path("reports/recall.md"), help="the page")
+    add = study.flags(parser, "runs/recall", "reports/recall.md")
     add("--pairs", type=int, nargs="*", default=[8, 16], choices=(8, 16), help="P")
     add("--steps", type=int, nargs="*", default=[400, 2000], help="optimizer steps per run")
-    add("--seeds", type=int, default=5, choices=range(1, 6), help="runs per cell, 1 to 5")
+    add("--seeds", type=int, default=5, choices=range(1, 10), help="runs per cell")
     known = [*blocks, *VARIANTS]
     add("--labels", nargs="*", default=blocks, choices=known, help="blocks and variants")
-    add("--override", nargs="*", default=[], help="more Hydra overrides")
     args = parser.parse_args()
-    args.root.mkdir(parents=True, exist_ok=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    for seed, pairs, steps in itertools.product(range(args.seeds), args.pairs, args.steps):
-        for label in args.labels:
-            train(Cell(label, pairs, steps, seed), args)
-    args.output.write_text(report(args))
-    print(f"written: {args.output}")
+    tasks = [Task(pairs, steps) for pairs in args.pairs for steps in args.steps]
+    if not args.report_only:
+        plan = itertools.product(range(args.seeds), tasks, args.labels)
+        cells = (cell(label, task, seed) for seed, task, label in plan)
+        study.run_cells(cells, args.root, jobs=args.jobs, extra=study.fixed(args))
+    study.save_page(args.output, page(args, tasks))
     return 0
 
 

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,10 +98,13 @@ def run_cells(
 ) -> None:
     """Train what is not there, in order; a refused or failed cell does not stop the others."""
     root.mkdir(parents=True, exist_ok=True)
+
+    def one(cell: Cell) -> None:
+        if line := train(cell, root, extra):
+            print(line, flush=True)
+
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        for line in pool.map(lambda cell: train(cell, root, extra), list(cells)):
-            if line:
-                print(line, flush=True)
+        list(pool.map(one, list(cells)))
 
 
 def train(cell: Cell, root: Path, extra: Sequence[str]) -> str:
@@ -203,7 +207,8 @@ def parameters(overrides: tuple[str, ...]) -> int:
     from nl.config.hydra import compose, run_config
 
     run = run_config(compose(CONFIG, list(overrides)))
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what a part warns of, its own run says too
         model = run.model.build()  # type: ignore[attr-defined]
     return sum(p.numel() for p in model.parameters())
 

@@ -8,6 +8,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,15 +41,23 @@ def comparison_rows(study: ModuleType) -> ModuleType:
     return load("comparison_rows")
 
 
-def finish(home: Path, loss: float, *, state: str = "done") -> None:
-    """The files of a run that ended."""
+KEYS = ("val/loss", "val/prose/loss", "val/code/loss")
+
+
+def finish(home: Path, loss: float, *, state: str = "done", **more: Any) -> None:
+    """The files of a run that ended; ``more`` goes into the last row of its metrics."""
     run = RunDir.create(home)
     run.config.write_text("{}")
     run.meta.write_text(json.dumps({"git": {"sha": "0123456789"}}))
-    row = {"step": 1, "tokens": 8, "split": "train", "loss": loss}
-    run.metrics.write_text(json.dumps(row) + "\n")
+    rows: list[dict[str, Any]] = [
+        {"step": n, "tokens": 100_000 * n, "split": "train", "loss": loss + 1 / n, "grad_norm": 1.0}
+        for n in (1, 2, 3)
+    ]
+    rows[-1] |= more
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    final = dict.fromkeys(KEYS, loss)
     run.summary.write_text(
-        json.dumps({"final": {"val/loss": loss}, "parameters": 5, "tokens": 8, "seconds": 1.0})
+        json.dumps({"final": final, "parameters": 5, "tokens": 300_000, "seconds": 1.0})
     )
     run.write_status(state, 1, 1)
     run.release()
@@ -93,9 +102,10 @@ def test_finished_and_refused_cells_are_not_trained(
 def test_result_and_curve(study: ModuleType, tmp_path: Path) -> None:
     finish(tmp_path / "a", 1.25)
     found = study.result(tmp_path, "a")
-    assert (found.final, found.commit) == ({"val/loss": 1.25}, "0123456")
+    assert (found.final["val/loss"], found.commit) == (1.25, "0123456")
     assert study.result(tmp_path, "b") is None
-    assert study.curve(tmp_path, "a", "loss", x="tokens") == ([8.0], [1.25])
+    x, y = study.curve(tmp_path, "a", "loss", x="tokens")
+    assert (x, y[:2]) == ([100_000.0, 200_000.0, 300_000.0], [2.25, 1.75])
 
 
 def test_command_on_a_page_names_no_place(
@@ -143,3 +153,88 @@ def test_bands_and_dots_are_in_the_numbers() -> None:
     svg = draw_dots(dots)
     assert "better" in svg
     assert svg == draw_dots(dots)
+
+
+def test_page_of_a_partial_comparison(
+    study: ModuleType,
+    comparison_rows: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    comparison = load("comparison")
+    losses = {"transformer": 4.0, "hope_attention": 4.1, "hope_attention-frozen": 4.2}
+    losses |= {"hope_attention-rate-3": 4.05, "transformer-lr6e-3": 3.9}
+    for label, loss in losses.items():
+        for seed in range(2 if label in ("transformer", "hope_attention") else 1):
+            wobble = 0.001 * seed * (label == "transformer")
+            finish(tmp_path / f"{label}-s{seed}", loss + 0.1 * seed + wobble)
+    page = tmp_path / "page" / "comparison.md"
+    typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
+    monkeypatch.setattr(sys, "argv", typed)
+    assert comparison.main() == 0
+    text = page.read_text()
+    # 0.1 above at seed 0, 0.099 at seed 1: mean 0.0995, half width 12.706 * 0.0005.
+    assert "| hope_attention - transformer | 0.0995 +- 0.0064 |" in text
+    assert "0 of 2, worse" in text
+    assert "| hope_attention - hope_attention-frozen | -0.1000 |" in text
+    assert "1 of 1, one seed" in text
+    assert "| hope_attention | transformer | val/loss | 0.0995 +- 0.0064 |" in text
+    assert "| hope_attention | `model.cms.rate=3` | -0.0500 |" in text
+    assert "| transformer | - | - | 4.0000 | 3.9000 | 6e-3 |" in text
+    assert "| gated_delta | 0 of 3 | not run yet |" in text
+    assert "| hope_attention | 2 of 3 | not run yet |" in text
+    drawn = sorted(path.name for path in page.parent.glob("*.svg"))
+    assert drawn == [
+        "comparison_frozen.svg",
+        "comparison_gap.svg",
+        "comparison_hope_attention.svg",
+        "comparison_loss.svg",
+        "comparison_reference.svg",
+    ]
+    assert str(tmp_path) not in text
+
+
+def test_page_of_stability_says_what_was_not_finite(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stability = load("stability")
+    finish(tmp_path / "titan_lmm-c8", 4.0)
+    finish(tmp_path / "titan_lmm-c16", 4.0, grad_norm=None)
+    finish(tmp_path / "titan_lmm-c32", 4.0, state="failed")
+    for kind, last in (("random", 3.0), ("constant", None)):
+        norms = (1.0, 2.0, 2.5, last)
+        rows = [
+            {"position": 512 * (n + 1), "norm": norm, "largest": 1.0, "loss": 4.0}
+            for n, norm in enumerate(norms)
+        ]
+        found = {"rows": rows, "not_fp32": []}
+        (tmp_path / f"stream-titan_lmm-{kind}.json").write_text(json.dumps(found))
+    page = tmp_path / "page" / "stability.md"
+    typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
+    monkeypatch.setattr(sys, "argv", [*typed, "--only", "titan_lmm"])
+    assert stability.main() == 0
+    lines = page.read_text().splitlines()
+    ends = [line for line in lines if line.startswith("| titan_lmm |")]
+    assert [line.split("|")[4].strip() for line in ends[:3]] == ["yes", "NO", "NO"]
+    assert ends[3] == "| titan_lmm | 2,048 | yes | 1 | 2 | 3 | 1.500 | 1 | fp32 |"
+    assert ends[4].startswith("| titan_lmm | 2,048 | NO |")
+    assert (page.parent / "stability_random.svg").is_file()
+
+
+def test_page_of_a_partial_recall_study(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recall = load("recall")
+    for seed, accuracy in enumerate((0.25, 0.75)):
+        more = {"split": "val", "accuracy": accuracy}
+        finish(tmp_path / f"gated_delta-p8-n400-s{seed}", 1.0, **more)
+    page = tmp_path / "page" / "recall.md"
+    typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only", "--pairs", "8"]
+    monkeypatch.setattr(sys, "argv", [*typed, "--labels", "gated_delta", "titan_lmm"])
+    assert recall.main() == 0
+    text = page.read_text()
+    row = "| gated_delta | 5 | 2 of 5 | 0.500 +- 3.176 | 0.250, 0.750 | -, 3 |"
+    assert row in text
+    assert "titan_lmm |" not in text
+    assert "## 8 pairs, 2000 steps" in text
+    assert "No finished run." in text
