@@ -27,6 +27,7 @@ from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
 from nl.eval.suite import run_suite
+from nl.nn.cms import ContinuumMemory
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.directory import RunDir, RunError
@@ -137,6 +138,9 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         for split in validation_splits(run)
     }
     objective = build_objective(run)
+    for module in objective.modules():
+        if isinstance(module, ContinuumMemory):
+            module.reduce = strategy.reduce
     roles = parameter_roles(objective)
     apply_policy(objective, config.optim.policy, roles)
     strategy.setup(

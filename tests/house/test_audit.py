@@ -44,6 +44,7 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.cms.inner.kind": "model.cms.inner={{kind:{}}}",
         "model.cms.signal": "model.cms.signal={}",
         "model.cms.write_gradient": "model.cms.write_gradient={}",
+        "model.cms.scope": "model.cms.scope={}",
         "model.cms.arrangement": "model.cms.arrangement={}",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from nl.config import ConfigError
 from nl.core import state as states
 from nl.core.output import Knobs
 from tests.laws.conftest import PERIODS, VOCAB, tokens
@@ -34,6 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "block": {"signal": "block"},
     "block nested adam": {"signal": "block", "arrangement": "nested", "inner": {"kind": "adam"}},
     "block gated": {"signal": "block", "surprise": {"gate": "soft", "quantile": 0.6}},
+    "shared": {"scope": "batch"},
+    "shared nested block": {"scope": "batch", "arrangement": "nested", "signal": "block"},
     "self": {"signal": "self", "write_gradient": "through"},
     "self independent": {
         "signal": "self",
@@ -120,6 +123,13 @@ def test_stop_and_through_read_the_same_and_learn_otherwise(build: Build, float6
 def test_row_independent(cms: dict[str, Any], build: Build, float64: None) -> None:
     model, x = build("hope_attention", cms=cms), tokens(3, 23)
     together = model(x)
+    if cms.get("scope") == "batch":
+        gap = (model(x[:1]).pred[0] - together.pred[0]).abs().amax(-1)
+        assert gap[:4].max() < EXACT  # before the first write
+        assert gap[-1] > 1e-6
+        with pytest.raises(ConfigError, match=r"model\.cms\.scope: batch"):
+            model(x, starts=[[], [5], []])
+        return
     for row in range(3):
         alone = model(x[row : row + 1])
         assert (alone.pred[0] - together.pred[row]).abs().max() < EXACT

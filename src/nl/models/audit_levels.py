@@ -119,6 +119,21 @@ CONTINUUM: tuple[Mechanism, ...] = (
         options=("model.cms.write_gradient", "model.cms.bptt_chunks"),
     ),
     Mechanism(
+        part="continuum memory: one memory for the batch",
+        source="Nested Learning, Eq. 71, with the sum over the tokens of all rows and ranks",
+        equation="theta_l <- theta_l - eta_l sum_{rows} sum_{t in period} dL_t/dtheta_l",
+        code="nl.nn.level:LevelTokens.pooled",
+        tests=(
+            f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",
+            f"{LAYERS}test_cms_options.py::"
+            "test_a_shared_memory_is_held_once_and_reduced_when_written",
+            "tests/unit/dist/test_strategies.py::test_two_ranks_share_one_memory",
+        ),
+        where={BLOCK: LEVELS, "model.cms.scope": ("batch",)},
+        options=("model.cms.scope",),
+        differs="rows see each other; a memory per row (model.cms.scope=row) is the default",
+    ),
+    Mechanism(
         part="continuum memory: surprise gate",
         source="Titans (arXiv 2501.00663): surprising tokens are the memorable ones",
         equation="token t writes if |dL/dh_t| >= threshold (hard), weighed around it (soft)",

@@ -21,14 +21,7 @@ from nl.core.output import Knobs, Output
 from nl.core.state import detach, reset_rows, tensors
 from nl.models.block_signal import PendingTile, TileRead, gather, resume, tile_of
 from nl.models.blocks import Block, check_widths
-from nl.models.documents import (
-    Part,
-    Starts,
-    check_starts,
-    cut_call,
-    first_rows,
-    without_crossing,
-)
+from nl.models.documents import Part, Starts, check_starts, cut_call, first_rows, without_crossing
 from nl.models.generate import Sampling, generate
 from nl.models.language_state import (
     LanguageState,
@@ -164,6 +157,11 @@ class LanguageModel(nn.Module):
             state: where the stream stands.
             rows: indices, or (B,) bool on the device of the State.
         """
+        require(
+            not self.taught or self.config.cms.scope == "row",
+            "model.cms.scope: batch; rows share their memories, so none can begin a document: set "
+            "model.cms.scope=row or leave starts out.",
+        )
         whole = not isinstance(rows, Tensor) and len(set(rows)) > 1
         batch = max((len(t) for t in tensors(state)), default=1) if whole else 1
         fresh = self.init_state(batch, position=state.position)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nl.core.state import detach
+from nl.core.state import detach, map_tensors
 from nl.nn.cms_config import CMSConfig
-from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, WriteRule, restart
+from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, Reduce, WriteRule, restart
 from nl.ops.level import level_branch, level_pull_back
 
 
@@ -26,6 +26,8 @@ class ContinuumMemory(nn.Module):
     """The chain. ``forward`` reads; ``absorb`` takes the signal of read tokens and writes."""
 
     memory_parameters = True
+    reduce: Reduce | None = None
+    """Sums over ranks, where the rows of all ranks share a memory; set by the assembly."""
 
     def __init__(self, config: CMSConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
@@ -34,7 +36,8 @@ class ContinuumMemory(nn.Module):
         scale = residual_scale * len(config.periods) ** -0.5
         self.through = config.write_gradient == "through"
         self.own = config.signal == "self"
-        write = WriteRule(config.inner, config.retention, config.clip, self.own)
+        self.shared = config.scope == "batch"
+        write = WriteRule(config.inner, config.retention, config.clip, self.own, self.shared)
         self.levels = nn.ModuleList(
             Level(dim, hidden, config.rate, scale, write) for _ in config.periods
         )
@@ -93,7 +96,13 @@ class ContinuumMemory(nn.Module):
             torch.set_grad_enabled(differentiate),
             torch.autocast(signal_BTD.device.type, enabled=False),
         ):
-            return self._absorb(state, trace, signal_BTD, start, needed)
+            if not self.shared:
+                return self._absorb(state, trace, signal_BTD, start, needed)
+            # Rows hold views of one memory: work on the first, hand out views again.
+            rows = len(signal_BTD)
+            one = map_tensors(lambda t: t[:1], state)
+            new = self._absorb(one, trace, signal_BTD, start, needed)
+            return tuple(map_tensors(lambda t: t.expand(rows, *t.shape[1:]), new))
 
     def _absorb(
         self,
@@ -126,7 +135,8 @@ class ContinuumMemory(nn.Module):
             if wanted[i]:
                 closes = end % self.config.periods[i] == 0
                 base = None if slower is None else new[slower]
-                new[i], rows = level.absorb(state[i], tokens, weights, closes, base)
+                reduce = self.reduce if self.shared and self.training else None
+                new[i], rows = level.absorb(state[i], tokens, weights, closes, base, reduce)
                 if slower is not None and wrote is not None:
                     new[i] = restart(new[i], new[slower], wrote)
                 wrote = rows

@@ -25,6 +25,9 @@ class CMSConfig:
     again after each of its writes. independent: all levels read the same input, learned gains."""
     hidden: int | None = None
     """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
+    scope: Literal["row", "batch"] = "row"
+    """row: every row has a memory of its own. batch: one memory for all rows, in training of all
+    ranks (for models whose memories are too large per row); rows then see each other."""
     signal: Literal["head", "block", "self"] = "head"
     """What a write descends on. head: the loss of every token, as the head sees it. block: the
     loss of the tile as the output of the block moves it, by autograd inside the step. self: a level
@@ -101,6 +104,17 @@ class CMSConfig:
             "model.cms.write_gradient=stop or model.cms.signal=head.",
         )
         inner: Any = self.inner
+        shared = self.scope == "batch"
+        require(
+            not shared or not through,
+            "scope: batch; gradients do not cross ranks: set model.cms.write_gradient=stop or "
+            "model.cms.scope=row.",
+        )
+        require(
+            not shared or not inner.per_token,
+            f"scope: batch; inner.kind={inner.kind} writes token by token, rows have no order: set "
+            "model.cms.inner={kind:sgd} or model.cms.scope=row.",
+        )
         require(
             not through or inner.differentiable,
             f"write_gradient: through; the step of inner.kind={inner.kind} has a size of its own "

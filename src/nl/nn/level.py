@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -65,17 +66,27 @@ class LevelTokens(NamedTuple):
         x, z = trace.x.to(signal.dtype), trace.z.to(signal.dtype)
         return cls(x, z, signal, level_hidden_signal(z, signal, weights))
 
+    def pooled(self) -> LevelTokens:
+        """The tokens of all rows as those of one."""
+        return LevelTokens(*(t.reshape(1, -1, t.shape[-1]) for t in self))
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Elementwise sum over ranks; may write into its argument."""
+
 
 class WriteRule(NamedTuple):
     """How a level writes: fast <- retention * fast + clip(inner optimizer(gradient)).
 
     ``own``: the gradient is that of the level's own loss between keys and values of its input.
+    ``shared``: it is summed over the rows, and all rows have the same memory.
     """
 
     inner: InnerConfig
     retention: float
     clip: float
     own: bool = False
+    shared: bool = False
 
 
 class Level(nn.Module):
@@ -103,11 +114,14 @@ class Level(nn.Module):
     def weights(self, state: LevelState) -> LevelWeights:
         """The weights in force for each row."""
         rate_up, rate_down = self.log_rate.exp().unbind()
+        up, down = state.fast_up, state.fast_down
+        if self.rule.shared:
+            up, down = (None if fast is None else fast[0] for fast in (up, down))
         return LevelWeights(
             self.up.weight,
             self.down.weight,
-            state.fast_up,
-            state.fast_down,
+            up,
+            down,
             rate_up * self.scale_up,
             rate_down * self.scale_down,
         )
@@ -132,6 +146,7 @@ class Level(nn.Module):
         w: LevelWeights,
         closes: bool,
         base: LevelState | None = None,
+        reduce: Reduce | None = None,
     ) -> tuple[LevelState, Tensor | None]:
         """Gather what the tokens say; write if they close the period.
 
@@ -141,6 +156,7 @@ class Level(nn.Module):
             w: the weights they were read with, in the dtype of the memory.
             closes: whether the last of them is the last of the period.
             base: the memory that this one decays toward; None: toward its meta weights.
+            reduce: sums the gradients of a shared memory over ranks before it is written.
 
         Returns:
             The new state and, after a write, which rows had a signal (B, 1, 1).
@@ -159,7 +175,7 @@ class Level(nn.Module):
                 _delta_tokens(memory.sum_down, down, a, tokens.signal),
             )
         else:
-            grads = level_gradients(*tokens)
+            grads = level_gradients(*(tokens.pooled() if self.rule.shared else tokens))
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
         if not closes:
@@ -167,6 +183,8 @@ class Level(nn.Module):
         if inner.per_token:
             fast = (memory.fast_up, memory.fast_down)
             sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
+        if reduce is not None:
+            sums = tuple(reduce(s) for s in sums)
         up_sum, down_sum = (s.detach() for s in sums)
         active = (up_sum.abs().amax((1, 2)) + down_sum.abs().amax((1, 2)) > 0)[:, None, None]
         fast_up, slots_up = self._write(sums[0], up, active)

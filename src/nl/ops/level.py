@@ -28,8 +28,8 @@ class LevelWeights(NamedTuple):
 
     Attributes:
         up, down: (F, D) and (D, F), learned by the outer optimizer.
-        fast_up, fast_down: (B, F, D) and (B, D, F) sums of write gradients, without autograd
-            history; None before the first write.
+        fast_up, fast_down: (B, F, D) and (B, D, F) sums of write gradients, or without B where
+            rows share them; None before the first write.
         rate_up, rate_down: () or (1,) inner learning rates.
     """
 
@@ -67,11 +67,11 @@ def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     n = rms_normalize(x_BTD)
     z = n @ w.up.T
     if w.fast_up is not None:
-        z = z - w.rate_up * (n @ w.fast_up.transpose(1, 2).to(n.dtype))
+        z = z - w.rate_up * (n @ w.fast_up.mT.to(n.dtype))
     a = F.silu(z)
     y = a @ w.down.T
     if w.fast_down is not None:
-        y = y - w.rate_down * (a @ w.fast_down.transpose(1, 2).to(a.dtype))
+        y = y - w.rate_down * (a @ w.fast_down.mT.to(a.dtype))
     return y, z
 
 

@@ -141,3 +141,28 @@ def test_two_ranks_train_the_memories_of_a_frozen_backbone(
         trained = ".levels." in name
         assert torch.equal(one[name], start) != trained, name
         assert torch.equal(two[name], start) != trained, name
+
+
+def test_two_ranks_share_one_memory(tiny: ModuleType, tmp_path: Path) -> None:
+    model = {"kind": "language", "vocab_size": tiny.VOCAB, "dim": 8, "layers": 1}
+    model |= {"block": "hope_attention", "attention": {"heads": 1}}
+    changes: dict[str, Any] = {
+        "model": model | {"cms": {"periods": [16, 32], "scope": "batch"}},
+        "objective": {"kind": "next_token"},
+        "stream__seq_len": 40,
+        "train__carry": False,
+        "train__steps": 8,
+        "checkpoint__every": 0,
+    }
+    ours, theirs = one_and_two_ranks(tiny, tmp_path, changes)
+    rows = changes | {"model": model | {"cms": {"periods": [16, 32]}}}
+    nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "rows"), **rows))
+    one, two, row = (
+        [r for r in read_records(path / "metrics.jsonl") if r["split"] == "train"]
+        for path in (ours, theirs, tmp_path / "rows")
+    )
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["memory/level0"] == pytest.approx(a["memory/level0"], rel=1e-4)
+    assert abs(row[0]["loss"] - one[0]["loss"]) > 1e-4 * one[0]["loss"]

@@ -116,6 +116,8 @@ def naive(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> tup
         for i in reversed(range(len(levels))):
             new = zip(sums[i], grads[2 * i : 2 * i + 2], strict=True)
             sums[i] = [s + (g if through else g.detach()) for s, g in new]
+            shared = config.scope == "batch" and (t + 1) % config.periods[i] == 0
+            sums[i] = [s.sum(0, keepdim=True).expand_as(s) if shared else s for s in sums[i]]
             if (t + 1) % config.periods[i]:
                 continue
             nested = config.arrangement == "nested" and i + 1 < len(levels)
@@ -141,6 +143,9 @@ CASES: dict[str, dict[str, Any]] = {
     "independent": {"arrangement": "independent"},
     "independent, one level": {"arrangement": "independent", "periods": [3]},
     "sequential": {},
+    "shared": {"scope": "batch"},
+    "shared, nested": {"scope": "batch", "arrangement": "nested"},
+    "shared, independent": {"scope": "batch", "arrangement": "independent"},
     "through": THROUGH,
     "through without clip": {**THROUGH, "clip": 0.0},
     "through, truncated": {**THROUGH, "bptt_chunks": 2},
@@ -225,6 +230,33 @@ def test_a_level_with_its_own_loss_learns_it() -> None:
     assert errors[-1] < 0.1 * errors[0]
 
 
+def test_a_shared_memory_is_held_once_and_reduced_when_written() -> None:
+    memory = memory_with(scope="batch", periods=[2, 4])
+    x, signal = (torch.randn(3, 6, WIDTH, dtype=torch.float64) for _ in range(2))
+    _, state = run(memory, x, signal)
+    assert all(t.stride(0) == 0 and len(t) == 3 for t in tensors(state))
+    _, alone = run(memory_with(periods=[2, 4]), x[:1], signal[:1])
+    for a, b in zip(tensors(run(memory, x[:1], signal[:1])[1]), tensors(alone), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    # Another rank with the same rows: as if every row came twice.
+    _, twice = run(memory, x.repeat(2, 1, 1), signal.repeat(2, 1, 1))
+    calls: list[torch.Size] = []
+
+    def reduce(t: torch.Tensor) -> torch.Tensor:
+        calls.append(t.shape)
+        return t.mul_(2)
+
+    memory.reduce = reduce
+    _, both = run(memory, x, signal)
+    assert len(calls) == 2 * (6 // 2 + 6 // 4)
+    for a, b in zip(both, twice, strict=True):
+        assert torch.allclose(a.fast_up, b.fast_up[:3], rtol=0, atol=1e-12)
+        assert torch.allclose(a.fast_down, b.fast_down[:3], rtol=0, atol=1e-12)
+    memory.eval()
+    run(memory, x, signal)
+    assert len(calls) == 8
+
+
 def test_a_nested_level_starts_from_the_slower_one_again() -> None:
     memory = memory_with(arrangement="nested", periods=[2, 6], inner={"kind": "momentum"})
     x, signal = (torch.randn(1, 8, WIDTH, dtype=torch.float64) for _ in range(2))
@@ -258,6 +290,8 @@ def test_nested_levels_start_with_equal_weights() -> None:
             {"signal": "self", **THROUGH, "surprise": {"gate": "hard", "threshold": 1.0}},
             "set model.cms.surprise.gate=none",
         ),
+        ({"scope": "batch", **THROUGH}, "set model.cms.write_gradient=stop"),
+        ({"scope": "batch", "inner": {"kind": "delta"}}, "set model.cms.inner={kind:sgd}"),
         ({"bptt_chunks": 2}, "with model.cms.write_gradient=through"),
         ({"bptt_chunks": 1, **THROUGH}, "which is model.cms.write_gradient=stop"),
         ({"inner": {"kind": "adam"}, **THROUGH}, "inner.kind=adam"),
