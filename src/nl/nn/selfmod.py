@@ -12,7 +12,7 @@ M(x) = x + W1 phi(W2 x) for the memories of keys, values and queries, W1 phi(W2 
 The second layer of ``memory`` learns at rate r, its first layer and the other memories at learned
 shares of it, small at first: what is stored was stored under the old features and keys. Every
 ``period`` tokens ``memory`` is written from the chunk's (k, v, r, alpha), every ``period_other``
-tokens the others are (``nl.ops.fast_mlp``). Source: the self-modifying Titans of Nested Learning
+tokens the others are (``nl.ops.fast_write``). Source: the self-modifying Titans of Nested Learning
 (NeurIPS 2025) with the changes that ``docs/nested_core.md`` gives evidence for: unit-norm values
 and targets, decay toward the initial memory, the delta rule on both layers, static projections in
 front of the memories, the value itself as the target of ``memory``.
@@ -21,116 +21,26 @@ front of the memories, the value itself as the target of ``memory``.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, rms_norm, softplus
+from torch.nn.functional import normalize, pad, rms_norm
 
 from nl.config import require
-from nl.core.state import state_type
 from nl.nn.chunks import pieces
-from nl.nn.conv import CausalConv, convolve
+from nl.nn.conv import CausalConv
 from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
-from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, WriteTokens, fast_mlp
+from nl.nn.selfmod_state import Chunk, SelfModState, added_banks, waiting_tokens, with_memories
+from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, WriteTokens, fast_mlp, in_force
 from nl.ops.fast_write import fast_mlp_write
+from nl.ops.selfmod_read import Banks, ReadInputs, Recalled, selfmod_read, unit
 
 __all__ = ["SelfMod", "SelfModConfig", "SelfModState"]
 
-_UNIT_EPS = 1e-6
 _OUTPUT_SCALE = 0.3
 _GATE_SCALE = 0.1
-
-
-@state_type
-class SelfModState(NamedTuple):
-    """What the layer carries from token to token; batch first, fp32.
-
-    Attributes:
-        memory: what has been added to the memory that is read out, (B, H, ...).
-        makers: the same for the memories that make keys, values (and queries).
-        gates: the same for the memories that make rates and decays.
-        keys: (B, H, K, P) keys of the unfinished chunk, P the longer period; zero where empty.
-        values: (B, H, K, P).
-        rate: (B, H, P); zero where empty, so that an empty slot writes nothing.
-        log_decay: (B, H, P).
-        tail: (B, W - 1, 3 D) last inputs of the convolution, or None.
-        frozen: tokens read with ``write=False``; they do not advance the chunks.
-        writes: how often (memory, others) have been written.
-    """
-
-    memory: FastWeights
-    makers: FastWeights
-    gates: FastWeights
-    keys: Tensor
-    values: Tensor
-    rate: Tensor
-    log_decay: Tensor
-    tail: Tensor | None
-    frozen: int
-    writes: tuple[int, int]
-
-
-class _Chunk(NamedTuple):
-    """Tokens to write; N = rows times heads. Keys, values (N, K, C); rate, log decay (N, C)."""
-
-    keys: Tensor
-    values: Tensor
-    rate: Tensor
-    log_decay: Tensor
-
-    def join(self, new: _Chunk) -> _Chunk:
-        if self.rate.shape[-1] == 0:
-            return new
-        return _Chunk(*(torch.cat(pair, dim=-1) for pair in zip(self, new, strict=True)))
-
-    def last(self, count: int) -> _Chunk:
-        size = self.rate.shape[-1]
-        return self if count == size else _Chunk(*(t[..., size - count :] for t in self))
-
-
-class _Inputs(NamedTuple):
-    """What the memories are given: inputs (N, 4, K, T) of theirs, logits (N, 2, T) of the gates."""
-
-    streams: Tensor
-    logits: Tensor
-
-    def split(self, sizes: list[int]) -> list[_Inputs]:
-        streams, logits = (part.split(sizes, dim=-1) for part in self)
-        return [_Inputs(*pair) for pair in zip(streams, logits, strict=True)]
-
-
-class _Banks(NamedTuple):
-    """The three banks, as initial weights, as what has been added to them, or as their sum."""
-
-    memory: FastWeights
-    makers: FastWeights
-    gates: FastWeights
-
-
-def _current(initial: _Banks, added: _Banks) -> _Banks:
-    """Initial weights (H, ...) plus what has been added per row and head, (N, ...) -> (N, ...)."""
-
-    def one(start: Tensor, more: Tensor) -> Tensor:
-        return (start + more.unflatten(0, (-1, start.shape[0]))).flatten(0, 1)
-
-    def bank(start: FastWeights, more: FastWeights) -> FastWeights:
-        return FastWeights(one(start.hidden, more.hidden), one(start.output, more.output))
-
-    return _Banks(*(bank(start, more) for start, more in zip(initial, added, strict=True)))
-
-
-def _added(state: SelfModState) -> _Banks:
-    """The banks of a state with rows and heads as one dimension."""
-    banks = (state.memory, state.makers, state.gates)
-    return _Banks(*(FastWeights(*(w.flatten(0, 1) for w in bank)) for bank in banks))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Unit L2 norm over the features (..., K, C), at least fp32; smooth at zero."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x * torch.rsqrt(x.square().sum(-2, keepdim=True) + _UNIT_EPS)
 
 
 def _logit(share: float) -> float:
@@ -233,25 +143,26 @@ class SelfMod(nn.Module):
         B, T, _ = x.shape
         if state is None:
             state = self.init_state(B)
-        projected, for_gates = self.project(x).tensor_split([3 * x.shape[-1]], dim=-1)
-        projected, tail = convolve(self.conv, projected, state.tail)
-        projected = torch.cat([projected, for_gates], dim=-1)
-        inputs = _Inputs(self._split(projected), self._gate_logits(x))
+        padded, tail = self._pad(self.project(x), state.tail)
+        logits = self._gate_logits(x)
         if write:
-            read, state = self._scan(inputs, state, position - state.frozen)
+            read, state = self._scan(padded, logits, state, position - state.frozen)
         else:
-            weights = _current(self._initial(), _added(state))
-            read = self._read(weights.memory, self._generate(weights, inputs)[1])
+            read = self._read(padded, logits, added_banks(state)).answers
             state = state._replace(frozen=state.frozen + T)
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
-        y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
+        y = rms_norm(y, (y.shape[-1],), self.gain.to(y.dtype)).to(x.dtype)
         return self.out(y), state._replace(tail=tail)
 
-    def _split(self, projected: Tensor) -> Tensor:
-        """(B, T, 4 D) -> (N, 4, K, T): inputs of keys, values, queries, gates; tokens last."""
-        B, T, _ = projected.shape
-        heads = projected.view(B, T, 4, self.heads, -1).permute(0, 3, 2, 4, 1)
-        return heads.reshape(B * self.heads, 4, -1, T)
+    def _pad(self, projected: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Projections (B, T, 4 D) with those before them in front, and the new tail."""
+        if tail is None:
+            return projected, None
+        length, width = projected.shape[1], tail.shape[-1]
+        # The part for the gates is not convolved: nothing is known, or needed, of its past.
+        before = pad(tail.to(projected.dtype), (0, projected.shape[-1] - width))
+        padded = torch.cat([before, projected], dim=1)
+        return padded, padded[:, length:, :width].to(tail.dtype).contiguous()
 
     def _gate_logits(self, mixed: Tensor) -> Tensor:
         """(B, T, D) -> (N, 2, T), at least fp32: rates and decays but for their memories' part."""
@@ -264,70 +175,44 @@ class SelfMod(nn.Module):
             logits = direct.to(bias.dtype) + bias
         return logits.transpose(1, 2).flatten(0, 1)
 
-    def _initial(self) -> _Banks:
-        return _Banks(
+    def _initial(self) -> Banks:
+        return Banks(
             FastWeights(self.memory_hidden, self.memory_output),
             FastWeights(self.makers_hidden, self.makers_output),
             FastWeights(self.gates_hidden, self.gates_output),
         )
 
-    def _generate(self, weights: _Banks, inputs: _Inputs) -> tuple[_Chunk, Tensor]:
-        """Keys, values, gates and queries (N, K, c) of some tokens at the current state."""
-        streams, logits = inputs
-        made = fast_mlp(weights.makers, streams[:, : self.makers], self.config.activation)
-        query = made[:, 2] if self.config.adaptive_q else streams[:, 2]
-        gates = fast_mlp(weights.gates, streams[:, 3:], self.config.activation)
-        gates = gates.to(logits.dtype).squeeze(2) + logits
-        rate, log_decay = torch.sigmoid(gates[:, 0]), -softplus(gates[:, 1])
-        return _Chunk(_unit(made[:, 0]), _unit(made[:, 1]), rate, log_decay), _unit(query)
-
-    def _read(self, memory: FastWeights, queries: Tensor) -> Tensor:
-        c = self.config
-        return fast_mlp(memory, queries.unsqueeze(1), c.activation, c.skip).squeeze(1)
+    def _read(self, padded: Tensor, logits: Tensor, added: Banks) -> Recalled:
+        c, taps = self.config, None if self.conv is None else self.conv.weight
+        inputs = ReadInputs(padded, taps, logits)
+        return selfmod_read(inputs, self._initial(), added, c.activation, c.skip)
 
     def _scan(
-        self, inputs: _Inputs, state: SelfModState, clock: int
+        self, padded: Tensor, logits: Tensor, state: SelfModState, clock: int
     ) -> tuple[Tensor, SelfModState]:
         """Read T tokens chunk by chunk, writing where chunks end -> (N, K, T) and the state."""
         longer = max(self.period, self.period_other)
-        shorter = self.shortest_period
-        initial, added = self._initial(), _added(state)
-        weights = _current(initial, added)
-        waiting = _Chunk(state.keys, state.values, state.rate, state.log_decay)
-        waiting = _Chunk(*(t.flatten(0, 1)[..., : clock % longer] for t in waiting))
+        added, waiting = added_banks(state), waiting_tokens(state, clock % longer)
+        before, start = padded.shape[1] - logits.shape[-1], 0
         reads, writes = [], list(state.writes)
-        for piece in inputs.split(pieces(clock, inputs.logits.shape[-1], shorter)):
-            new, queries = self._generate(weights, piece)
-            reads.append(self._read(weights.memory, queries))
-            waiting = waiting.join(_Chunk(*(t.to(state.rate.dtype) for t in new)))
-            clock += piece.logits.shape[-1]
+        for size in pieces(clock, logits.shape[-1], self.shortest_period):
+            end = start + size
+            new = self._read(padded[:, start : end + before], logits[..., start:end], added)
+            reads.append(new.answers)
+            waiting = waiting.join(Chunk(*new[:4]))
+            start, clock = end, clock + size
             due = clock % self.period == 0, clock % self.period_other == 0
             writes = [count + now for count, now in zip(writes, due, strict=True)]
             if any(due):
-                with torch.autocast(inputs.logits.device.type, enabled=False):
-                    added = self._write(weights, added, waiting, due)
-                    weights = _current(initial, added)
+                with torch.autocast(logits.device.type, enabled=False):
+                    added = self._write(added, waiting, due)
             if clock % longer == 0:
                 waiting = waiting.last(0)
-        lead = (state.rate.shape[0], self.heads)
-        fill = longer - waiting.rate.shape[-1]
-        slots = _Chunk(*(pad(t, (0, fill)).unflatten(0, lead) for t in waiting))
-        banks = _Banks(*(FastWeights(*(w.unflatten(0, lead) for w in bank)) for bank in added))
-        state = state._replace(
-            memory=banks.memory,
-            makers=banks.makers,
-            gates=banks.gates,
-            keys=slots.keys,
-            values=slots.values,
-            rate=slots.rate,
-            log_decay=slots.log_decay,
-            writes=(writes[0], writes[1]),
-        )
-        return torch.cat(reads, dim=-1), state
+        state = with_memories(state, added, waiting, longer)
+        read = reads[0] if len(reads) == 1 else torch.cat(reads, dim=-1)
+        return read, state._replace(writes=(writes[0], writes[1]))
 
-    def _write(
-        self, weights: _Banks, added: _Banks, waiting: _Chunk, due: tuple[bool, bool]
-    ) -> _Banks:
+    def _write(self, added: Banks, waiting: Chunk, due: tuple[bool, bool]) -> Banks:
         """What has been added after a chunk: memory where due[0], makers and gates where due[1]."""
         initial, (memory, makers, gates) = self._initial(), added
         if due[0]:
@@ -335,7 +220,7 @@ class SelfMod(nn.Module):
             targets = chunk.values.unsqueeze(1)
             if self.config.target == "self":
                 # These carry gradients: no other path teaches the values anything.
-                targets = self._targets(weights.memory, targets, self.config.skip)
+                targets = self._targets(initial.memory, memory, targets, self.config.skip)
             slow = self._share(chunk.rate, self.hidden_rate)
             tokens = WriteTokens(chunk.keys, chunk.rate, slow, chunk.log_decay)
             bank = Bank(initial.memory, memory, targets, self.config.skip)
@@ -344,8 +229,8 @@ class SelfMod(nn.Module):
             chunk = waiting.last(self.period_other)
             with torch.no_grad():
                 values = chunk.values.unsqueeze(1)
-                targets = self._targets(weights.makers, values)
-                wanted = fast_mlp(weights.gates, values, self.config.activation)
+                targets = self._targets(initial.makers, makers, values)
+                wanted = self._targets(initial.gates, gates, values)
             rate = self._share(chunk.rate, self.other_rate)
             tokens = WriteTokens(chunk.keys, rate, rate, chunk.log_decay)
             banks = [
@@ -353,16 +238,20 @@ class SelfMod(nn.Module):
                 Bank(initial.gates, gates, wanted, False),
             ]
             makers, gates = self._retained(banks, tokens)
-        return _Banks(memory, makers, gates)
+        return Banks(memory, makers, gates)
 
     def _share(self, rate: Tensor, logit: Tensor) -> Tensor:
         """A learned share, per head, of the rates (N, C)."""
         share = torch.sigmoid(logit).unsqueeze(-1)
         return (rate.unflatten(0, (-1, self.heads)) * share).flatten(0, 1)
 
-    def _targets(self, weights: FastWeights, values: Tensor, skip: bool = True) -> Tensor:
+    def _targets(
+        self, initial: FastWeights, added: FastWeights, values: Tensor, skip: bool = True
+    ) -> Tensor:
+        """What the memories of a bank say to the values themselves."""
+        weights = FastWeights(*(in_force(b, d) for b, d in zip(initial, added, strict=True)))
         made = fast_mlp(weights, values, self.config.activation, skip)
-        return _unit(made) if self.config.target_norm else made
+        return unit(made) if self.config.target_norm and made.shape[2] > 1 else made
 
     def _retained(self, banks: list[Bank], tokens: WriteTokens) -> list[FastWeights]:
         """Write banks with the decay toward what the configured retention says -> added."""

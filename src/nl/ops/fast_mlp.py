@@ -76,6 +76,11 @@ class Bank(NamedTuple):
     skip: bool
 
 
+def in_force(initial: Tensor, added: Tensor) -> Tensor:
+    """Initial weights (H, ...) plus what was added to them (N, ...) -> (N, ...)."""
+    return (initial + added.unflatten(0, (-1, initial.shape[0]))).flatten(0, 1)
+
+
 def slope_of(z: Tensor, name: Activation) -> tuple[Tensor, Tensor, Tensor]:
     """phi(z), phi'(z) and what ``bend`` needs beside them, without autograd."""
     if name == "silu":

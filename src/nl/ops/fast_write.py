@@ -36,6 +36,7 @@ from nl.ops.fast_mlp import (
     WriteTokens,
     activation_and_slope,
     bend,
+    in_force,
     slope_of,
 )
 
@@ -100,7 +101,7 @@ def _frame(tokens: WriteTokens) -> _Frame:
 
 def _trace(bank: Bank, frame: _Frame, rule: WriteRule) -> _Trace:
     """Everything of a bank up to the wanted change of its first layers."""
-    weights = FastWeights(*(_in_force(b, d) for b, d in zip(bank.initial, bank.added, strict=True)))
+    weights = FastWeights(*(in_force(b, d) for b, d in zip(bank.initial, bank.added, strict=True)))
     added = bank.added if rule.anchored else weights
     keys, (rows, memories) = frame.keys, bank.targets.shape[:2]
     z = weights.hidden @ keys
@@ -116,11 +117,6 @@ def _trace(bank: Bank, frame: _Frame, rule: WriteRule) -> _Trace:
     seen = z if added is weights else added.hidden @ keys
     wanted = torch.addcmul(back * slope, seen, frame.decay.before.unsqueeze(1))
     return _Trace(weights, added, z, a, slope, kept, error, back, wanted)
-
-
-def _in_force(initial: Tensor, added: Tensor) -> Tensor:
-    """(H, ...) + (N, ...) -> (N, ...)."""
-    return (initial + added.unflatten(0, (-1, initial.shape[0]))).flatten(0, 1)
 
 
 def _output_trace(trace: _Trace, frame: _Frame, rule: WriteRule) -> _OutputTrace:
@@ -354,7 +350,7 @@ def fast_mlp_write_reference(
     keys, rate, hidden_rate, log_decay = tokens
     for bank in banks:
         memories = bank.targets.shape[1]
-        weights = FastWeights(*(_in_force(b, d) for b, d in zip(*bank[:2], strict=True)))
+        weights = FastWeights(*(in_force(b, d) for b, d in zip(*bank[:2], strict=True)))
         added = bank.added if rule.anchored else weights
         first = weights.hidden.unflatten(1, (memories, -1))
         hidden, output = added.hidden.unflatten(1, (memories, -1)), added.output
