@@ -102,7 +102,7 @@ def test_split_invariant_when_writing_is_switched(
         assert largest_gap(other, state) < EXACT
 
 
-@pytest.mark.parametrize("inner", ["momentum", "delta", "adam", "muon"])
+@pytest.mark.parametrize("inner", ["momentum", "delta", "adam", "muon", "deep"])
 def test_split_invariant_with_every_inner_optimizer(
     build: Build, float64: None, inner: str
 ) -> None:

@@ -199,7 +199,7 @@ def test_packed_documents_are_trained_as_separate_ones(
 
 @pytest.mark.parametrize("gate", [{"gate": "none"}, {"gate": "soft", "quantile": 0.6}])
 @pytest.mark.parametrize("arrangement", ["sequential", "nested", "independent"])
-@pytest.mark.parametrize("inner", ["sgd", "momentum", "delta", "adam", "muon"])
+@pytest.mark.parametrize("inner", ["sgd", "momentum", "delta", "adam", "muon", "deep"])
 def test_every_inner_optimizer_forgets_at_a_boundary(
     build: Build, float64: None, inner: str, gate: dict[str, Any], arrangement: str
 ) -> None:

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nested momentum": {"arrangement": "nested", "inner": {"kind": "momentum"}},
     "independent": {"arrangement": "independent"},
     "independent delta": {"arrangement": "independent", "inner": {"kind": "delta"}},
+    "nested deep": {"arrangement": "nested", "inner": {"kind": "deep"}},
     "through": {"write_gradient": "through"},
     "through momentum truncated": {
         "write_gradient": "through",

@@ -90,7 +90,7 @@ def _inner(optimizers: Any) -> None:
         "preconditioned": "{kind:adam}",
         "muon": "{kind:muon} (the old one was a tanh, not an orthogonalisation)",
         "nl_l2_precond": "{kind:delta} (the old one removed the mean input's direction)",
-        "dmgd": "{kind:momentum} (the old one was a tanh), or optim=dmgd outside",
+        "dmgd": "{kind:deep} (the old one was a tanh), or optim=dmgd outside",
         "l2_objective": "{kind:momentum}",
     }
     text = str(optimizers)

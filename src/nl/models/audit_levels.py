@@ -195,4 +195,19 @@ CONTINUUM: tuple[Mechanism, ...] = (
         where=_inner("muon"),
         options=("model.cms.inner.beta", "model.cms.inner.size"),
     ),
+    Mechanism(
+        part="inner optimizer deep",
+        source="Nested Learning (NeurIPS 2025), deep optimizers: deep momentum gradient descent",
+        equation="m(x) = W1 silu(W2 x) / sqrt(H),  L = mean |m(x) - x|^2 / 2 over the rows x of g\n"
+        "W <- a W - r dL/dW,  D <- retention D + size m(x) / rms(m(x))",
+        code="nl.nn.inner:Deep",
+        tests=(
+            f"{LAYERS}test_inner.py::test_level_equals_a_loop_over_tokens",
+            f"{LAYERS}test_inner.py::test_deep_momentum_recalls_the_direction_it_has_seen",
+        ),
+        where=_inner("deep"),
+        options=("model.cms.inner.hidden", "model.cms.inner.retention", "model.cms.inner.rate"),
+        differs="the first layer decays toward its fixed start, gradients and steps are brought to "
+        "a size of their own",
+    ),
 )

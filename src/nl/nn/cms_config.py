@@ -45,7 +45,7 @@ class CMSConfig:
     clip: float = 0.1
     """Largest norm of one write relative to the norm of the meta weights; 0 switches it off."""
     inner: InnerConfig = field(default_factory=SGD)
-    """Inner optimizer of every level: sgd, momentum, delta, adam or muon."""
+    """Inner optimizer of every level: sgd, momentum, delta, adam, muon or deep."""
     surprise: SurpriseConfig = field(default_factory=SurpriseConfig)
     """Which tokens may write."""
     allow_short_periods: bool = False

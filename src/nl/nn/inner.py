@@ -2,16 +2,19 @@
 
 A level adds ``-rate * fast`` to its meta weights; a write moves ``fast`` by the step that an inner
 optimizer makes of the summed gradient. Rows of the batch never see each other. ``sgd`` and
-``momentum`` are proportional to the signal, ``adam`` and ``muon`` are not: their step has a size of
-its own. ``delta`` works token by token (Nested Learning, Eq. 57) inside the level.
+``momentum`` are proportional to the signal; ``adam``, ``muon`` and ``deep`` (momentum that is a
+small MLP) are not: their step has a size of its own. ``delta`` works token by token (Nested
+Learning, Eq. 57) inside the level.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nl.config import register, require
@@ -41,7 +44,7 @@ class Inner(InnerConfig):
             scale: the fixed part of the rate: weights in force are meta - rate * scale * fast.
 
         Returns:
-            The step that ``fast`` takes, and the new slots.
+            The step that ``fast`` takes, and the new slots; slots that are zero are fresh ones.
         """
         raise TypeError("an inner optimizer defines step")
 
@@ -150,3 +153,70 @@ class Muon(Inner):
         unit = orthogonalize(m, steps=self.iterations)
         rank = min(m.shape[-2:])
         return unit * (self.size * meta.norm() / (rank**0.5 * scale)), (m,)
+
+
+@register("inner", "deep")
+@dataclass(frozen=True, kw_only=True)
+class Deep(Inner):
+    """Momentum as a small MLP over the gradient's rows (Nested Learning, deep momentum), per row.
+
+    With x the rows of the gradient, of unit length on average, H hidden units and A fixed:
+    m(x) = W1 silu(W2 x) / sqrt(H), L = mean over rows of |m(x) - x|^2 / 2,
+    W1 <- a W1 - r dL/dW1, W2 <- A + a (W2 - A) - r dL/dW2, and the step is m(x) of the new memory,
+    brought to the size ``size``: a row moves along the gradients that its own resembles.
+    """
+
+    differentiable: ClassVar[bool] = False
+    """The size of a step does not depend on the signal's, so it jumps at zero."""
+
+    hidden: int = 16
+    """Hidden units of the memory."""
+    retention: float = 0.9
+    """Share of what it learned that the memory keeps per write."""
+    rate: float = 0.5
+    """Step size of the memory's own gradient descent."""
+    size: float = 0.02
+    """Change of the weights by one write at rate 1, relative to their root mean square."""
+
+    def __post_init__(self) -> None:
+        require(self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
+        require(0 <= self.retention < 1, f"retention: {self.retention}; must be in [0, 1).")
+        require(0 < self.rate <= 1, f"rate: {self.rate}; must be in (0, 1].")
+        require(self.size > 0, f"size: {self.size}; must be > 0.")
+
+    def step(
+        self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
+    ) -> tuple[Tensor, Slots]:
+        batch, rows, width = grad.shape
+        start = _features(self.hidden, width, grad.dtype, grad.device)
+        if slots is None:
+            slots = (
+                grad.new_zeros(batch, self.hidden, width),
+                grad.new_zeros(batch, width, self.hidden),
+            )
+        moved, down = slots
+        up = start + moved
+        shrink, rate = self.hidden**-0.5, self.rate / rows
+        x = grad / (_rms(grad) * width**0.5)
+        z = x @ up.mT
+        gate = torch.sigmoid(z)
+        error = shrink * ((z * gate) @ down.mT) - x
+        signal = shrink * (error @ down) * (gate * (1 + z * (1 - gate)))
+        down = self.retention * down - rate * shrink * (error.mT @ (z * gate))
+        moved = self.retention * moved - rate * (signal.mT @ x)
+        recalled = F.silu(x @ (start + moved).mT) @ down.mT
+        size = self.size * meta.square().mean().sqrt() / scale
+        return recalled / _rms(recalled) * size, (moved, down)
+
+
+def _rms(x_BPN: Tensor) -> Tensor:
+    """Root mean square of each matrix (B, 1, 1), never zero, so that zeros stay zeros."""
+    tiny = torch.finfo(x_BPN.dtype).tiny
+    return x_BPN.square().mean((1, 2), keepdim=True).sqrt().clamp(min=tiny)
+
+
+@functools.lru_cache(maxsize=64)
+def _features(hidden: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where the first layer of a deep momentum starts and decays to: fixed, unit variance."""
+    draw = torch.randn(hidden, width, generator=torch.Generator().manual_seed(hidden))
+    return draw.to(device=device, dtype=dtype)

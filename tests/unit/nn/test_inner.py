@@ -61,12 +61,45 @@ def naive_step(
         memo["v"] = 0.99 * memo.get("v", 0.0) + 0.01 * g * g
         unit = memo["m"] / (1 - 0.9**t) / ((memo["v"] / (1 - 0.99**t)).sqrt() + 1e-12)
         return unit * 0.02 * meta.square().mean().sqrt() / scale
+    if kind == "deep":
+        recalled = deep_momentum(g, memo)
+        return (
+            recalled / recalled.square().mean().sqrt() * 0.02 * meta.square().mean().sqrt() / scale
+        )
     memo["m"] = 0.9 * memo.get("m", 0.0) + g
     unit = orthogonalize_reference(memo["m"])
     return unit * 0.02 * meta.norm() / min(meta.shape) ** 0.5 / scale
 
 
-@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "muon"])
+def deep_momentum(g: torch.Tensor, memo: dict[str, Any]) -> torch.Tensor:
+    """One write of the MLP by autograd, one row of the gradient at a time, and its answer."""
+    x = g / (g.square().mean() * g.shape[1]).sqrt()
+    if not memo:
+        draw = torch.randn(16, g.shape[1], generator=torch.Generator().manual_seed(16)).double()
+        memo |= {"start": draw, "up": draw, "down": torch.zeros(g.shape[1], 16, **DOUBLE)}
+    up, down = (memo[k].clone().requires_grad_() for k in ("up", "down"))
+    loss = sum(0.5 * ((down @ F.silu(up @ row)) / 4 - row).square().sum() for row in x) / len(x)
+    grads = torch.autograd.grad(loss, (up, down))
+    memo["up"] = memo["start"] + 0.9 * (memo["up"] - memo["start"]) - 0.5 * grads[0]
+    memo["down"] = 0.9 * memo["down"] - 0.5 * grads[1]
+    return torch.stack([memo["down"] @ F.silu(memo["up"] @ row) / 4 for row in x])
+
+
+def test_deep_momentum_recalls_the_direction_it_has_seen() -> None:
+    memory = memory_with("deep", retention=1.0)
+    rule: Any = memory.config.inner
+    grad, slots = torch.randn(2, 6, WIDTH, **DOUBLE), None
+    likeness = []
+    for _ in range(60):
+        step, slots = rule.step(grad, slots, torch.ones(6, WIDTH, **DOUBLE), 1.0)
+        likeness.append(F.cosine_similarity(step.flatten(1), grad.flatten(1)).min())
+    assert likeness[-1] > 0.8
+    assert likeness[-1] > likeness[0]
+    silent = rule.step(torch.zeros_like(grad), slots, torch.ones(6, WIDTH, **DOUBLE), 1.0)[0]
+    assert not silent.any()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "muon", "deep"])
 def test_level_equals_a_loop_over_tokens(kind: str) -> None:
     memory = memory_with(kind)
     level: Any = memory.levels[0]
@@ -141,7 +174,7 @@ def test_proportional_kinds_scale_with_a_small_signal(kind: str) -> None:
 
 
 def test_every_kind_is_under_test() -> None:
-    assert set(table("inner")) == {"sgd", "momentum", "delta", "adam", "muon"}
+    assert set(table("inner")) == {"sgd", "momentum", "delta", "adam", "muon", "deep"}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +184,10 @@ def test_every_kind_is_under_test() -> None:
         ({"kind": "momentum", "beta": 1.0}, "inner.beta: 1.0; must be in [0, 1)"),
         ({"kind": "adam", "size": 0.0}, "inner.size: 0.0; must be > 0"),
         ({"kind": "adam", "beta2": -1.0}, "inner.beta2"),
+        ({"kind": "deep", "hidden": 0}, "inner.hidden: 0; must be >= 1"),
+        ({"kind": "deep", "retention": 1.0}, "inner.retention: 1.0; must be in [0, 1)"),
+        ({"kind": "deep", "rate": 1.5}, "inner.rate: 1.5; must be in (0, 1]"),
+        ({"kind": "deep", "size": 0.0}, "inner.size: 0.0; must be > 0"),
         ({"kind": "muon", "iterations": 0}, "inner.iterations: 0; must be >= 1"),
     ],
 )
