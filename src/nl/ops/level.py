@@ -7,13 +7,16 @@ pull-back dL/dx = d + rmsnorm_backward(e U).  (Nested Learning, Eq. 70-71; deriv
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NORM_EPS = 1e-6
+_FEW_TOKENS = 8
+"""With fewer tokens a row costs less in two products than in weights of its own."""
 
 
 def rms_normalize(x: Tensor) -> Tensor:
@@ -61,9 +64,14 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
 def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     """What a level adds to its input: silu(z) V^T (B, T, D), and z (B, T, F).
 
-    The fast weights enter as a term of their own, so that the rates get their gradient without one
-    for the fast weights.
+    Differentiable once. Input, z and the weights are all that is kept for it.
     """
+    y, z = _Branch.apply(x_BTD, *w)
+    return y, z
+
+
+def level_branch_reference(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
+    """The same by autograd, the fast weights in terms of their own."""
     n = rms_normalize(x_BTD)
     z = n @ w.up.T
     if w.fast_up is not None:
@@ -75,25 +83,111 @@ def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     return y, z
 
 
+def _in_force(meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
+    """The weights of every row, (B, P, N), or of all, (P, N)."""
+    return meta if fast is None else meta - rate * fast
+
+
+def _linear(x_BTN: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
+    """x W^T (B, T, P), one product where a row has tokens enough to pay for its weights."""
+    if fast is None or x_BTN.shape[1] >= _FEW_TOKENS:
+        return x_BTN @ _in_force(meta, fast, rate).mT.to(x_BTN.dtype)
+    return x_BTN @ meta.T.to(x_BTN.dtype) - rate * (x_BTN @ fast.mT.to(x_BTN.dtype))
+
+
+def _linear_backward(
+    grad_BTP: Tensor, x_BTN: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of input, meta weights, fast weights and rate."""
+    by_x = grad_BTP @ _in_force(meta, fast, rate).to(grad_BTP.dtype)
+    if fast is None:
+        return by_x, grad_BTP.flatten(0, 1).mT @ x_BTN.flatten(0, 1), None, None
+    if fast.dim() == 2:
+        by_meta = by_fast = grad_BTP.flatten(0, 1).mT @ x_BTN.flatten(0, 1)
+    else:
+        by_fast = grad_BTP.mT @ x_BTN
+        by_meta = by_fast.sum(0)
+    by_rate = -torch.linalg.vecdot(by_fast.flatten().to(fast.dtype), fast.flatten())
+    return by_x, by_meta, by_fast, by_rate.view(rate.shape)
+
+
+class _Branch(torch.autograd.Function):
+    """``level_branch``: x, then the six fields of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+        w = LevelWeights(*weights)
+        device = x.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else x.dtype
+        with torch.autocast(device, enabled=False):
+            n = rms_normalize(x).to(dtype)
+            z = _linear(n, w.up, w.fast_up, w.rate_up).to(dtype)
+            y = _linear(F.silu(z), w.down, w.fast_down, w.rate_down)
+        ctx.save_for_backward(x, z, *weights)
+        ctx.set_materialize_grads(False)
+        return y.to(dtype), z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None) -> tuple[Any, ...]:
+        x, z, *weights = ctx.saved_tensors
+        w = LevelWeights(*weights)
+        if grad_y is None:
+            grad_y = z.new_zeros(*z.shape[:2], w.down.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+            n = x * inverse
+            gate = torch.sigmoid(z)
+            a = z * gate
+            by_a, by_down, by_fast_down, by_rate_down = _linear_backward(
+                grad_y, a, w.down, w.fast_down, w.rate_down
+            )
+            # phi' = g + phi (1 - g)
+            by_z = by_a.mul_(gate.addcmul_(a, 1 - gate))
+            by_z = by_z if grad_z is None else by_z.add_(grad_z)
+            by_n, by_up, by_fast_up, by_rate_up = _linear_backward(
+                by_z, n.to(z.dtype), w.up, w.fast_up, w.rate_up
+            )
+            by_x = _rms_backward(by_n.to(x.dtype), n, inverse)
+        if not ctx.needs_input_grad[3]:
+            by_fast_up = None
+        elif by_fast_up is not None:
+            by_fast_up = -w.rate_up * by_fast_up
+        if not ctx.needs_input_grad[4]:
+            by_fast_down = None
+        elif by_fast_down is not None:
+            by_fast_down = -w.rate_down * by_fast_down
+        return by_x, by_up, by_down, by_fast_up, by_fast_down, by_rate_up, by_rate_down
+
+
+def _rms_backward(grad: Tensor, normalized: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient of x from that of x / rms(x)."""
+    along = (grad * normalized).mean(-1, keepdim=True)
+    return torch.addcmul(grad, normalized, along, value=-1).mul_(inverse)
+
+
 def level_hidden_signal(z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights) -> Tensor:
     """e = (d V) silu'(z): the signal at the pre-activation, (B, T, F)."""
-    back = signal_BTD @ w.down
-    if w.fast_down is not None:
-        back = back - w.rate_down * (signal_BTD @ w.fast_down)
+    back = _pulled(signal_BTD, w.down, w.fast_down, w.rate_down)
     gate = torch.sigmoid(z_BTF)
     return back * (gate * (1 + z_BTF * (1 - gate)))
+
+
+def _pulled(signal: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
+    """signal W, as ``_linear``."""
+    if fast is None or signal.shape[1] >= _FEW_TOKENS:
+        return signal @ _in_force(meta, fast, rate)
+    return signal @ meta - rate * (signal @ fast)
 
 
 def level_pull_back(
     x_BTD: Tensor, signal_BTD: Tensor, hidden_signal_BTF: Tensor, w: LevelWeights
 ) -> Tensor:
     """dL/dx of the level: the residual path plus the path through norm and first layer."""
-    g = hidden_signal_BTF @ w.up
-    if w.fast_up is not None:
-        g = g - w.rate_up * (hidden_signal_BTF @ w.fast_up)
+    g = _pulled(hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
     inverse = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + NORM_EPS)
-    n = x_BTD * inverse
-    return signal_BTD + inverse * (g - n * (g * n).mean(-1, keepdim=True))
+    return signal_BTD + _rms_backward(g, x_BTD * inverse, inverse)
 
 
 def level_gradients(

@@ -9,6 +9,8 @@ from nl.core.batch import IGNORE
 from nl.ops.attention import causal_attention, causal_attention_reference
 from nl.ops.level import (
     LevelWeights,
+    level_branch,
+    level_branch_reference,
     level_gradients,
     level_gradients_reference,
     level_hidden_signal,
@@ -121,3 +123,68 @@ def test_level_write_gradients(written: bool) -> None:
     )
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+def level_inputs(memory: str | None, T: int) -> list[torch.Tensor | None]:
+    """x, then the weights of a level whose memory is None, of each row, or shared; float64."""
+    B, D, F = 3, 5, 7
+    lead = {None: None, "rows": (B,), "shared": ()}[memory]
+    fast = [None, None] if lead is None else [(*lead, F, D), (*lead, D, F)]
+    shapes = [(B, T, D), (F, D), (D, F), *fast, (), ()]
+    return [None if s is None else torch.randn(s, **DOUBLE, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("memory", [None, "rows", "shared"])
+@pytest.mark.parametrize("T", [1, 3, 11])
+@pytest.mark.parametrize("used", ["both", "branch", "pre-activation"])
+def test_level_branch(memory: str | None, T: int, used: str) -> None:
+    given = level_inputs(memory, T)
+    leaves = [t for t in given if t is not None]
+    results = []
+    for branch in (level_branch, level_branch_reference):
+        y, z = branch(given[0], LevelWeights(*given[1:]))
+        generator = torch.Generator().manual_seed(3)
+        parts = {"both": (y, z), "branch": (y,), "pre-activation": (z,)}[used]
+        mix = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parts]
+        loss = sum((p * m).sum() for p, m in zip(parts, mix, strict=True))
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        results.append(
+            [
+                y,
+                z,
+                *(
+                    torch.zeros_like(t) if g is None else g
+                    for g, t in zip(grads, leaves, strict=True)
+                ),
+            ]
+        )
+    for fast, slow in zip(*results, strict=True):
+        assert torch.allclose(fast, slow, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", [None, "rows"])
+def test_level_branch_keeps_its_input_and_pre_activation(memory: str | None) -> None:
+    given = level_inputs(memory, 11)
+    kept: set[int] = set()
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept.add(t.data_ptr())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        _, z = level_branch(given[0], LevelWeights(*given[1:]))
+    assert kept == {t.data_ptr() for t in (*given, z) if t is not None}
+
+
+def test_level_branch_in_half_precision() -> None:
+    given = [None if t is None else t.detach().float() for t in level_inputs("rows", 16)]
+    wanted, _ = level_branch_reference(given[0], LevelWeights(*given[1:]))
+    leaf = given[0].clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, z = level_branch(leaf, LevelWeights(*given[1:]))
+    assert y.dtype == z.dtype == torch.bfloat16
+    assert (y.float() - wanted).norm() < 0.02 * wanted.norm()
+    y.float().sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.float32
+    assert torch.isfinite(leaf.grad).all()
