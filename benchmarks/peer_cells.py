@@ -158,7 +158,7 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
         )
         steps[f"titans-pytorch, boundary {name}"] = forward_backward(peer, x)
     full = TitanConfig(head_size=head, period=chunk)
-    same = replace(full, conv=0, step="plain", recompute=False)
+    same = replace(full, conv=0, step="plain")
     for name, config in {"ours": same, "ours, default options": full}.items():
         torch.manual_seed(0)
         memory = TitanMemory(config, heads * head)

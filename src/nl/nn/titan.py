@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from nl.core.state import state_type
-from nl.nn.chunks import pieces
 from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan_bank import TitanBank, TitanBankState, join_heads, split_heads
@@ -95,13 +94,8 @@ class TitanMemory(nn.Module):
         clock = position - state.frozen
         bank = self.bank.open(state.bank, clock)
         if write:
-            answers = []
             tokens, bank = self.bank.tokens(bank, x)
-            cuts = pieces(clock, x.shape[1], self.config.period)
-            for query, new in zip(queries.split(cuts, -1), tokens.split(cuts, -1), strict=True):
-                answers.append(self.bank.read(bank, query))
-                bank = self.bank.absorb(bank, new)
-            read = torch.cat(answers, -1)
+            read, bank = self.bank.scan(bank, queries, tokens)
             state = TitanState(self.bank.close(bank), tail, state.frozen)
         else:
             read = self.bank.read(bank, queries)

@@ -21,6 +21,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
+from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan
 
 _UNIT_EPS = 1e-6
 _OUTPUT_SCALE = 0.3
@@ -169,6 +170,62 @@ class TitanBank(nn.Module):
             memory = self._write(bank.memory, waiting)
         return OpenBank(memory, waiting[..., :0], bank.tail, bank.writes + 1)
 
+    def scan(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
+        """Read queries (N, K, T) and let tokens (N, 2 K + 3, T) wait, writing where chunks end.
+
+        Whole chunks are read and written in one node of the graph (``nl.ops.titans_scan``); what
+        completes a chunk that has begun, and what is left over, goes piece by piece.
+        """
+        total, answers = tokens.shape[-1], []
+        head = min(-bank.waiting.shape[-1] % self.period, total)
+        whole = (total - head) // self.period * self.period
+        sizes = [head, whole, total - head - whole]
+        parts = zip(queries.split(sizes, -1), tokens.split(sizes, -1), strict=True)
+        for which, (query, new) in enumerate(parts):
+            if new.shape[-1] == 0:
+                continue
+            if which == 1:
+                with torch.autocast(new.device.type, enabled=False):
+                    read, bank = self._chunks(bank, unit(query), new)
+            else:
+                read, bank = self.read(bank, query), self.absorb(bank, new)
+            answers.append(read.to(torch.promote_types(read.dtype, torch.float32)))
+        return torch.cat(answers, -1), bank
+
+    def _chunks(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
+        """``scan`` of whole chunks from a chunk's start."""
+        memory, c = bank.memory, self.config
+        tokens = tokens.to(bank.waiting.dtype)
+        whole = c.retention == "zero"
+        rows = len(tokens) // self.heads
+        start = ScanMemory((), memory.weights, memory.surprise)
+        if not whole:
+            base = (w.to(tokens.dtype).expand(rows, *w.shape).flatten(0, 1) for w in self.weights)
+            start = ScanMemory(tuple(base), memory.added, memory.surprise)
+        rule = ScanRule(self.period, c.step == "normalised", c.recompute)
+        share = self._hidden_share(rows)
+        read, end = titans_scan(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
+        added = self._beside_initial(end.added) if whole else end.added
+        memory = TitansMemory(self._in_force(added), added, end.surprise)
+        writes = bank.writes + tokens.shape[-1] // self.period
+        return read, OpenBank(memory, bank.waiting, bank.tail, writes)
+
+    def _split(self, waiting: Tensor) -> TitansTokens:
+        """Waiting tokens (N, 2 K + 3, c) by what they are."""
+        K = self.config.head_size
+        keys, values, gates = waiting.split([K, K, waiting.shape[1] - 2 * K], dim=1)
+        inertia = gates[:, 2] if self.config.momentum else None
+        return TitansTokens(keys, values, gates[:, 0], gates[:, 1], inertia)
+
+    def _hidden_share(self, rows: int) -> Tensor | None:
+        """The share of all layers but the last in the rate, (N, 1)."""
+        return None if self.share is None else torch.sigmoid(self.share).repeat(rows, 1)
+
+    def _beside_initial(self, whole: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What has been added, from the weights that the initial ones have become part of."""
+        initial = zip(whole, self.weights, strict=True)
+        return tuple((d.unflatten(0, (-1, self.heads)) - w).flatten(0, 1) for d, w in initial)
+
     def _write(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
         if not (self.config.recompute and torch.is_grad_enabled()):
             return self._written(memory, waiting)
@@ -178,19 +235,13 @@ class TitanBank(nn.Module):
         return written
 
     def _written(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
-        K = self.config.head_size
-        keys, values, gates = waiting.split([K, K, waiting.shape[1] - 2 * K], dim=1)
-        inertia = gates[:, 2] if self.config.momentum else None
-        tokens = TitansTokens(keys, values, gates[:, 0], gates[:, 1], inertia)
-        share = None
-        if self.share is not None:
-            share = torch.sigmoid(self.share).repeat(len(keys) // self.heads, 1)
         whole = self.config.retention == "zero"
         start = memory._replace(added=memory.weights) if whole else memory
-        added, surprise = titans_write(start, tokens, share, self.config.step == "normalised")
+        share = self._hidden_share(len(waiting) // self.heads)
+        tokens, normalised = self._split(waiting), self.config.step == "normalised"
+        added, surprise = titans_write(start, tokens, share, normalised)
         if whole:
-            initial = zip(added, self.weights, strict=True)
-            added = tuple((d.unflatten(0, (-1, self.heads)) - w).flatten(0, 1) for d, w in initial)
+            added = self._beside_initial(added)
         return TitansMemory(self._in_force(added), added, surprise)
 
     def _in_force(self, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
