@@ -58,6 +58,7 @@ BLOCKS: tuple[Mechanism, ...] = (
         code="nl.ops.titans:titans_write",
         tests=(
             f"{OPS}test_titans.py::test_write_equals_the_token_loop",
+            f"{OPS}test_titans_scan.py::test_equals_the_token_loop",
             f"{OPS}test_titans.py::test_gradcheck",
             f"{LAYERS}test_titan.py::test_equals_the_token_loop",
         ),

@@ -191,56 +191,53 @@ def titans_scan(
     Returns:
         Answers (N, K, n C) and the memory after the last chunk.
     """
-    C, L = rule.chunk, len(memory.added)
-    n = queries.shape[-1] // C
-
-    def cut(x: Tensor) -> Tensor:
-        """(N, ..., n C) -> (n, N, C, ...)."""
-        return x.unflatten(-1, (n, C)).movedim((-2, -1), (0, 2))
-
-    rate = cut(tokens.rate)
-    inertia = None if tokens.log_inertia is None else cut(tokens.log_inertia)
-    mix, scale = _scales(cut(tokens.log_kept), inertia)
-    rates = [rate if hidden_share is None else rate * hidden_share] * (L - 1) + [rate]
-    free = 1.0 if inertia is None or not rule.normalised else -torch.expm1(inertia)
-    lifts = [-(theta * free).unsqueeze(-1) * scale for theta in rates]
+    C, n = rule.chunk, queries.shape[-1] // rule.chunk
     shapes: dict[torch.Size, list[int]] = {}
     for i, more in enumerate(memory.added):
         shapes.setdefault(more.shape, []).append(i)
-    groups = tuple(tuple(group) for group in shapes.values())
-
-    def gathered(parts: Sequence[Tensor], dim: int) -> list[Tensor]:
-        """Tensors per layer as tensors per group, with the layers as a new dimension."""
-        return [torch.stack([parts[i] for i in group], dim) for group in groups]
-
-    sides = [memory.added, memory.surprise] if memory.surprise else [memory.added]
-    states = gathered([torch.stack(pair, 1) for pair in zip(*sides, strict=True)], 1)
     graded = torch.is_grad_enabled()
     plan = Plan(
         size=C,
-        groups=groups,
+        groups=tuple(tuple(group) for group in shapes.values()),
         crowded=rule.normalised,
         anchored=bool(memory.base),
         segment=max(1, SEGMENT // C) if graded else n,
         recompute=rule.recompute or not graded,
     )
+    sides = [memory.added, memory.surprise] if memory.surprise else [memory.added]
     answers, *ends = _Scan.apply(
         plan,
-        torch.cat([cut(queries), cut(tokens.keys)], 2),
-        cut(tokens.values).contiguous(),
-        *(part.flatten(1, 2) for part in gathered([mix] * L, 2)),
-        *(part.flatten(1, 2) for part in gathered(lifts, 2)),
-        *(part.flatten(1, 2) for part in gathered(rates, 2)),
-        *(gathered(memory.base, 1) if memory.base else ()),
-        *states,
+        torch.cat([_cut(queries, C), _cut(tokens.keys, C)], 2),
+        _cut(tokens.values, C).contiguous(),
+        *_steps(plan, tokens, hidden_share),
+        *(_gathered(plan, memory.base, 1) if memory.base else ()),
+        *_gathered(plan, [torch.stack(pair, 1) for pair in zip(*sides, strict=True)], 1),
     )
-    found: list[list[Tensor]] = [[queries] * L for _ in sides]
-    for group, end in zip(groups, ends, strict=True):
-        for m, j in itertools.product(range(len(sides)), range(len(group))):
-            found[m][group[j]] = end[:, j, m]
-    added, *rest = (tuple(part) for part in found)
+    added, *rest = (tuple(ends[g][:, j, m] for g, j in plan.places) for m in range(len(sides)))
     read = answers.movedim((0, 2), (-2, -1)).flatten(-2)
     return read, ScanMemory(memory.base, added, rest[0] if rest else ())
+
+
+def _cut(x: Tensor, size: int) -> Tensor:
+    """(N, ..., n C) -> (n, N, C, ...)."""
+    return x.unflatten(-1, (-1, size)).movedim((-2, -1), (0, 2))
+
+
+def _gathered(plan: Plan, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Tensors per layer as tensors per group, with the layers as a new dimension."""
+    return [torch.stack([parts[i] for i in group], dim) for group in plan.groups]
+
+
+def _steps(plan: Plan, tokens: TitansTokens, hidden_share: Tensor | None) -> list[Tensor]:
+    """Mixes, lifts and rates of ``ChunkPass``."""
+    hidden, rate = plan.hidden, _cut(tokens.rate, plan.size)
+    inertia = None if tokens.log_inertia is None else _cut(tokens.log_inertia, plan.size)
+    mix, scale = _scales(_cut(tokens.log_kept, plan.size), inertia)
+    rates = [rate if hidden_share is None else rate * hidden_share] * hidden + [rate]
+    free = 1.0 if inertia is None or not plan.crowded else -torch.expm1(inertia)
+    lifts = [-(theta * free).unsqueeze(-1) * scale for theta in rates]
+    made = [_gathered(plan, parts, 2) for parts in ([mix] * (hidden + 1), lifts, rates)]
+    return [part.flatten(1, 2) for parts in made for part in parts]
 
 
 def _scales(log_kept: Tensor, log_inertia: Tensor | None) -> tuple[Tensor, Tensor]:
