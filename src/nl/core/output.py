@@ -45,6 +45,17 @@ class Knobs(NamedTuple):
     """Multiplies the scheduled learning rate."""
     write_scale: float = 1.0
     """Multiplies the rate of every label-driven memory write."""
+    paths: tuple[str, ...] | None = None
+    """Memories that may write, by name (``nl.models.memories``); the others are frozen. None: all.
+    """
+    layers: tuple[int, ...] | None = None
+    """Blocks whose memories may write; None: all."""
+
+    def permits(self, path: str, layer: int) -> bool:
+        """Whether this memory of this block may write."""
+        return (self.paths is None or path in self.paths) and (
+            self.layers is None or layer in self.layers
+        )
 
 
 @dataclass(frozen=True)

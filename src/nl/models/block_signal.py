@@ -134,7 +134,7 @@ def _hand_over(
 ) -> LanguageState:
     live = read.loss is not None and all(out.requires_grad for out in read.outputs[0])
     with torch.enable_grad():
-        read = read if live else _again(model, read.tokens)
+        read = read if live else _again(model, read.tokens, knobs)
         assert read.loss is not None
         assert read.signal is not None
         grads = torch.autograd.grad(read.loss, list(chain(*read.outputs)), retain_graph=live)
@@ -145,7 +145,7 @@ def _hand_over(
     return absorb(model, state, *levels, start, knobs, needed, own)
 
 
-def _again(model: Any, tile: PendingTile) -> TileRead:
+def _again(model: Any, tile: PendingTile, knobs: Knobs | None) -> TileRead:
     """Read a tile once more from where it began, for its signal alone."""
     state = LanguageState(tile.begin, detach(tile.blocks))
     length = tile.tokens.shape[1]
@@ -155,7 +155,9 @@ def _again(model: Any, tile: PendingTile) -> TileRead:
         for offset, mask in tile.resets:
             state = model.reset_rows(state, mask) if offset == start else state
         found: list[Tensor] = []
-        hidden, trace, state = model.read(tile.tokens[:, start:end], state, Read(), found)
+        hidden, trace, state = model.read(
+            tile.tokens[:, start:end], state, Read(knobs=knobs), found
+        )
         heads.append(hidden)
         outputs.append(tuple(found))
         traces.append(detach(trace))

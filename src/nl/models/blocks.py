@@ -41,6 +41,8 @@ class Block(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.RMSNorm(shape.dim, eps=1e-6) for _ in mixers)
         self.mixers = nn.ModuleList(mixers)
+        found = [path for m in mixers if (path := getattr(m, "memory_path", None)) is not None]
+        self.memory_path: str | None = found[0] if found else None
         self.levels: ContinuumMemory | None = None
         if levels:
             self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nl.config import require
+from nl.core.output import Knobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,19 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    model: Any, tokens: Tensor, *, sampling: Sampling, state: Any = None, write: bool = True
+    model: Any,
+    tokens: Tensor,
+    *,
+    sampling: Sampling,
+    state: Any = None,
+    write: bool = True,
+    knobs: Knobs | None = None,
 ) -> tuple[Tensor, Any]:
     """Continue ``tokens``: the prompt is read once, then one token per step.
 
     Args:
         tokens: (B, T) int64 prompt, T >= 1, continuing ``state``.
-        write: False freezes all memories.
+        write: False freezes all memories; ``knobs`` may freeze some of them.
 
     Returns:
         (B, N) new tokens and the State after reading all but the last of them.
@@ -53,7 +60,7 @@ def generate(
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     out = []
     for _ in range(sampling.max_new_tokens):
-        read = model(tokens, state, write=write)
+        read = model(tokens, state, knobs, write=write)
         state = read.state
         tokens = pick(read.pred[:, -1].float(), sampling, random)[:, None]
         if sampling.stop:

@@ -31,6 +31,7 @@ from nl.models.language_state import (
     cut,
     each_token,
 )
+from nl.models.memories import check_writes, permitted
 from nl.models.statistics import memory_statistics
 from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
@@ -203,7 +204,7 @@ class LanguageModel(nn.Module):
         for tile, begins in self._parts(state.position, inputs.shape[1], write, starts):
             state = self.reset_rows(state, begins) if begins else state
             start, before = state.position, state
-            hidden, traces, state = self.read(inputs[:, tile], state, Read(write))
+            hidden, traces, state = self.read(inputs[:, tile], state, Read(write, knobs=knobs))
             logits.append(self.head(hidden))
             if not (self.taught and write):
                 continue
@@ -246,7 +247,7 @@ class LanguageModel(nn.Module):
             was right.
         """
         losses, hits = [], []
-        read = Read(write, keep)
+        read = Read(write, keep, knobs)
         state = self._resume(inputs, state, knobs, write, starts)
         targets = without_crossing(targets, starts)
         parts = self._parts(state.position, inputs.shape[1], read.write, starts)
@@ -281,6 +282,7 @@ class LanguageModel(nn.Module):
         *,
         state: LanguageState | None = None,
         write: bool = True,
+        knobs: Knobs | None = None,
         **sampling: Any,
     ) -> tuple[Tensor, LanguageState]:
         """Continue ``tokens`` (B, T) with streamed State.
@@ -288,14 +290,14 @@ class LanguageModel(nn.Module):
         Args:
             tokens: (B, T) int64 prompt, continuing ``state``.
             state: where the stream stands; None for fresh.
-            write: False freezes all memories.
+            write: False freezes all memories; ``knobs`` may freeze some of them.
             sampling: fields of ``nl.models.generate.Sampling`` (max_new_tokens, temperature ...).
 
         Returns:
             (B, N) new tokens and the State after reading all but the last of them.
         """
         out: tuple[Tensor, LanguageState] = generate(
-            self, tokens, sampling=Sampling(**sampling), state=state, write=write
+            self, tokens, sampling=Sampling(**sampling), state=state, write=write, knobs=knobs
         )
         return out
 
@@ -328,6 +330,7 @@ class LanguageModel(nn.Module):
     ) -> LanguageState:
         """The State to read on from: the pending token, if any, has now got its label."""
         check_inputs(inputs, state)
+        check_writes(self, knobs)
         if starts is not None:
             check_starts(starts, *inputs.shape)
         if state is None:
@@ -373,8 +376,8 @@ class LanguageModel(nn.Module):
             cos, sin = rotary_table(*table)
         ctx = ReadContext(state.position, read.write, read.keep, cos, sin)
         blocks, traces = [], []
-        for block, memory in zip(self.blocks, state.blocks, strict=True):
-            x, new, trace = block(x, memory, ctx)
+        for i, (block, memory) in enumerate(zip(self.blocks, state.blocks, strict=True)):
+            x, new, trace = block(x, memory, permitted(ctx, read.knobs, i, block))
             blocks.append(new)
             traces.append(trace)
             if outputs is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nl.config import require
 from nl.core.batch import IGNORE
+from nl.core.output import Knobs
 from nl.core.state import map_tensors, state_type, tensors
 from nl.nn.surprise import SurpriseState
 
@@ -64,10 +65,14 @@ class LanguageState(NamedTuple):
 
 
 class Read(NamedTuple):
-    """How one call reads: ``write`` False freezes memories, ``keep`` False drops the State."""
+    """How one call reads: ``write`` False freezes memories, ``keep`` False drops the State.
+
+    ``knobs`` may freeze some of the memories.
+    """
 
     write: bool = True
     keep: bool = True
+    knobs: Knobs | None = None
 
 
 def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:

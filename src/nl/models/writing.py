@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nl.core.output import Knobs
 from nl.models.language_state import LanguageState
+from nl.models.memories import open_levels
 from nl.nn.surprise import surprise_weight
 
 
@@ -37,9 +38,10 @@ def absorb(
     for i, (module, trace) in enumerate(zip(model.blocks, traces, strict=True)):
         block: Any = module
         if block.levels is not None:
+            only = open_levels(knobs, i, len(trace))
             taught = signal if own is None else own[i] * weight
             levels = block.levels.absorb(
-                blocks[i].levels, trace, taught, start=start, needed=needed
+                blocks[i].levels, trace, taught, start=start, needed=needed, only=only
             )
             blocks[i] = blocks[i]._replace(levels=levels)
     return state._replace(blocks=tuple(blocks))

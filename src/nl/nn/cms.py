@@ -11,6 +11,7 @@ weights, so that their hidden units mean the same. ``independent`` is x + sum_l 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class ContinuumMemory(nn.Module):
         *,
         start: int,
         needed: int | None = None,
+        only: Sequence[int] | None = None,
     ) -> tuple[LevelState, ...]:
         """Account for read tokens ``start .. start + T - 1`` whose signal is now known.
 
@@ -87,21 +89,27 @@ class ContinuumMemory(nn.Module):
                 smallest period except at their end.
             needed: leave out levels whose next write falls after this position (their State is
                 dropped by the caller); None: all are needed.
+            only: the levels that take part; the others stay as they are. None: all.
 
         Returns:
             The new state: levels whose period ends here are written.
         """
+        end = start + signal_BTD.shape[1]
+        wanted = [
+            (needed is None or -(-end // period) * period <= needed) and (only is None or i in only)
+            for i, period in enumerate(self.config.periods)
+        ]
         differentiate = self.through and torch.is_grad_enabled()
         with (
             torch.set_grad_enabled(differentiate),
             torch.autocast(signal_BTD.device.type, enabled=False),
         ):
             if not self.shared:
-                return self._absorb(state, trace, signal_BTD, start, needed)
+                return self._absorb(state, trace, signal_BTD, end, wanted)
             # Rows hold views of one memory: work on the first, hand out views again.
             rows = len(signal_BTD)
             one = map_tensors(lambda t: t[:1], state)
-            new = self._absorb(one, trace, signal_BTD, start, needed)
+            new = self._absorb(one, trace, signal_BTD, end, wanted)
             return tuple(map_tensors(lambda t: t.expand(rows, *t.shape[1:]), new))
 
     def _absorb(
@@ -109,15 +117,11 @@ class ContinuumMemory(nn.Module):
         state: tuple[LevelState, ...],
         trace: tuple[LevelTrace, ...],
         signal_BTD: Tensor,
-        start: int,
-        needed: int | None,
+        end: int,
+        wanted: list[bool],
     ) -> tuple[LevelState, ...]:
-        end = start + signal_BTD.shape[1]
         first: Any = self.levels[0]
         signal = signal_BTD.to(torch.promote_types(first.up.weight.dtype, torch.float32))
-        wanted = [
-            needed is None or -(-end // period) * period <= needed for period in self.config.periods
-        ]
         new = list(state)
         wrote: Tensor | None = None
         chained = self.gains is None and not self.own
@@ -132,7 +136,9 @@ class ContinuumMemory(nn.Module):
                 own = error * signal
             tokens = LevelTokens.of(seen, own, weights)
             slower = i + 1 if self.config.arrangement == "nested" and i + 1 < len(new) else None
-            if wanted[i]:
+            if not wanted[i]:
+                wrote = None
+            else:
                 closes = end % self.config.periods[i] == 0
                 base = None if slower is None else new[slower]
                 reduce = self.reduce if self.shared and self.training else None

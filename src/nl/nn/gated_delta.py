@@ -78,6 +78,8 @@ class GatedDelta(nn.Module):
     """Every token reads its own write: nothing can be left out of a call."""
     hidden_matrices: ClassVar[dict[str, bool]] = {"rates.weight": False}
 
+    memory_path = "gated_delta"
+
     def __init__(self, config: GatedDeltaConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
         require(

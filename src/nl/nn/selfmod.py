@@ -57,6 +57,8 @@ class SelfMod(nn.Module):
 
     hidden_matrices: ClassVar[dict[str, bool]] = {"gate_input.weight": False}
 
+    memory_path = "selfmod"
+
     def __init__(self, config: SelfModConfig, dim: int) -> None:
         super().__init__()
         require(

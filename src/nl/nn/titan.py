@@ -54,6 +54,8 @@ class TitanMemory(nn.Module):
         dim: width D of input and output, a multiple of ``config.head_size``.
     """
 
+    memory_path = "titan"
+
     def __init__(self, config: TitanConfig, dim: int) -> None:
         super().__init__()
         self.config = config

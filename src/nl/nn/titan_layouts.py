@@ -58,6 +58,8 @@ class MemoryAsGate(nn.Module):
         residual_scale: of the attention's output projection at initialisation.
     """
 
+    memory_path = "titan"
+
     def __init__(
         self, config: TitanConfig, attention: AttentionConfig, dim: int, residual_scale: float
     ) -> None:
@@ -164,6 +166,8 @@ class MemoryAsContext(nn.Module):
     """
 
     memory_parameters = True
+
+    memory_path = "titan"
 
     def __init__(
         self, config: TitanConfig, attention: AttentionConfig, dim: int, residual_scale: float
