@@ -90,7 +90,7 @@ def levels_table(found: Found) -> list[str]:
         some = next(iter(results.values()))
         cpu = study.median(one.cpu_seconds for one in results.values())
         wall = study.median(one.seconds for one in results.values())
-        commits = sorted({one.commit for one in results.values()})
+        commits = study.commits(found.root, [f"{label}-s{seed}" for seed in results])
         lines.append(
             [
                 label,

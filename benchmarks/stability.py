@@ -224,6 +224,8 @@ def page(args: argparse.Namespace) -> list[str]:
         "chunk). Losses in nats per token.",
     ]
     body = [training_line(args.root, block, p) for block in args.only for p in periods(block)]
+    names = [name(block, period) for block in args.only for period in periods(block)]
+    lines[-1] += f" Commits: {', '.join(study.commits(args.root, names)) or 'none yet'}."
     head = ["block", "chunk", "steps", "all finite", "first loss", "mean of last 20"]
     head += ["largest after step 20", "largest gradient norm"]
     lines += study.table(head, [line for line in body if line])

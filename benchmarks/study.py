@@ -158,6 +158,12 @@ def result(root: Path, name: str) -> Result | None:
     return Result(data["final"], data["parameters"], data["tokens"], data["seconds"], cpu, commit)
 
 
+def commits(root: Path, names: Iterable[str]) -> list[str]:
+    """The commits that finished runs were made with."""
+    found = (result(root, name) for name in names)
+    return sorted({one.commit for one in found if one is not None})
+
+
 def curve(
     root: Path, name: str, key: str, *, split: str = "train", x: str = "step"
 ) -> tuple[list[float], list[float]]:
