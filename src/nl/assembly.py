@@ -32,6 +32,7 @@ from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.directory import RunDir, RunError
 from nl.run.discover import is_checkpoint, newest_valid
+from nl.train.compiled import check_compile, compile_units
 from nl.train.session import train
 from nl.train.sinks import check_logging
 from nl.train.trainer import Parts
@@ -105,6 +106,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "remove evals or choose stream=stdlib."
         )
     check_logging(run.logging)
+    check_compile(run.train.compile)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(
@@ -143,6 +145,8 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
             module.reduce = strategy.reduce
     roles = parameter_roles(objective)
     apply_policy(objective, config.optim.policy, roles)
+    if run.train.compile:
+        compile_units(getattr(objective, "model", objective))
     strategy.setup(
         objective,
         partial(config.optim.build, roles=roles),

@@ -64,6 +64,9 @@ class TrainConfig:
     """auto takes CUDA where there is one; cuda without a CUDA device is refused."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's or OMP_NUM_THREADS' choice."""
+    compile: bool = False
+    """torch.compile every shard unit (block) of the model; minutes at the first step, and the rest
+    of the model stays as it is. Needs a C++ compiler, and is refused where there is none."""
     carry: bool = False
     """Keep the model State from one step to the next; stream.order must be contiguous. Attention
     over everything read then sees, and keeps, ever more."""

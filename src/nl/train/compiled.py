@@ -1,0 +1,69 @@
+"""``train.compile``: torch.compile of a model's shard units, never silently off. Floor 5.
+
+Units are compiled one by one, so that all layers of a kind share what was compiled, a chunk loop
+around them stays plain Python, and names of parameters do not change. Inside a unit, what torch
+cannot trace runs as it is: memories whose backward pass is written by hand. A unit that is asked
+for more variants than torch keeps would run uncompiled from then on; that is an error here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from torch import nn
+
+from nl.config import require
+from nl.core.logs import get_logger
+
+log = get_logger(__name__)
+
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile builds with: $CXX, or the first one found."""
+    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
+    return next((name for name in names if shutil.which(name)), None)
+
+
+def check_compile(wanted: bool) -> None:
+    """Refuse ``train.compile`` where nothing can be compiled.
+
+    Raises:
+        ConfigError: no C++ compiler.
+    """
+    require(
+        not wanted or cpp_compiler() is not None,
+        "train.compile: true; no C++ compiler found ($CXX, g++, clang++, c++): install one, name "
+        "it in CXX, or set train.compile=false.",
+    )
+
+
+def compile_units(model: nn.Module, backend: str = "inductor") -> int:
+    """Compile every shard unit in place, forward and backward; the first steps take minutes.
+
+    Args:
+        model: has ``shard_units()``.
+        backend: of torch.compile.
+
+    Returns:
+        How many units there are.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    import torch._dynamo
+
+    units: Any = getattr(model, "shard_units", list)()
+    require(
+        len(units) > 0,
+        f"train.compile: true; {type(model).__name__} has no shard units to compile: set "
+        "train.compile=false.",
+    )
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for unit in units:
+        unit.compile(backend=backend)
+    log.info("torch.compile: %d units, at their first call", len(units))
+    return len(units)

@@ -1,0 +1,81 @@
+"""train.compile: the same numbers as without, refused where it cannot be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nl.assembly import check
+from nl.config import ConfigError
+from nl.dist.single import Single
+from nl.models.language import LanguageConfig
+from nl.nn.attention import AttentionConfig
+from nl.train.compiled import check_compile, compile_units, cpp_compiler
+
+# The tracer looks at .grad of activations itself.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def language(block: str) -> Any:
+    torch.manual_seed(0)
+    heads = AttentionConfig(heads=2)
+    return LanguageConfig(vocab_size=16, dim=64, layers=2, block=block, attention=heads).build()
+
+
+def step(model: Any) -> list[torch.Tensor]:
+    """Loss, and parameters after one step of plain gradient descent."""
+    torch.manual_seed(1)
+    tokens = torch.randint(0, 16, (2, 9))
+    loss = model.nll(tokens[:, :-1], tokens[:, 1:])[0].sum()
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return [loss.detach(), *(p.detach() for p in model.parameters())]
+
+
+def check_equal(block: str, backend: str) -> None:
+    eager = language(block)
+    compiled = copy.deepcopy(eager)
+    assert compile_units(compiled, backend) == 2
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    for value, wanted in zip(step(compiled), step(eager), strict=True):
+        assert torch.allclose(value, wanted, atol=1e-5, rtol=1e-4)
+    calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    assert calls > 0
+
+
+@pytest.mark.parametrize("block", ["transformer", "titan_lmm"])
+def test_a_traced_step_equals_the_eager_one(block: str) -> None:
+    check_equal(block, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+def test_a_compiled_step_equals_the_eager_one() -> None:
+    check_equal("transformer", "inductor")
+
+
+def test_no_compiler_is_refused_with_the_key(
+    tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_compile(False)
+    with pytest.raises(ConfigError, match=r"train\.compile: true; no C\+\+ compiler"):
+        check(tiny.tiny_run(train__compile=True), Single.start("cpu"))
+    check(tiny.tiny_run(), Single.start("cpu"))
+
+
+def test_a_model_without_units_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.compile: true; Linear has no shard units"):
+        compile_units(nn.Linear(2, 2))
