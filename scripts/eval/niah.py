@@ -6,7 +6,7 @@ Example: python scripts/eval/niah.py --checkpoint runs/pilot_smoke/<run> --conte
 import itertools
 import sys
 
-from nl.cli_measure import evaluator, guarded, measure, parser_for
+from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
 
 
 def main() -> int:
@@ -29,6 +29,7 @@ def main() -> int:
             "candidates": args.candidates,
             "haystack": args.haystack,
             "memorize": args.memorize,
+            "memory": memory_settings(args),
         }
         measure(args, evaluator("needle", settings))
 

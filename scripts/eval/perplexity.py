@@ -5,7 +5,7 @@ Example: python scripts/eval/perplexity.py --checkpoint runs/pilot_smoke/<run> -
 
 import sys
 
-from nl.cli_measure import evaluator, guarded, measure, parser_for
+from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
             "state": "window" if args.window else "document",
             "window": args.window or None,
             "memorize": args.memorize,
+            "memory": memory_settings(args),
         }
         measure(args, evaluator("perplexity", settings))
 

@@ -6,7 +6,7 @@ Exit code 2 if no task could be run.
 
 import sys
 
-from nl.cli_measure import evaluator, guarded, measure, parser_for
+from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
 from nl.eval.hub_tasks import listing
 
 
@@ -28,6 +28,7 @@ def main() -> int:
             "data_dir": args.data_dir,
             "split": args.split,
             "memorize": args.memorize,
+            "memory": memory_settings(args),
         }
         measure(args, evaluator("zeroshot", settings))
 

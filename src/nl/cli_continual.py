@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nl.cli_measure import Loaded, load
+from nl.cli_measure import Loaded, load, memory_settings
 from nl.config import ConfigError, structure
 from nl.config.hydra import load_config
 from nl.config.run import RunConfig
@@ -26,6 +26,7 @@ Rows = list[tuple[str, Callable[[], Any]]]
 def continual(options: argparse.Namespace) -> None:
     """Measure R over --checkpoints, print it, write it with its metrics to --output."""
     from nl.eval.forgetting import SegmentsFile, forgetting_matrix
+    from nl.eval.memorize import MemoryConfig
     from nl.eval.rows import save_json
     from nl.eval.suite import as_record, facts
 
@@ -35,7 +36,8 @@ def continual(options: argparse.Namespace) -> None:
     phases = phases_of(plan, first.run)
     segments = read_segments(plan, first.context, options)
     rows = models(options, paths, first, len(phases))
-    result = forgetting_matrix(rows, segments, phases, first.context, options.memorize)
+    memory = structure(MemoryConfig, memory_settings(options), "memory")
+    result = forgetting_matrix(rows, segments, phases, first.context, options.memorize, memory)
     context = first.context
     record = {
         "checkpoints": paths,

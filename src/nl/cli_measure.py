@@ -43,8 +43,28 @@ def parser_for(doc: str | None, output: str, *, single: bool = True) -> argparse
     flag("--seed", type=int, default=0, help="seed of everything that is sampled; " + shown)
     modes = ("off", "context", "oracle")
     flag("--memorize", nargs="+", default=["off", "context"], choices=modes, help=shown)
+    memory_flags(parser)
     flag("--output", type=Path, default=Path(output), help="JSON file; " + shown)
     return parser
+
+
+def memory_flags(parser: argparse.ArgumentParser) -> None:
+    """How memories are written in the modes context and oracle; see ``MemoryConfig``."""
+    flag, shown = parser.add_argument, "default: %(default)s"
+    flag("--memorize-steps", type=int, default=1, help="times a context is read first; " + shown)
+    flag("--memorize-paths", nargs="+", default=[], help="memories that write; default: all")
+    flag("--memorize-layers", nargs="+", type=int, default=[], help="blocks that write; all")
+    flag("--memorize-surprise", type=float, help="weaker signals write into no level")
+    flag("--memorize-carry", action="store_true", help="keep the State between examples")
+    flag(
+        "--memorize-samples", type=int, default=2, help="contexts whose writes are shown; " + shown
+    )
+
+
+def memory_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of ``memory_flags`` say, as fields of ``MemoryConfig``."""
+    names = ("steps", "paths", "layers", "surprise", "carry", "samples")
+    return {name: getattr(options, f"memorize_{name}") for name in names}
 
 
 def guarded(work: Callable[[], None]) -> int:

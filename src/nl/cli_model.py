@@ -106,8 +106,18 @@ def choose_evaluators(
             raise ConfigError(f"--set {setting}: expected <suite>.<field>=<value>.")
         if suite not in data:
             raise ConfigError(unknown(f"--set {setting}", suite, data))
-        data[suite][field] = parse_value(setting, text)
+        _place(data[suite], field.split("."), parse_value(setting, text))
     return {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+
+
+def _place(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set ``data[a][b]...`` to a value; what is missing on the way is made."""
+    *path, last = keys
+    for key in path:
+        inner = data.get(key)
+        data[key] = dict(inner) if isinstance(inner, dict) else {}
+        data = data[key]
+    data[last] = value
 
 
 def parse_value(setting: str, text: str) -> Any:

@@ -82,8 +82,26 @@ def test_eval_prints_a_table_and_records_rows_once(
     again = [json.loads(r) for r in (trained / "evals.jsonl").read_text().splitlines()]
     assert len(again) == len(first) > 0
     assert {row["step"] for row in again} == {4}
-    assert {row["n"] for row in again if row["task"] == "val/code"} == {3}
+    scored = [row for row in again if not row["metric"].startswith("memory/")]
+    assert {row["n"] for row in scored if row["task"] == "val/code"} == {3}
+    assert {row["n"] for row in again if row not in scored} == {2}
     assert [row["value"] for row in again] == [json.loads(row)["value"] for row in first]
+
+
+def test_eval_writes_only_the_memories_that_are_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output", str(tmp_path / "out")]
+    command = ["eval", str(trained), *out, "--suite", "perplexity", "--set", *FEW]
+    assert main([*command, "perplexity.memory.paths=[level1]"]) == 0
+    shown = capsys.readouterr().out
+    assert "memory/writes/level1" in shown
+    assert "memory/writes/level0" not in shown
+    assert "writes: level1" in shown
+    assert main([*command, "perplexity.memory.paths=[cms_fast]"]) == 2
+    assert "level0, level1" in capsys.readouterr().err
+    assert main([*command, "perplexity.memory.step=2"]) == 2
+    assert "steps" in capsys.readouterr().err
 
 
 def test_eval_of_an_exported_file_leaves_the_run_alone(

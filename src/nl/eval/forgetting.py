@@ -18,7 +18,8 @@ from nl.config import ConfigError, require
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, Memorize
 from nl.eval.continual_metrics import BETTER, LossMatrix, all_metrics
-from nl.eval.perplexity import EncodedText, document_losses
+from nl.eval.memorize import MemoryConfig, memory_rows
+from nl.eval.perplexity import EncodedText, check_steps, document_losses
 from nl.eval.rows import make_row
 
 
@@ -71,11 +72,18 @@ class Segment:
 
 
 def evaluate_segments(
-    model: nn.Module, segments: Sequence[Segment], context: EvalContext, *, memorize: Memorize
+    model: nn.Module,
+    segments: Sequence[Segment],
+    context: EvalContext,
+    *,
+    memorize: Memorize,
+    memory: MemoryConfig | None = None,
 ) -> list[float]:
     """One row of R: nats per token on each segment, State fresh per document."""
     return [
-        document_losses(model, segment.documents, context, memorize=memorize).loss()[0]
+        document_losses(model, segment.documents, context, memorize=memorize, memory=memory).loss()[
+            0
+        ]
         for segment in segments
     ]
 
@@ -88,15 +96,17 @@ class ForgettingResult:
         matrices: by mode.
         sources: what each row was measured on (checkpoints), the initial row first.
         documents: per segment.
+        written: what reading wrote into the memories of the last model.
     """
 
     matrices: dict[Memorize, LossMatrix]
     sources: tuple[str, ...]
     documents: tuple[int, ...]
+    written: tuple[EvalRow, ...] = ()
 
     def rows(self, seconds: float | None = None) -> list[EvalRow]:
         """Every cell and every metric as evaluation rows."""
-        found: list[EvalRow] = []
+        found: list[EvalRow] = list(self.written)
         for mode, matrix in self.matrices.items():
             for i, (label, losses) in enumerate(zip(labels(matrix), matrix.values, strict=True)):
                 for j, segment in enumerate(matrix.segments):
@@ -177,6 +187,7 @@ def forgetting_matrix(
     phases: Sequence[str],
     context: EvalContext,
     memorize: Sequence[Memorize] = ("off", "context"),
+    memory: MemoryConfig | None = None,
 ) -> ForgettingResult:
     """R over the checkpoints of one sequential run.
 
@@ -187,11 +198,15 @@ def forgetting_matrix(
         phases: name of the segment trained in each phase.
         context: batch size, device, tokenizer.
         memorize: modes to measure.
+        memory: which memories are written, how often, for how long; what the last model wrote is
+            in the rows.
 
     Raises:
         ConfigError: the number of models fits neither ``phases`` nor ``phases`` + 1.
     """
     pairs = list(models)
+    memory = memory or MemoryConfig()
+    check_steps(memory, memorize)
     extra = len(pairs) - len(phases)
     if extra not in (0, 1):
         raise ConfigError(
@@ -203,7 +218,14 @@ def forgetting_matrix(
     for _, load in pairs:
         model = load()
         for mode in memorize:
-            tables[mode].append(evaluate_segments(model, segments, context, memorize=mode))
+            losses = evaluate_segments(model, segments, context, memorize=mode, memory=memory)
+            tables[mode].append(losses)
+    written = [
+        row
+        for mode in memorize
+        for segment in segments
+        for row in _written(segment, model, context, mode, memory)
+    ]
     names = tuple(segment.name for segment in segments)
     return ForgettingResult(
         matrices={
@@ -212,4 +234,13 @@ def forgetting_matrix(
         },
         sources=tuple(label for label, _ in pairs),
         documents=tuple(len(segment.documents) for segment in segments),
+        written=tuple(written),
     )
+
+
+def _written(
+    segment: Segment, model: nn.Module, context: EvalContext, mode: Memorize, memory: MemoryConfig
+) -> list[EvalRow]:
+    mark = context.tokenizer.eos_id
+    texts = [(mark, *document.tokens) for document in segment.documents]
+    return memory_rows("forgetting", segment.name, model, context, mode, memory, texts)

@@ -6,7 +6,7 @@ Every text is read from a fresh State after the mark that ends a document, as in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import nn
 
 from nl.config import ConfigError
 from nl.eval.context import EvalContext, Memorize, evaluating
+from nl.eval.memorize import MemoryConfig, Tokens
 from nl.eval.progress import ProgressMeter
-from nl.eval.scoring import Item, Scorer, Tokens, primed, scorer
+from nl.eval.scoring import Item, Scorer, primed, scorer
 
 PIECE = 32
 """Tokens generated between two looks for a stop text."""
@@ -33,12 +34,16 @@ class Answers:
         context: tokenizer, device, batch size.
         memorize: the memorisation mode of every request.
         gold: for ``oracle``, finds the right answer among the requests of a document.
+        memory: which memories write, how often, for how long.
+        texts: contexts of the items that were scored, as they were read.
     """
 
     model: nn.Module
     context: EvalContext
     memorize: Memorize
     gold: Gold | None = None
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    texts: list[Tokens] = field(default_factory=list)
 
     def pair(self, request: Any) -> Item:
         """Context and continuation, encoded together and cut where the context alone ends."""
@@ -53,12 +58,19 @@ class Answers:
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, greedy match) per request."""
         items = [self.pair(request) for request in requests]
+        if self.memorize == "context":
+            items = [primed(item, (), self.memorize, self.memory.steps) for item in items]
         if self.memorize == "oracle":
             if self.gold is None:
                 raise ConfigError("memorize: oracle needs to know the right answers.")
             answers = [self.pair(self.gold(request, requests)) for request in requests]
             items = [
-                primed(item, answer.context + answer.continuation, self.memorize)
+                primed(
+                    item,
+                    answer.context + answer.continuation,
+                    self.memorize,
+                    self.memory.steps,
+                )
                 for item, answer in zip(items, answers, strict=True)
             ]
         return self.score(items)
@@ -68,22 +80,32 @@ class Answers:
         tokenizer = self.context.tokenizer
         mark = (tokenizer.eos_id,)
         texts = [tuple(tokenizer.encode(request.args[0])) for request in requests]
-        items = [primed(Item(mark, text), mark + text, self.memorize) for text in texts if text]
+        steps = self.memory.steps if self.memorize == "oracle" else 1
+        found = [(Item(mark, text), mark + text) for text in texts if text]
+        items = [primed(item, shown, self.memorize, steps) for item, shown in found]
         scores = iter(self.score(items))
         return [next(scores)[0] if text else 0.0 for text in texts]
 
     def score(self, items: Sequence[Item]) -> list[tuple[float, bool]]:
         """Total and greedy match per item."""
+        self.texts.extend(item.context for item in items)
         with ProgressMeter(f"log-likelihoods ({self.memorize})", len(items)) as meter:
-            scores = scorer(self.model, self.context, self.memorize, meter.advance).score(items)
+            judge = scorer(self.model, self.context, self.memorize, meter.advance, self.memory)
+            scores = judge.score(items)
         return [(score.total, score.greedy) for score in scores]
 
     def generate(self, requests: Sequence[Any]) -> list[str]:
         """Continuations up to a stop text."""
         if self.memorize == "oracle":
             raise ConfigError("memorize: oracle is not defined for tasks that generate text.")
+        if self.memory.carry or self.memory.steps > 1:
+            raise ConfigError(
+                "memory.carry, memory.steps: not defined for tasks that generate text; leave them "
+                "at false and 1."
+            )
         pairs = [request.args for request in requests]
-        return _generate(self.model, self.context, self.memorize, pairs)
+        judge = scorer(self.model, self.context, self.memorize, memory=self.memory)
+        return _generate(judge, self.context, self.memorize, pairs)
 
 
 def harness_model(answers: Answers) -> Any:
@@ -126,7 +148,7 @@ def harness_model(answers: Answers) -> Any:
 
 
 def _generate(
-    model: nn.Module,
+    judge: Scorer,
     context: EvalContext,
     memorize: Memorize,
     requests: list[tuple[str, dict[str, Any]]],
@@ -137,8 +159,12 @@ def _generate(
     for index, (_, options) in enumerate(requests):
         groups.setdefault((len(prompts[index]), repr(options)), []).append(index)
     texts = [""] * len(requests)
-    judge = scorer(model, context, memorize)
-    with ProgressMeter(f"generate ({memorize})", len(requests)) as meter, evaluating(model):
+    model = judge.model
+    with (
+        ProgressMeter(f"generate ({memorize})", len(requests)) as meter,
+        evaluating(model),
+        judge.memory.gated(model),
+    ):
         for (_, _), members in sorted(groups.items(), reverse=True):
             for at in range(0, len(members), context.batch_size):
                 rows = members[at : at + context.batch_size]
@@ -169,6 +195,7 @@ def generate_rows(
     _, state = judge.advance(tokens[:, :-1])
     rows: list[list[int]] = [[] for _ in prompts]
     done = 0
+    frozen = {} if judge.knobs is None else {"knobs": judge.knobs}
     while done < limit:
         new, state = judge.model.generate(  # type: ignore[operator]
             tokens[:, -1:],
@@ -177,6 +204,7 @@ def generate_rows(
             seed=context.seed + done,
             state=state,
             write=judge.write,
+            **frozen,
         )
         for row, more in zip(rows, new.tolist(), strict=True):
             row.extend(more)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -21,6 +21,7 @@ from nl.core.protocols import EvalRow
 from nl.core.seeds import SeedBook
 from nl.eval.context import EvalContext, Memorize, Tokenizer, check_memorize
 from nl.eval.haystack import NOISE, Needle, make_needle, sentences
+from nl.eval.memorize import MemoryConfig, memory_rows
 from nl.eval.progress import ProgressMeter
 from nl.eval.rows import make_row, mean_and_stderr, save_json
 from nl.eval.scoring import Item, Score, primed, scorer
@@ -51,6 +52,8 @@ class NeedleConfig(EvaluatorConfig):
     """Domain of the documents when haystack=text; null: the first one."""
     memorize: tuple[Memorize, ...] = ("off", "context")
     """Memorisation modes; oracle reads prompt and answer once before it is asked."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Which memories are written, how often, for how long."""
 
     def __post_init__(self) -> None:
         check_memorize(self.memorize)
@@ -143,6 +146,9 @@ class NeedleTest:
         for mode in self.config.memorize:
             found = self._mode(model, context, mode, cells)
             rows += found
+            memory, task = self.config.memory, self.config.haystack
+            texts = [needle.prompt for cell in cells[-1:] for needle in cell.needles]
+            rows += memory_rows("needle", task, model, context, mode, memory, texts)
             maps[mode] = {
                 metric: self._grid([row.value for row in found if row.metric == metric])
                 for metric in ("choice_accuracy", "exact_match", "answer_logprob")
@@ -170,13 +176,19 @@ class NeedleTest:
         self, model: nn.Module, context: EvalContext, mode: Memorize, cells: list[Cell]
     ) -> list[EvalRow]:
         rows: list[EvalRow] = []
+        memory = self.config.memory
         total = sum(len(cell.needles) for cell in cells) * self.config.candidates
         with ProgressMeter(f"needle ({mode})", total) as meter:
-            judge = scorer(model, context, mode, meter.advance)
+            judge = scorer(model, context, mode, meter.advance, memory)
             for cell in cells:
                 start = time.monotonic()
                 items = [
-                    primed(Item(needle.prompt, value), needle.prompt + needle.answer, mode)
+                    primed(
+                        Item(needle.prompt, value),
+                        needle.prompt + needle.answer,
+                        mode,
+                        memory.steps,
+                    )
                     for needle in cell.needles
                     for value in (needle.answer, *needle.others)
                 ]
@@ -198,6 +210,7 @@ class NeedleTest:
             "answer_logprob": ([group[0].total for group in groups], None),
         }
         rows = []
+        policy = self.config.memory.policy("sample")
         for metric, (values, chance) in measured.items():
             mean, error = mean_and_stderr(values)
             rows.append(
@@ -211,7 +224,7 @@ class NeedleTest:
                     seconds=seconds,
                     memorize=mode,
                     chance=chance,
-                    note="State fresh per sample",
+                    note="State fresh per sample" if mode == "off" else policy,
                 )
             )
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -14,6 +14,7 @@ from nl.config import register, require
 from nl.config.groups import EvaluatorConfig
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, Memorize, check_memorize
+from nl.eval.memorize import MemoryConfig, memory_rows
 from nl.eval.progress import ProgressMeter
 from nl.eval.rows import make_row, ratio_and_stderr
 from nl.eval.scoring import Item, primed, scorer
@@ -28,6 +29,8 @@ class PerplexityConfig(EvaluatorConfig):
     """Splits of the data directory; every domain of each is measured."""
     memorize: tuple[Memorize, ...] = ("off", "context")
     """Memorisation modes; oracle reads each document once before it is scored."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Which memories are written, for how long; steps: how often oracle reads a document first."""
     state: Literal["document", "window"] = "document"
     """document: State is carried through a document. window: it is fresh for every window."""
     window: int = 512
@@ -39,6 +42,7 @@ class PerplexityConfig(EvaluatorConfig):
 
     def __post_init__(self) -> None:
         check_memorize(self.memorize)
+        check_steps(self.memory, self.memorize)
         require(bool(self.splits), "splits: empty; name at least one split.")
         require(self.window >= 1, f"window: {self.window}; must be >= 1.")
         for name in ("max_documents", "max_tokens"):
@@ -48,6 +52,15 @@ class PerplexityConfig(EvaluatorConfig):
     def build(self) -> Perplexity:
         """The evaluator."""
         return Perplexity(self)
+
+
+def check_steps(memory: MemoryConfig, modes: Sequence[Memorize]) -> None:
+    """Refuse to read a document several times before it is scored, but where that is the mode."""
+    require(
+        memory.steps == 1 or "context" not in modes,
+        f"memory.steps: {memory.steps}; a document has no context to be read before it: leave "
+        "context out of memorize (oracle reads the document itself), or set memory.steps=1.",
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,7 @@ def document_losses(
     *,
     memorize: Memorize,
     window: int = 0,
+    memory: MemoryConfig | None = None,
 ) -> DocumentLosses:
     """Losses of documents, each read from a fresh State after the mark that ends a document.
 
@@ -120,7 +134,10 @@ def document_losses(
         memorize: the memorisation mode.
         window: 0 carries State through a document; else it is fresh every ``window`` tokens,
             and a window's first token is predicted from the one before it.
+        memory: which memories are written, how often, for how long.
     """
+    memory = memory or MemoryConfig()
+    steps = memory.steps if memorize == "oracle" else 1
     items: list[Item] = []
     owner: list[int] = []
     for number, document in enumerate(documents):
@@ -128,10 +145,11 @@ def document_losses(
         size = window or len(document.tokens)
         for start in range(0, len(document.tokens), size):
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
-            items.append(primed(item, item.context + item.continuation, memorize))
+            items.append(primed(item, item.context + item.continuation, memorize, steps))
             owner.append(number)
     with ProgressMeter(f"perplexity ({memorize})", len(items)) as meter:
-        scores = scorer(model, context, memorize, meter.advance).score(items)
+        judge = scorer(model, context, memorize, meter.advance, memory, whole=True)
+        scores = judge.score(items)
     nats = [0.0] * len(documents)
     for number, score in zip(owner, scores, strict=True):
         nats[number] -= score.total
@@ -168,6 +186,10 @@ class Perplexity:
         for mode in config.memorize:
             for split, domains in samples.items():
                 rows += self._split(model, context, split, mode, domains)
+            for domain, documents in samples[config.splits[0]].items():
+                texts = [(context.tokenizer.eos_id, *document.tokens) for document in documents]
+                task = f"{config.splits[0]}/{domain}"
+                rows += memory_rows("perplexity", task, model, context, mode, config.memory, texts)
         return rows
 
     def _split(
@@ -184,7 +206,9 @@ class Perplexity:
         began = time.monotonic()
         for domain, documents in domains.items():
             start = time.monotonic()
-            losses = document_losses(model, documents, context, memorize=mode, window=window)
+            losses = document_losses(
+                model, documents, context, memorize=mode, window=window, memory=self.config.memory
+            )
             seconds = time.monotonic() - start
             rows += self._rows(f"{split}/{domain}", losses, mode, seconds, context)
             total = losses if total is None else total + losses
@@ -212,7 +236,7 @@ class Perplexity:
             "bits_per_byte": (bits, bits_error, uniform * tokens / sum(losses.bytes) / math.log(2)),
         }
         policy = (
-            "State fresh per document, carried inside"
+            f"{self.config.memory.policy('document')}, carried inside"
             if self.config.state == "document"
             else f"State fresh every {self.config.window} tokens"
         )

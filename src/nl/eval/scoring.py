@@ -7,16 +7,17 @@ pad token. State is fresh for every item and is carried from segment to segment 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nl.core.output import Knobs
 from nl.core.state import select_rows
 from nl.eval.context import EvalContext, Memorize, evaluating
-
-Tokens = tuple[int, ...]
+from nl.eval.memorize import MemoryConfig, Tokens
 
 
 class Item(NamedTuple):
@@ -61,6 +62,9 @@ class Scorer:
         device: where the model is.
         batch_size: rows per forward pass.
         segment: tokens per forward pass.
+        memory: which memories write, and whether State is carried from context to context.
+        whole: with ``memory.carry`` the continuation belongs to what is carried (a text that is
+            scored as a whole), else the context alone does.
         on_progress: called with the number of items just finished.
     """
 
@@ -69,6 +73,8 @@ class Scorer:
     device: torch.device | str
     batch_size: int
     segment: int
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    whole: bool = False
     on_progress: Callable[[int], None] | None = None
 
     def score(self, items: Sequence[Item]) -> list[Score]:
@@ -81,32 +87,63 @@ class Scorer:
             if not item.context or not item.continuation:
                 raise ValueError(f"item {index}: context and continuation need at least one token")
         results: list[Score | None] = [None] * len(items)
-        with evaluating(self.model):
-            for rows in self._batches(items):
-                self._score_rows(rows, items, results)
-                if self.on_progress:
-                    self.on_progress(sum(len(row.items) for row in rows))
+        with evaluating(self.model), self.memory.gated(self.model):
+            if self.memory.carry and self.write:
+                self._score_carried(items, results)
+            else:
+                for rows in self._batches(items):
+                    self._score_rows(rows, items, results)
+                    self._done(rows)
         return [result for result in results if result is not None]
+
+    def _done(self, rows: list[_Row]) -> None:
+        if self.on_progress:
+            self.on_progress(sum(len(row.items) for row in rows))
+
+    def _score_carried(self, items: Sequence[Item], results: list[Score | None]) -> None:
+        """Contexts in the order of the items; each begins where the one before it ended."""
+        state = None
+        for group in self._groups(items):
+            for at in range(0, len(group), self.batch_size):
+                rows = group[at : at + self.batch_size]
+                self._score_rows(rows, items, results, state)
+                self._done(rows)
+            first = items[group[0].items[0]]
+            text = first.context + first.continuation if self.whole else first.context
+            _, state = self.advance(torch.tensor([text]), state)
+
+    @cached_property
+    def knobs(self) -> Knobs | None:
+        """Which memories may write."""
+        return self.memory.knobs(self.model) if self.write else None
+
+    def _read(self, tokens: Tensor, state: Any) -> Any:
+        more = {} if self.knobs is None else {"knobs": self.knobs}
+        return self.model(tokens, state=state, write=self.write, **more)
 
     def advance(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Read (B, T) tokens in segments; the logits (B, vocab) after the last, and the State."""
         pred = torch.empty(0)
         for start in range(0, tokens.shape[1], self.segment):
             part = tokens[:, start : start + self.segment].to(self.device)
-            out = self.model(part, state=state, write=self.write)
+            out = self._read(part, state)
             pred, state = out.pred[:, -1], out.state
         return pred, state
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[list[_Row]]:
-        """Rows of at most ``batch_size``, longest first; a context stays together if it fits."""
+    def _groups(self, items: Sequence[Item]) -> list[list[_Row]]:
+        """The rows of every context, in the order of the items."""
         tails: dict[Tokens, dict[Tokens, list[int]]] = {}
         for index, item in enumerate(items):
             forks = tails.setdefault(item.context, {})
             forks.setdefault(item.continuation[:-1], []).append(index)
-        groups = [
+        return [
             [_Row(context, tail, tuple(found)) for tail, found in forks.items()]
             for context, forks in tails.items()
         ]
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[_Row]]:
+        """Rows of at most ``batch_size``, longest first; a context stays together if it fits."""
+        groups = self._groups(items)
         groups.sort(key=lambda rows: -max(len(row.context) + len(row.tail) for row in rows))
         batch: list[_Row] = []
         for group in groups:
@@ -121,10 +158,14 @@ class Scorer:
             yield batch
 
     def _score_rows(
-        self, rows: list[_Row], items: Sequence[Item], results: list[Score | None]
+        self,
+        rows: list[_Row],
+        items: Sequence[Item],
+        results: list[Score | None],
+        before: Any = None,
     ) -> None:
         rows = sorted(rows, key=lambda row: -len(row.context) - len(row.tail))
-        shared, state = self._read_shared(rows)
+        shared, state = self._read_shared(rows, before)
         inputs = [row.context[shared:] + row.tail for row in rows]
         lengths = [len(tokens) for tokens in inputs]
         padded = torch.zeros(len(rows), lengths[0], dtype=torch.long)
@@ -139,7 +180,7 @@ class Scorer:
             if state is not None:
                 state = select_rows(state, list(range(alive)))
             part = padded[:alive, start:stop].to(self.device)
-            out = self.model(part, state=state, write=self.write)
+            out = self._read(part, state)
             state = out.state
             here = ((wanted[:, 1] >= start) & (wanted[:, 1] < stop)).nonzero()[:, 0]
             if not len(here):
@@ -155,17 +196,19 @@ class Scorer:
             results[index] = Score(logprobs[cursor:end].clone(), bool(greedy[cursor:end].all()))
             cursor = end
 
-    def _read_shared(self, rows: list[_Row]) -> tuple[int, Any]:
+    def _read_shared(self, rows: list[_Row], before: Any) -> tuple[int, Any]:
         """Read what several rows have in common once: the length read and the forked State.
 
         All rows must be at one position, so the common part is as long as the shortest context
-        (less one token, whose output is needed).
+        (less one token, whose output is needed). ``before``: a State of one row to begin from,
+        for rows of one context.
         """
         contexts = list(dict.fromkeys(row.context for row in rows))
         shared = min(len(context) for context in contexts) - 1
         if len(contexts) == len(rows) or shared == 0:
-            return 0, None
-        _, state = self.advance(torch.tensor([context[:shared] for context in contexts]))
+            return 0, None if before is None else select_rows(before, [0] * len(rows))
+        known = torch.tensor([context[:shared] for context in contexts])
+        _, state = self.advance(known, before)
         place = {context: index for index, context in enumerate(contexts)}
         return shared, select_rows(state, [place[row.context] for row in rows])
 
@@ -186,6 +229,9 @@ def scorer(
     context: EvalContext,
     memorize: Memorize,
     on_progress: Callable[[int], None] | None = None,
+    memory: MemoryConfig | None = None,
+    *,
+    whole: bool = False,
 ) -> Scorer:
     """The scorer of a memorisation mode (oracle writes like context; see ``primed``)."""
     return Scorer(
@@ -194,12 +240,20 @@ def scorer(
         device=context.device,
         batch_size=context.batch_size,
         segment=context.segment,
+        memory=memory or MemoryConfig(),
+        whole=whole,
         on_progress=on_progress,
     )
 
 
-def primed(item: Item, shown: Tokens, memorize: Memorize) -> Item:
-    """With ``oracle``, the item after ``shown`` (question and right answer) was read once."""
-    if memorize != "oracle":
-        return item
-    return Item(shown + item.context, item.continuation)
+def primed(item: Item, shown: Tokens, memorize: Memorize, steps: int = 1) -> Item:
+    """What is read before the answer is asked for, by the mode.
+
+    With ``context`` the context is read ``steps`` times; with ``oracle`` ``shown`` (question and
+    right answer) is read ``steps`` times before it.
+    """
+    if memorize == "oracle":
+        return Item(shown * steps + item.context, item.continuation)
+    if memorize == "context":
+        return Item(item.context * steps, item.continuation)
+    return item

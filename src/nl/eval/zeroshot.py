@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from io import StringIO
@@ -32,6 +32,7 @@ from nl.eval.hub_tasks import (
     recipe,
     task_folder,
 )
+from nl.eval.memorize import MemoryConfig, memory_rows
 from nl.eval.rows import make_row, mean_and_stderr
 
 BOOTSTRAP = 1000
@@ -48,6 +49,8 @@ class ZeroshotConfig(EvaluatorConfig):
     """Samples per task; 0: all."""
     memorize: tuple[Memorize, ...] = ("off", "context")
     """Memorisation modes; oracle reads each question with its right answer first."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Which memories are written, how often, for how long."""
     split: str = "test"
     """Split of the documents that cloze passages come from."""
     words: int = 60
@@ -104,7 +107,7 @@ class Zeroshot:
                 continue
             for task in found:
                 for mode in self.config.memorize:
-                    rows += run_task(model, context, mode, task, samples)
+                    rows += run_task(model, context, mode, task, samples, self.config.memory)
         if len(missing) == len(self.config.tasks):
             raise ConfigError("no task could be run:\n" + "\n".join(missing))
         return rows
@@ -140,7 +143,12 @@ def explain(name: str, error: Exception) -> str:
 
 
 def run_task(
-    model: nn.Module, context: EvalContext, mode: Memorize, task: Any, samples: int
+    model: nn.Module,
+    context: EvalContext,
+    mode: Memorize,
+    task: Any,
+    samples: int,
+    memory: MemoryConfig | None = None,
 ) -> list[EvalRow]:
     """One lm_eval task in one memorisation mode."""
     from lm_eval.evaluator import simple_evaluate
@@ -153,9 +161,11 @@ def run_task(
     def gold(request: Any, requests: Sequence[Any]) -> Any:
         return right_request(task, request, requests)
 
+    memory = memory or MemoryConfig()
+    answers = Answers(model, context, mode, gold, memory)
     with own_progress_only():
         result = simple_evaluate(
-            model=harness_model(Answers(model, context, mode, gold)),
+            model=harness_model(answers),
             tasks=[task],
             task_manager=TaskManager(include_defaults=False),  # else it indexes thousands of tasks
             limit=samples or None,
@@ -170,7 +180,16 @@ def run_task(
     save_samples(context.output / f"samples_{name}_{mode}.jsonl", logged)
     guess = uniform_guess(logged, context) if "perplexity" in logged[0] else {}
     rows = task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
-    return [replace(row, chance=guess.get(row.metric, row.chance)) for row in rows]
+    policy = memory.policy("sample")
+    rows = [
+        replace(
+            row,
+            chance=guess.get(row.metric, row.chance),
+            note=policy if mode != "off" else row.note,
+        )
+        for row in rows
+    ]
+    return rows + memory_rows("zeroshot", name, model, context, mode, memory, answers.texts)
 
 
 def uniform_guess(logged: list[dict[str, Any]], context: EvalContext) -> dict[str, float]:

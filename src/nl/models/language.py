@@ -31,7 +31,7 @@ from nl.models.language_state import (
     cut,
     each_token,
 )
-from nl.models.memories import check_writes, permitted
+from nl.models.memories import Memories, check_writes, permitted
 from nl.models.statistics import memory_statistics
 from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
@@ -119,7 +119,7 @@ class LanguageConfig(ModelConfig):
         return LanguageModel(self)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Memories, nn.Module):
     """Token ids (B, T) -> logits (B, T, vocab_size)."""
 
     def __init__(self, config: LanguageConfig) -> None:

@@ -6,12 +6,23 @@ memory, fastest first as configured) and a layer, the index of its block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nl.config import require
 from nl.core.output import Knobs
+from nl.core.state import tensors
+from nl.models.language_state import LanguageState
+from nl.nn.attention import AttentionState
 from nl.nn.context import ReadContext
+from nl.nn.gated_delta import GatedDeltaState
+from nl.nn.selfmod import SelfModState
+from nl.nn.surprise import SurpriseConfig
 
 
 def block_paths(block: Any) -> list[str]:
@@ -56,17 +67,131 @@ def open_levels(knobs: Knobs | None, layer: int, count: int) -> Sequence[int] | 
     return [i for i in range(count) if knobs.permits(f"level{i}", layer)]
 
 
-def resolve_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
-    """Indices of blocks; -1 is the last one.
+class Memories:
+    """What evaluations ask of a model about its memories; a part of ``LanguageModel``."""
 
-    Raises:
-        ConfigError: there is no such layer.
-    """
-    found = []
-    for layer in layers:
+    config: Any
+    blocks: Any
+    taught: bool
+
+    def memory_paths(self) -> list[str]:
+        """Names of the memories, as ``Knobs.paths`` takes them."""
+        return memory_paths(self)
+
+    def memory_knobs(self, paths: Sequence[str], layers: Sequence[int]) -> Knobs:
+        """Knobs that let only these memories of these blocks write; empty: all.
+
+        Args:
+            paths: names.
+            layers: indices of blocks; -1 is the last one.
+
+        Raises:
+            ConfigError: a name or an index that the model does not have.
+        """
+        depth = len(self.blocks)
+        for layer in layers:
+            require(
+                -depth <= layer < depth,
+                f"layers: {layer}; this model's layers are 0 to {depth - 1}, or -{depth} to -1.",
+            )
+        chosen = tuple(layer % depth for layer in layers)
+        knobs = Knobs(paths=tuple(paths) or None, layers=chosen or None)
+        check_writes(self, knobs)
+        return knobs
+
+    @contextmanager
+    def surprise_at(self, threshold: float) -> Iterator[None]:
+        """Inside, only tokens whose signal is at least this strong write into the levels.
+
+        A State made inside counts how many did.
+
+        Raises:
+            ConfigError: no label-driven levels, or a threshold below 0.
+        """
         require(
-            -depth <= layer < depth,
-            f"layers: {layer}; this model's layers are 0 to {depth - 1}, or -{depth} to -1.",
+            self.taught,
+            f"surprise: {threshold}; this model has no label-driven levels: leave it out.",
         )
-        found.append(layer % depth)
-    return tuple(found)
+        before = self.config
+        gate = SurpriseConfig(gate="hard", threshold=threshold)
+        self.config = replace(before, cms=replace(before.cms, surprise=gate))
+        try:
+            yield
+        finally:
+            self.config = before
+
+    def memories_alone(self, state: LanguageState) -> LanguageState:
+        """The State with what memories hold and nothing else: attention has seen nothing."""
+        model: Any = self
+        rows = max(len(tensor) for tensor in tensors(state))
+        fresh = model.init_state(rows)
+        blocks = _without_attention(state.blocks, fresh.blocks)
+        return state._replace(blocks=blocks, pending=None)
+
+    @torch.no_grad()
+    def memory_report(
+        self, state: LanguageState, knobs: Knobs | None = None
+    ) -> list[dict[str, Any]]:
+        """What every memory that may write has written since the State was fresh, mean over rows.
+
+        Returns:
+            Records of path, layer, ``writes`` (ends of periods that were reached; tokens for the
+            gated delta rule) and ``added``: the norm of what was added relative to the initial
+            memory (as it is where that is zero).
+        """
+        found = []
+        known = state.position - (state.pending is not None)
+        for layer, (block, own) in enumerate(zip(self.blocks, state.blocks, strict=True)):
+            for path in block_paths(block):
+                if knobs is not None and not knobs.permits(path, layer):
+                    continue
+                if path.startswith("level"):
+                    index = int(path.removeprefix("level"))
+                    writes = known // self.config.cms.periods[index]
+                    added = _added_to_level(block.levels.levels[index], own.levels[index])
+                else:
+                    writes, added = _added_to_mixer(block, own, state.position)
+                found.append({"path": path, "layer": layer, "writes": writes, "added": added})
+        return found
+
+
+def _without_attention(state: Any, fresh: Any) -> Any:
+    if isinstance(state, AttentionState):
+        return fresh
+    if isinstance(state, tuple) and fresh is not None:
+        parts = [_without_attention(s, f) for s, f in zip(state, fresh, strict=True)]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
+def _norm(parts: Iterable[Tensor]) -> Tensor:
+    """Root of the summed squares of each row."""
+    squares: Any = sum(part.double().flatten(1).square().sum(1) for part in parts)
+    return torch.sqrt(squares)
+
+
+def _added_to_level(level: Any, held: Any) -> float:
+    if held.fast_up is None:
+        return 0.0
+    w = level.weights(held)
+    up, down = (
+        rate * fast for rate, fast in ((w.rate_up, held.fast_up), (w.rate_down, held.fast_down))
+    )
+    whole = _norm([w.up[None], w.down[None]])
+    return float((_norm([up, down]) / whole).mean())
+
+
+def _added_to_mixer(block: Any, own: Any, position: int) -> tuple[int, float]:
+    """Writes and relative size of the memory that is driven by what it reads."""
+    for module, held in zip(block.mixers, own.mixers, strict=True):
+        if getattr(module, "memory_path", None) is None:
+            continue
+        if isinstance(held, SelfModState):
+            initial = _norm([module.memory_hidden[None], module.memory_output[None]])
+            return held.writes[0], float((_norm(held.memory) / initial).mean())
+        if isinstance(held, GatedDeltaState):
+            return position - held.frozen, float(_norm([held.memory]).mean())
+        inner, memory = (module.memory, held.memory) if hasattr(held, "memory") else (module, held)
+        initial = _norm([weight[None] for weight in inner.bank.weights])
+        return memory.bank.writes, float((_norm(memory.bank.added) / initial).mean())
+    raise ValueError("the block has no memory that is driven by what it reads")

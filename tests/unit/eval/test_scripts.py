@@ -214,6 +214,27 @@ def test_refusals_exit_with_2_and_write_nothing(
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_flags_say_which_memories_write(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "n.json"
+    needle = ["--checkpoint", run, "--output", out, "--context-lengths", 300, "--depths", 0.5]
+    needle += ["--samples-per-length", 1, "--candidates", 3, "--memorize", "context"]
+    more = ["--memorize-layers", -1, "--memorize-steps", 2, "--memorize-carry"]
+    assert call(monkeypatch, "niah", *needle, *more) == 0
+    rows = json.loads(out.read_text())["rows"]
+    note = next(row["note"] for row in rows if row["metric"] == "choice_accuracy")
+    assert note == "State carried on; read 2 times; layers -1"
+    assert any(row["metric"] == "memory/loss_after" for row in rows)
+    record = tmp_path / "c.json"
+    forgetting = ["--checkpoint", run, "--segments-yaml", SEGMENTS, "--output", record]
+    forgetting += ["--max-batches", 1, "--batch-size", 1, "--max-tokens", 40]
+    forgetting += ["--memorize", "context", "--memorize-paths"]
+    assert call(monkeypatch, "continual", *forgetting, "nothing") == 2
+    assert "paths: 'nothing'; this model's memories are" in capsys.readouterr().err
+    assert not record.exists()
+
+
 def test_list_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "zeroshot", "--list-tasks") == 0
     assert "hellaswag: Rowan/hellaswag" in capsys.readouterr().out
