@@ -10,6 +10,7 @@ Example: python benchmarks/comparison.py --seeds 3 --only transformer hope_atten
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import comparison_positions as positions
 import study
 from comparison_rows import (
     BLOCKS,
@@ -170,6 +172,32 @@ def learning_figures(found: Found) -> list[Figure]:
     return figures
 
 
+def positions_section(found: Found, page: Path) -> list[str]:
+    """Where in a window a block wins."""
+    pairs = [(block, REFERENCE) for block in BLOCKS[1:]]
+    pairs += [(f"{block}-frozen", REFERENCE) for block in HOPE]
+    body = positions.table(found.root, pairs, found.seeds)
+    if not body:
+        return []
+    lines = []
+    for number, block in enumerate(BLOCKS):
+        gaps = positions.gaps(found.root, block, REFERENCE, found.seeds)
+        if gaps and block != REFERENCE:
+            mean = [statistics.fmean(column) for column in zip(*gaps, strict=True)]
+            x = [positions.BUCKET * (i + 0.5) for i in range(len(mean))]
+            lines.append(Line(block, x, mean, colour=number))
+    title = "Validation loss minus the transformer's, by position in the window"
+    levels = {"transformer": 0.0}
+    figure = Figure("comparison_positions", title, lines, levels, "position", "Mean.", True)
+    text = (
+        "Validation loss minus the transformer's, by position in windows of 256 tokens. Every "
+        "memory is written for the first time after token 31: before it a block has no context "
+        "but what its attention or convolution sees."
+    )
+    shown = [study.save_figure(page, figure)] if lines else []
+    return ["", "## By position", "", text, *body, *shown]
+
+
 def changes_section(found: Found, page: Path) -> list[str]:
     """Single changes, each against its own block."""
     lines = ["## Single changes", ""]
@@ -302,6 +330,7 @@ def page(found: Found, output: Path) -> list[str]:
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
+    lines += positions_section(found, output)
     lines += ["", *losses_section(found)]
     lines += ["", *changes_section(found, output)]
     lines += ["", *rates_section(found)]
@@ -316,6 +345,7 @@ def main() -> int:
     )
     add = study.flags(parser, "runs/comparison", "reports/comparison.md")
     add("--seeds", type=int, default=3, choices=range(1, 10), help="runs per row")
+    add("--positions", action="store_true", help="measure finished blocks by position too")
     add("--only", nargs="*", metavar="LABEL", help=f"rows to train: {', '.join(known)}")
     args = parser.parse_args()
     wrong = sorted(set(args.only or ()) - known.keys())
@@ -325,6 +355,10 @@ def main() -> int:
     if not args.report_only:
         planned = cells(chosen, args.seeds)
         study.run_cells(planned, args.root, jobs=args.jobs, extra=study.fixed(args))
+    if args.positions:
+        for row, seed in itertools.product(chosen, range(args.seeds)):
+            if row.kind in ("block", "frozen"):
+                positions.measure(args.root, f"{row.label}-s{seed}", args.data)
     study.save_page(args.output, page(Found(args.root, args.seeds, known), args.output))
     return 0
 

@@ -161,6 +161,7 @@ def test_page_of_a_partial_comparison(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    load("comparison_positions")
     comparison = load("comparison")
     losses = {"transformer": 4.0, "hope_attention": 4.1, "hope_attention-frozen": 4.2}
     losses |= {"hope_attention-rate-3": 4.05, "transformer-lr6e-3": 3.9}
@@ -168,6 +169,11 @@ def test_page_of_a_partial_comparison(
         for seed in range(2 if label in ("transformer", "hope_attention") else 1):
             wobble = 0.001 * seed * (label == "transformer")
             finish(tmp_path / f"{label}-s{seed}", loss + 0.1 * seed + wobble)
+    for label, lift in (("transformer", 0.0), ("hope_attention", 0.25)):
+        for seed in range(2):
+            levels = [4.0 + lift * (position < 2) + seed for position in range(16)]
+            found = {"val/prose": levels, "val/code": levels}
+            (tmp_path / f"{label}-s{seed}.positions.json").write_text(json.dumps(found))
     page = tmp_path / "page" / "comparison.md"
     typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
     monkeypatch.setattr(sys, "argv", typed)
@@ -183,12 +189,15 @@ def test_page_of_a_partial_comparison(
     assert "| transformer | - | - | 4.0000 | 3.9000 | 6e-3 |" in text
     assert "| gated_delta | 0 of 3 | not run yet |" in text
     assert "| hope_attention | 2 of 3 | not run yet |" in text
+    early = "| hope_attention - transformer | 2 | 0.2500 +- 0.0000 | 0.0000 +- 0.0000 |"
+    assert early in text
     drawn = sorted(path.name for path in page.parent.glob("*.svg"))
     assert drawn == [
         "comparison_frozen.svg",
         "comparison_gap.svg",
         "comparison_hope_attention.svg",
         "comparison_loss.svg",
+        "comparison_positions.svg",
         "comparison_reference.svg",
     ]
     assert str(tmp_path) not in text

@@ -1,0 +1,98 @@
+"""Where in a window does a block win? Validation loss by position, from finished runs.
+
+A memory that learns from what has been read can help only after its first write; before it the
+block stands on what it learned in training. The numbers lie beside the runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import study
+
+BUCKET = 16
+"""Positions averaged together."""
+RANGES = ((0, 32), (32, 64), (64, 128), (128, 256))
+"""Ranges of the table: nothing is written before position 32."""
+
+
+def file(root: Path, name: str) -> Path:
+    """Where the numbers of a run lie."""
+    return root / f"{name}.positions.json"
+
+
+def measure(root: Path, name: str, data: Path | None) -> None:
+    """Read the validation windows of a finished run again, loss by position; kept if there."""
+    if file(root, name).is_file() or study.result(root, name) is None:
+        return
+    import torch
+
+    from nl.assembly import load_run, register, validation_splits
+    from nl.config import ConfigError
+
+    torch.set_num_threads(1)
+    register()
+    try:
+        loaded, model = load_run(root / name)
+    except ConfigError as error:  # made by an older checkout with other names
+        print(f"{name}: not measured by position; {str(error).splitlines()[0]}", flush=True)
+        return
+    run: Any = loaded
+    stream = run.stream
+    if data is not None:
+        from dataclasses import replace
+
+        stream = replace(stream, path=str(data.resolve()))
+    found: dict[str, list[float]] = {}
+    reader: Any = model
+    for split in validation_splits(run):
+        batches = stream.build(split, seed=run.seed, rank=0, world=1)
+        sums: list[Any] = []
+        with torch.no_grad():
+            for batch in itertools.islice(batches, run.train.validate_batches):
+                wide = batch.to("cpu")
+                nll, _ = reader.nll(
+                    wide.inputs, wide.targets, write=run.objective.write, keep=False
+                )
+                sums.append(nll.double().mean(0))
+        mean = torch.stack(sums).mean(0)
+        found[split] = mean.view(-1, BUCKET).mean(1).tolist()
+    file(root, name).write_text(json.dumps(found))
+    print(f"{name}: by position", flush=True)
+
+
+def losses(root: Path, name: str) -> list[float] | None:
+    """Loss per bucket of positions, mean over the validation splits; None if not measured."""
+    if not file(root, name).is_file():
+        return None
+    splits = json.loads(file(root, name).read_text()).values()
+    return [sum(column) / len(column) for column in zip(*splits, strict=True)]
+
+
+def gaps(root: Path, label: str, other: str, seeds: int) -> list[list[float]]:
+    """Per seed that both have: loss of ``label`` minus that of ``other``, per bucket."""
+    found = []
+    for seed in range(seeds):
+        mine, theirs = losses(root, f"{label}-s{seed}"), losses(root, f"{other}-s{seed}")
+        if mine is not None and theirs is not None:
+            found.append([a - b for a, b in zip(mine, theirs, strict=True)])
+    return found
+
+
+def table(root: Path, pairs: list[tuple[str, str]], seeds: int) -> list[str]:
+    """Differences in ranges of positions."""
+    body = []
+    for label, other in pairs:
+        found = gaps(root, label, other, seeds)
+        if not found:
+            continue
+        row = [f"{label} - {other}", str(len(found))]
+        for low, high in RANGES:
+            part = [one[low // BUCKET : high // BUCKET] for one in found]
+            row.append(study.interval([sum(p) / len(p) for p in part]))
+        body.append(row)
+    head = ["difference", "seeds", *(f"tokens {low} to {high - 1}" for low, high in RANGES)]
+    return study.table(head, body) if body else []
