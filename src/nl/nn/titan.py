@@ -23,8 +23,9 @@ from torch.nn.functional import rms_norm, silu
 from nl.core.state import state_type
 from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
-from nl.nn.titan_bank import TitanBank, TitanBankState, join_heads, split_heads
+from nl.nn.titan_bank import TitanBank, TitanBankState, join_heads, split_heads, unit
 from nl.nn.titan_config import TitanConfig
+from nl.ops.titans import titans_read
 
 __all__ = ["TitanConfig", "TitanMemory", "TitanState"]
 
@@ -91,8 +92,7 @@ class TitanMemory(nn.Module):
         if state is None:
             state = self.init_state(len(x))
         asked, gate = self.ask(x).tensor_split([x.shape[-1]], dim=-1)
-        asked, tail = convolve(self.conv, asked, state.tail)
-        queries = split_heads(asked, self.bank.heads)
+        queries, tail = self.bank.again(self._queries, asked, state.tail)
         clock = position - state.frozen
         bank = self.bank.open(state.bank, clock)
         if write:
@@ -100,8 +100,13 @@ class TitanMemory(nn.Module):
             read, bank = self.bank.scan(bank, queries, tokens)
             state = TitanState(self.bank.close(bank), tail, state.frozen)
         else:
-            read = self.bank.read(bank, queries)
+            read = titans_read(bank.memory.weights, queries)
             state = TitanState(state.bank, tail, state.frozen + x.shape[1])
         y = join_heads(read, self.bank.heads)
         y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
         return self.out(y * silu(gate) if self.config.gate else y), state
+
+    def _queries(self, asked: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Unit queries (N, K, T) from projections (B, T, D), and the new tail."""
+        mixed, tail = convolve(self.conv, asked, tail)
+        return unit(split_heads(mixed, self.bank.heads)), tail

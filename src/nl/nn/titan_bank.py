@@ -8,7 +8,8 @@ answers, is up to the layer around it: everything is read at the state of the ch
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,13 +154,24 @@ class TitanBank(nn.Module):
 
     def tokens(self, bank: OpenBank, x_BTD: Tensor) -> tuple[Tensor, OpenBank]:
         """What has to wait of some tokens: (N, 2 K + 3, T), at least fp32; the new tail is kept."""
-        made, tail = convolve(self.conv, self.write(x_BTD), bank.tail)
+        made, tail = self.again(self._made, self.write(x_BTD), self.gates(x_BTD), bank.tail)
+        return made, bank._replace(tail=tail)
+
+    def _made(self, written: Tensor, gates: Tensor, tail: Tensor | None) -> Any:
+        """Tokens and the new tail from projections (B, T, 2 D) and gates (B, T, 3 H)."""
+        made, tail = convolve(self.conv, written, tail)
         keys, values = (split_heads(part, self.heads) for part in made.chunk(2, -1))
-        gates = self.gates(x_BTD).unflatten(-1, (-1, self.heads)).permute(0, 3, 2, 1).flatten(0, 1)
+        gates = gates.unflatten(-1, (-1, self.heads)).permute(0, 3, 2, 1).flatten(0, 1)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         parts = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
         parts += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
-        return torch.cat(parts, 1), bank._replace(tail=tail)
+        return torch.cat(parts, 1), tail
+
+    def again(self, function: Callable[..., Any], *given: Any) -> Any:
+        """``function(*given)``, computed again in the backward pass where ``recompute`` is set."""
+        if not (self.config.recompute and torch.is_grad_enabled()):
+            return function(*given)
+        return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
 
     def absorb(self, bank: OpenBank, tokens: Tensor) -> OpenBank:
         """Let tokens (N, 2 K + 3, c) wait; write if they complete the chunk."""
@@ -167,11 +179,11 @@ class TitanBank(nn.Module):
         if waiting.shape[-1] < self.period:
             return bank._replace(waiting=waiting)
         with torch.autocast(waiting.device.type, enabled=False):
-            memory = self._write(bank.memory, waiting)
+            memory: TitansMemory = self.again(self._written, bank.memory, waiting)
         return OpenBank(memory, waiting[..., :0], bank.tail, bank.writes + 1)
 
     def scan(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
-        """Read queries (N, K, T) and let tokens (N, 2 K + 3, T) wait, writing where chunks end.
+        """Read unit queries (N, K, T) and let tokens (N, 2 K + 3, T) wait; write at chunk ends.
 
         Whole chunks are read and written in one node of the graph (``nl.ops.titans_scan``); what
         completes a chunk that has begun, and what is left over, goes piece by piece.
@@ -186,11 +198,12 @@ class TitanBank(nn.Module):
                 continue
             if which == 1:
                 with torch.autocast(new.device.type, enabled=False):
-                    read, bank = self._chunks(bank, unit(query), new)
+                    read, bank = self._chunks(bank, query, new)
             else:
-                read, bank = self.read(bank, query), self.absorb(bank, new)
+                read = titans_read(bank.memory.weights, query)
+                bank = self.absorb(bank, new)
             answers.append(read.to(torch.promote_types(read.dtype, torch.float32)))
-        return torch.cat(answers, -1), bank
+        return answers[0] if len(answers) == 1 else torch.cat(answers, -1), bank
 
     def _chunks(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
         """``scan`` of whole chunks from a chunk's start."""
@@ -225,14 +238,6 @@ class TitanBank(nn.Module):
         """What has been added, from the weights that the initial ones have become part of."""
         initial = zip(whole, self.weights, strict=True)
         return tuple((d.unflatten(0, (-1, self.heads)) - w).flatten(0, 1) for d, w in initial)
-
-    def _write(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
-        if not (self.config.recompute and torch.is_grad_enabled()):
-            return self._written(memory, waiting)
-        written: TitansMemory = checkpoint(
-            self._written, memory, waiting, use_reentrant=False, preserve_rng_state=False
-        )
-        return written
 
     def _written(self, memory: TitansMemory, waiting: Tensor) -> TitansMemory:
         whole = self.config.retention == "zero"

@@ -39,7 +39,8 @@ class TitanConfig:
     retain: float = 0.9
     """Initial share of a write that is left after one period, in (0, 1); data dependent."""
     recompute: bool = True
-    """Compute writes again in the backward pass: less memory, hardly more time."""
+    """Compute convolutions and writes again in the backward pass: half the memory, a sixth more
+    time."""
     window: int = 256
     """Tokens seen by the sliding-window attention of titan_mag and titan_mal, itself included."""
     persistent: int = 4
