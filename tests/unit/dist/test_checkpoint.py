@@ -213,3 +213,6 @@ def test_a_strategy_that_cannot_is_refused_before_building(tiny: ModuleType) -> 
         told = rf"model: language needs {need}, which poor cannot do; set model\.cms\.{key}="
         with pytest.raises(ConfigError, match=told):
             build(wanted, Poor.start("cpu"))
+    compiled = tiny.tiny_run(model=model | {"cms": {"signal": "block"}}, train__compile=True)
+    with pytest.raises(ConfigError, match=r"^train\.compile: true; .*(C\+\+|signal=head)"):
+        build(compiled, Single.start("cpu"))
