@@ -100,6 +100,12 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             f"train.carry: true, but the rows of stream={stream.kind} do not go on where they "
             f"stood; {change}, or set train.carry=false."
         )
+    scope = getattr(getattr(run.model, "cms", None), "scope", "row")
+    if getattr(stream, "documents", "ignore") == "reset" and scope == "batch":
+        raise ConfigError(
+            "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
+            "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
+        )
     if run.evals and not hasattr(stream, "path"):
         raise ConfigError(
             f"evals: {', '.join(run.evals)} read text, stream={run.stream.kind} has none; "

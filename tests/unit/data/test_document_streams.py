@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,14 @@ def test_carry_needs_rows_that_go_on(tiny: Path, tmp_path: Path) -> None:
         nl.launch(small_run(tiny, tmp_path))
     path = nl.launch(small_run(tiny, tmp_path, order="contiguous", documents="reset"))
     assert (path / "summary.json").is_file()
+
+
+def test_rows_that_share_a_memory_cannot_begin_documents(tiny: Path, tmp_path: Path) -> None:
+    run = small_run(tiny, tmp_path, order="contiguous", documents="reset")
+    model: Any = run.model
+    shared = replace(run, model=replace(model, cms=replace(model.cms, scope="batch")))
+    with pytest.raises(ConfigError, match=r"stream\.documents.*model\.cms\.scope=row"):
+        nl.launch(shared)
 
 
 def test_carried_rows_are_read_as_whole_documents(tiny: Path, tmp_path: Path) -> None:
