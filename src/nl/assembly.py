@@ -112,12 +112,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "remove evals or choose stream=stdlib."
         )
     check_logging(run.logging)
-    check_compile(run.train.compile)
-    if run.train.compile and "inner_autograd" in getattr(run.model, "requires", {}):
-        raise ConfigError(
-            "train.compile: true; compiled blocks are not known to give a signal inside the step: "
-            "set train.compile=false or model.cms.signal=head."
-        )
+    check_compile(run.train.compile, getattr(run.model, "requires", ()))
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Container
 from typing import Any
 
 from torch import nn
@@ -28,12 +29,21 @@ def cpp_compiler() -> str | None:
     return next((name for name in names if shutil.which(name)), None)
 
 
-def check_compile(wanted: bool) -> None:
+def check_compile(wanted: bool, needs: Container[str] = ()) -> None:
     """Refuse ``train.compile`` where nothing can be compiled.
 
+    Args:
+        wanted: ``train.compile``.
+        needs: what the model asks of a strategy.
+
     Raises:
-        ConfigError: no C++ compiler.
+        ConfigError: no C++ compiler, or a signal that is taken inside the step.
     """
+    require(
+        not wanted or "inner_autograd" not in needs,
+        "train.compile: true; compiled blocks are not known to give a signal inside the step: "
+        "set train.compile=false or model.cms.signal=head.",
+    )
     require(
         not wanted or cpp_compiler() is not None,
         "train.compile: true; no C++ compiler found ($CXX, g++, clang++, c++): install one, name "
