@@ -238,7 +238,7 @@ class ChunkPass:
             new.baddbmm_(self.mixes[g][at], rows)
         return out[:, :C]
 
-    def backward(
+    def pull_back(
         self, at: int, tape: Tape, k: int, to_out: Tensor, adjoints: Sequence[Tensor]
     ) -> tuple[ChunkAdjoints, list[Tensor]]:
         """The adjoints of what chunk ``at`` was given.

@@ -79,7 +79,7 @@ class _Scan(torch.autograd.Function):
         base = [torch.zeros_like(w) for w in chunks.base]
         made = []
         for at, tape, k in _tapes(plan, chunks, first, kept):
-            one, to_weights = chunks.backward(at, tape, k, to_outs[at], adjoints)
+            one, to_weights = chunks.pull_back(at, tape, k, to_outs[at], adjoints)
             adjoints = one.states
             for (g, j), more in zip(chunks.places, to_weights, strict=True):
                 adjoints[g][:, j, 0].add_(more)
