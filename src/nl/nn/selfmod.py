@@ -33,8 +33,8 @@ from nl.nn.conv import CausalConv
 from nl.nn.init import init_linear
 from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.selfmod_state import Chunk, SelfModState, added_banks, waiting_tokens, with_memories
-from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, WriteTokens, fast_mlp, in_force
-from nl.ops.fast_write import fast_mlp_write
+from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp, in_force
+from nl.ops.fast_write import WriteGroup, fast_mlp_write
 from nl.ops.selfmod_read import Banks, ReadInputs, Recalled, selfmod_read, unit
 
 __all__ = ["SelfMod", "SelfModConfig", "SelfModState"]
@@ -216,31 +216,39 @@ class SelfMod(nn.Module):
 
     def _write(self, added: Banks, waiting: Chunk, due: tuple[bool, bool]) -> Banks:
         """What has been added after a chunk: memory where due[0], makers and gates where due[1]."""
-        initial, (memory, makers, gates) = self._initial(), added
+        if due[0] and due[1] and self.period == self.period_other:
+            groups = [self._memory_group(added, waiting), self._other_group(added, waiting)]
+            memory, makers, gates = self._retained(groups, waiting)
+            return Banks(memory, makers, gates)
+        memory, makers, gates = added
         if due[0]:
             chunk = waiting.last(self.period)
-            targets = chunk.values.unsqueeze(1)
-            if self.config.target == "self":
-                # These carry gradients: no other path teaches the values anything.
-                targets = self._targets(initial.memory, memory, targets, self.config.skip)
-            slow = self._share(chunk.rate, self.hidden_rate)
-            tokens = WriteTokens(chunk.keys, chunk.rate, slow, chunk.log_decay)
-            bank = Bank(initial.memory, memory, targets, self.config.skip)
-            (memory,) = self._retained([bank], tokens)
+            (memory,) = self._retained([self._memory_group(added, chunk)], chunk)
         if due[1]:
             chunk = waiting.last(self.period_other)
-            with torch.no_grad():
-                values = chunk.values.unsqueeze(1)
-                targets = self._targets(initial.makers, makers, values)
-                wanted = self._targets(initial.gates, gates, values)
-            rate = self._share(chunk.rate, self.other_rate)
-            tokens = WriteTokens(chunk.keys, rate, rate, chunk.log_decay)
-            banks = [
-                Bank(initial.makers, makers, targets, True),
-                Bank(initial.gates, gates, wanted, False),
-            ]
-            makers, gates = self._retained(banks, tokens)
+            makers, gates = self._retained([self._other_group(added, chunk)], chunk)
         return Banks(memory, makers, gates)
+
+    def _memory_group(self, added: Banks, chunk: Chunk) -> WriteGroup:
+        """What the memory that is read out is taught."""
+        initial, targets = self._initial().memory, chunk.values.unsqueeze(1)
+        if self.config.target == "self":
+            # These carry gradients: no other path teaches the values anything.
+            targets = self._targets(initial, added.memory, targets, self.config.skip)
+        bank = Bank(initial, added.memory, targets, self.config.skip)
+        return WriteGroup(chunk.rate, self._share(chunk.rate, self.hidden_rate), [bank])
+
+    def _other_group(self, added: Banks, chunk: Chunk) -> WriteGroup:
+        """What the memories behind keys, values, queries and gates are taught."""
+        initial = self._initial()
+        with torch.no_grad():
+            values = chunk.values.unsqueeze(1)
+            made = self._targets(initial.makers, added.makers, values)
+            wanted = self._targets(initial.gates, added.gates, values)
+        rate = self._share(chunk.rate, self.other_rate)
+        makers = Bank(initial.makers, added.makers, made, True)
+        gates = Bank(initial.gates, added.gates, wanted, False)
+        return WriteGroup(rate, rate, [makers, gates])
 
     def _share(self, rate: Tensor, logit: Tensor) -> Tensor:
         """A learned share, per head, of the rates (N, C)."""
@@ -255,9 +263,9 @@ class SelfMod(nn.Module):
         made = fast_mlp(weights, values, self.config.activation, skip)
         return unit(made) if self.config.target_norm and made.shape[2] > 1 else made
 
-    def _retained(self, banks: list[Bank], tokens: WriteTokens) -> list[FastWeights]:
+    def _retained(self, groups: list[WriteGroup], chunk: Chunk) -> list[FastWeights]:
         """Write banks with the decay toward what the configured retention says -> added."""
-        written = fast_mlp_write(banks, tokens, self.rule)
+        written = fast_mlp_write(groups, chunk.keys, chunk.log_decay, self.rule)
         if self.rule.anchored:
             return written
 
@@ -267,6 +275,7 @@ class SelfMod(nn.Module):
                 rows = normalize(rows, dim=-1) * start.norm(dim=-1, keepdim=True)
             return (rows - start).flatten(0, 1)
 
+        banks = [bank for group in groups for bank in group.banks]
         pairs = zip(written, banks, strict=True)
         return [
             FastWeights(*(one(new, start) for new, start in zip(whole, bank.initial, strict=True)))

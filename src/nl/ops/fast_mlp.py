@@ -44,22 +44,6 @@ class WriteRule(NamedTuple):
     anchored: bool = True
 
 
-class WriteTokens(NamedTuple):
-    """What a chunk is written from.
-
-    Attributes:
-        keys: (N, K, C).
-        rate: (N, C) step sizes r of the second layers.
-        hidden_rate: (N, C) step sizes s of the first layers.
-        log_decay: (N, C), <= 0.
-    """
-
-    keys: Tensor
-    rate: Tensor
-    hidden_rate: Tensor
-    log_decay: Tensor
-
-
 class Bank(NamedTuple):
     """Memories of one kind and what they are taught.
 

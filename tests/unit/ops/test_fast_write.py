@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, WriteTokens, fast_mlp
-from nl.ops.fast_write import fast_mlp_write, fast_mlp_write_reference
+from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp
+from nl.ops.fast_write import WriteGroup, fast_mlp_write, fast_mlp_write_reference
 
 EXACT = 1e-10
 SINGLE = 1e-5
@@ -54,12 +54,15 @@ def draw(size: int, kinds: Kinds) -> list[Tensor]:
 
 
 def run(write: Write, leaves: list[Tensor], rule: WriteRule, kinds: Kinds) -> list[Tensor]:
-    tokens = WriteTokens(*leaves[:4])
+    keys, rate, slow, log_decay = leaves[:4]
     banks = []
     for i, (_, _, skip) in enumerate(kinds):
         w2, w1, d2, d1, targets = leaves[4 + 5 * i : 9 + 5 * i]
         banks.append(Bank(FastWeights(w2, w1), FastWeights(d2, d1), targets, skip))
-    return [w for weights in write(banks, tokens, rule) for w in weights]
+    # The second bank, if any, has one rate for both layers.
+    groups = [WriteGroup(rate, slow, banks[:1])]
+    groups += [WriteGroup(slow, slow, banks[1:])] if len(banks) > 1 else []
+    return [w for weights in write(groups, keys, log_decay, rule) for w in weights]
 
 
 def compare(inputs: list[Tensor], rule: WriteRule, kinds: Kinds) -> None:
