@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, rms_norm
+from torch.nn.functional import normalize, pad
 
 from nl.config import require
 from nl.nn.chunks import pieces
@@ -35,6 +35,7 @@ from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.selfmod_state import Chunk, SelfModState, added_banks, waiting_tokens, with_memories
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp, in_force
 from nl.ops.fast_write import WriteGroup, fast_mlp_write
+from nl.ops.norm_linear import norm_linear
 from nl.ops.selfmod_read import Banks, ReadInputs, Recalled, selfmod_read, unit
 
 __all__ = ["SelfMod", "SelfModConfig", "SelfModState"]
@@ -153,8 +154,7 @@ class SelfMod(nn.Module):
             read = self._read(padded, logits, added_banks(state)).answers
             state = state._replace(frozen=state.frozen + T)
         y = read.view(B, self.heads, -1, T).permute(0, 3, 1, 2).reshape(B, T, -1)
-        y = rms_norm(y, (y.shape[-1],), self.gain.to(y.dtype)).to(x.dtype)
-        return self.out(y), state._replace(tail=tail)
+        return norm_linear(y, self.gain, self.out.weight, x.dtype), state._replace(tail=tail)
 
     def _pad(self, projected: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Projections (B, T, 4 D) with those before them in front, and the new tail."""

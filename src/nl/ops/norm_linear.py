@@ -1,0 +1,72 @@
+"""RMS norm with a gain and the projection behind it, as one function. Floor 1.
+
+y = (x / rms(x) * gain) W^T. Only x and the parameters are kept for the backward pass; apart from
+each other norm, gain and projection keep x three times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _NormLinear(torch.autograd.Function):
+    """``norm_linear`` in a given dtype of the product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
+        ctx.save_for_backward(x, gain, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            normalized, _ = _normalize(x)
+            return F.linear((normalized * gain).to(dtype), weight.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, weight = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            normalized, inverse = _normalize(x)
+            scaled = (normalized * gain).to(ctx.dtype)
+            by_weight = grad.flatten(0, -2).mT @ scaled.flatten(0, -2)
+            by_scaled = (grad @ weight.to(ctx.dtype)).to(x.dtype)
+            by_gain = (by_scaled * normalized).flatten(0, -2).sum(0)
+            by_normalized = by_scaled * gain.to(x.dtype)
+            along = (by_normalized * normalized).mean(-1, keepdim=True)
+            by_x = torch.addcmul(by_normalized, normalized, along, value=-1).mul_(inverse)
+        return by_x, by_gain, by_weight, None
+
+
+def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x / rms(x) and 1 / rms(x), with the eps that torch takes for the dtype."""
+    eps = torch.finfo(x.dtype).eps
+    inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return x * inverse, inverse
+
+
+def norm_linear(x: Tensor, gain: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normalise and project.
+
+    Args:
+        x: (..., D).
+        gain: (D,).
+        weight: (P, D).
+        dtype: of the product and the result, unless autocast says another.
+
+    Returns:
+        (..., P). Differentiable once.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    y: Tensor = _NormLinear.apply(x, gain, weight, dtype)
+    return y
+
+
+def norm_linear_reference(x: Tensor, gain: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in three steps of autograd."""
+    return F.linear(F.rms_norm(x, x.shape[-1:], gain.to(x.dtype)).to(dtype), weight.to(dtype))
