@@ -103,10 +103,10 @@ class _Write(torch.autograd.Function):
             chunk = _Chunk(ctx.rule, ctx.shape, ctx.saved_tensors, keep=True)
             by_banks: list[Tensor] = []
             for bank, *pair in zip(chunk.banks, grads[::2], grads[1::2], strict=True):
-                initial, added, targets = bank.backward(*pair)
+                initial, added, targets = bank.adjoint(*pair)
                 by_banks += [*initial, *added, targets]
-            by_rates = [t for rates in chunk.rates for t in rates.backward(chunk.frame)]
-            return None, None, *chunk.frame.backward(), *by_rates, *by_banks
+            by_rates = [t for rates in chunk.rates for t in rates.adjoint(chunk.frame)]
+            return None, None, *chunk.frame.adjoint(), *by_rates, *by_banks
 
 
 def fast_mlp_write(

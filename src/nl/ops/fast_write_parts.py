@@ -36,7 +36,7 @@ class Frame:
             self.by_log_ratio = torch.zeros_like(self.gram)
             self.by_gram = torch.zeros_like(self.gram)
 
-    def backward(self) -> tuple[Tensor, Tensor]:
+    def adjoint(self) -> tuple[Tensor, Tensor]:
         """Gradients of keys and log decay, after all other parts."""
         decay, by_keys = self.decay, self.by_keys
         by_keys.baddbmm_(self.keys, self.by_gram + self.by_gram.mT)
@@ -74,7 +74,7 @@ class Rates:
         self.spread = self.slow * self.solved
         self.by_spread = torch.zeros_like(self.spread)
 
-    def backward(self, frame: Frame) -> tuple[Tensor, Tensor]:
+    def adjoint(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Gradients of the rates of second and first layers, after all banks."""
         self.by_slow += (self.by_spread * self.solved).sum(-1)
         by_late = (self.inverse @ self.by_spread.mul_(self.slow)).mT
@@ -173,7 +173,7 @@ class BankWrite:
         output.view_as(self.d1).baddbmm_(change.flatten(0, 1), x.mT, alpha=-1)
         return hidden, output
 
-    def backward(
+    def adjoint(
         self, by_hidden: Tensor, by_output: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Gradients of initial weights, of what was added, of the targets."""
