@@ -50,24 +50,27 @@ def model_flops(model: nn.Module, seq_len: int) -> float:
 def selfmod_flops(layer: SelfMod) -> float:
     """Forward FLOPs per token of a self-modifying layer of width d, writes included.
 
-    70 d d_h + 7 C d for five memories of hidden width d_h per head (16 d d_h of them reads) and 2
-    per weight of the static projections. What the chosen rule computes beyond that (the running
-    error, grams and inverses) does not count.
+    d (54 h + 16 g) + 7 C d for three memories of h and two of g hidden units per head (12 h + 4 g
+    of them reads) and 2 per weight of the static projections. What the chosen rule computes beyond
+    that (the running error, grams and inverses) does not count.
     """
     projections = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-    return 16 * layer.heads * layer.config.head_size**2 + writes(layer) + 2 * projections
+    c = layer.config
+    reads = layer.heads * c.head_size * (12 * c.hidden + 4 * c.gate_hidden)
+    return reads + writes(layer) + 2 * projections
 
 
 def writes(module: nn.Module) -> float:
     """Forward FLOPs per token of what one memory computes beyond reading.
 
-    self-modifying: 54 d d_h + 7 C d. Titans, L layers of K x K, M = 2 with momentum: reading the
-    keys 2 L, deltas 2 (L - 1), updates 2 L M, times d K. Gated delta: 6 d d_h + 6 C d. Level of
-    width h: 8 d h (two outer products, two products for the signal).
+    self-modifying: d (42 h + 12 g) + 7 C d with h and g as above. Titans, L layers of K x K, M = 2
+    with momentum: reading the keys 2 L, deltas 2 (L - 1), updates 2 L M, times d K. Gated delta:
+    6 d d_h + 6 C d. Level of width h: 8 d h (two outer products, two products for the signal).
     """
     if isinstance(module, SelfMod):
-        d, head = module.heads * module.config.head_size, module.config.head_size
-        return 54 * d * head + 7 * module.period * d
+        own = module.config
+        d = module.heads * own.head_size
+        return d * (42 * own.hidden + 12 * own.gate_hidden + 7 * module.period)
     if isinstance(module, TitanBank):
         c = module.config
         d, depth, sides = module.heads * c.head_size, c.depth, 2 if c.momentum else 1

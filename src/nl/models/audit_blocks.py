@@ -146,7 +146,12 @@ BLOCKS: tuple[Mechanism, ...] = (
         code="nl.ops.fast_mlp:fast_mlp",
         tests=(f"{OPS}test_fast_mlp.py::test_read_is_the_formula",),
         where=_in("hope_selfmod"),
-        options=("model.selfmod.hidden", "model.selfmod.activation", "model.selfmod.skip"),
+        options=(
+            "model.selfmod.hidden",
+            "model.selfmod.gate_hidden",
+            "model.selfmod.activation",
+            "model.selfmod.skip",
+        ),
         differs="the memory that is read out has no skip; model.selfmod.skip=true is the letter",
     ),
     Mechanism(

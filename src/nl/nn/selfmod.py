@@ -83,22 +83,27 @@ class SelfMod(nn.Module):
         if c.direct_gates:
             self.gate_input = nn.Linear(dim, 2 * H, bias=False)
             init_linear(self.gate_input)
-        self.memory_hidden, self.memory_output = self._memories(1, c.head_size)
-        self.makers_hidden, self.makers_output = self._memories(self.makers, c.head_size)
-        self.gates_hidden, self.gates_output = self._memories(2, 1)
+        self.memory_hidden, self.memory_output = self._memories(1, c.head_size, c.hidden)
+        self.makers_hidden, self.makers_output = self._memories(self.makers, c.head_size, c.hidden)
+        self.gates_hidden, self.gates_output = self._memories(2, 1, c.gate_hidden)
         self.rate_bias = nn.Parameter(torch.full((H,), _logit(c.rate)))
         self.hidden_rate = nn.Parameter(torch.full((H,), _logit(c.rate_hidden / c.rate)))
         self.other_rate = nn.Parameter(torch.full((H,), _logit(c.rate_other / c.rate)))
         lost = -math.log(c.retain) / c.period
         self.decay_bias = nn.Parameter(torch.full((H,), math.log(math.expm1(lost))))
 
-    def _memories(self, count: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """First layers, orthogonal so that features keep the keys' angles, and second layers."""
-        H, K, F = self.heads, self.config.head_size, self.config.hidden
+    def _memories(
+        self, count: int, outputs: int, hidden_units: int
+    ) -> tuple[nn.Parameter, nn.Parameter]:
+        """First layers, orthogonal so that features keep the keys' angles, and second layers.
+
+        With fewer units than inputs the rows are orthonormal: a unit sees what it would among many.
+        """
+        H, K, F = self.heads, self.config.head_size, hidden_units
         scale = _OUTPUT_SCALE if outputs > 1 else _GATE_SCALE
         hidden = torch.empty(H * count, F, K)
         for layer in hidden:
-            nn.init.orthogonal_(layer, gain=math.sqrt(F / K))
+            nn.init.orthogonal_(layer, gain=math.sqrt(max(F / K, 1)))
         hidden = hidden.view(H, count * F, K)
         output = scale * torch.randn(H, count, outputs, F) / math.sqrt(F)
         return nn.Parameter(hidden), nn.Parameter(output)

@@ -33,7 +33,9 @@ class SelfModConfig:
     head_size: int = 64
     """Width of one head's keys, values and queries; must divide the layer's width."""
     hidden: int = 64
-    """Hidden units of every memory; a multiple of head_size."""
+    """Hidden units of every memory but those of the gates; a multiple of head_size."""
+    gate_hidden: int = 16
+    """Hidden units of the memories of rate and decay: one number comes out, few are enough."""
     period: int = 64
     """Tokens between writes of the memory that is read out."""
     period_other: int | None = None
@@ -80,6 +82,7 @@ class SelfModConfig:
             self.hidden >= 1 and self.hidden % max(self.head_size, 1) == 0,
             f"hidden: {self.hidden}; must be a multiple of head_size ({self.head_size})",
         )
+        require(self.gate_hidden >= 1, f"gate_hidden: {self.gate_hidden}; must be at least 1")
         longer, shorter = max(self.period, other), max(min(self.period, other), 1)
         require(
             longer % shorter == 0,

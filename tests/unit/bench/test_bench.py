@@ -61,7 +61,7 @@ def test_memory_flops_by_hand() -> None:
     d, head, C = 128, 64, 16
     layer = SelfMod(SelfModConfig(period=C, direct_gates=False), d)
     static = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
-    assert selfmod_flops(layer) == 70 * d * head + 7 * C * d + 2 * static
+    assert selfmod_flops(layer) == (54 * head + 16 * 16) * d + 7 * C * d + 2 * static
     model = language(SMALL, "titan_lmm").build()
     extra = algorithmic_flops(model, 32) - model_flops(model, 32)
     keys, deltas, updates = 2 * 2, 2 * 1, 2 * 2 * 2

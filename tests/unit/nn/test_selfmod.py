@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"target": "self", "adaptive_q": True},
     {"target": "self", "skip": True},
     {"target": "self", "target_norm": False, "hidden": 4},
+    {"gate_hidden": 3},
     {"retention": "zero", "conv": 0},
     {"retention": "row_norm", "conv": 2},
     {"period": 6, "period_other": 3},
@@ -278,6 +279,7 @@ def test_the_literal_rule_says_what_it_does() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"hidden": 6}, "hidden"),
+    ({"gate_hidden": 0}, "gate_hidden"),
     ({"head_size": 1}, "head_size"),
     ({"period": 0}, "period"),
     ({"period": 4, "period_other": 6}, "period_other"),
@@ -312,12 +314,18 @@ def test_defaults_follow_the_evidence() -> None:
 
 
 def test_fresh_features_keep_the_angles_of_keys() -> None:
-    m = SelfMod(SelfModConfig(head_size=8, hidden=16, adaptive_q=True), 16)
+    m = SelfMod(SelfModConfig(head_size=8, hidden=16, gate_hidden=16, adaptive_q=True), 16)
     for hidden, count in ((m.memory_hidden, 1), (m.makers_hidden, 3), (m.gates_hidden, 2)):
         layers = hidden.detach().view(2 * count, 16, 8)
         assert torch.allclose(
             layers.mT @ layers, 2 * torch.eye(8).expand(2 * count, 8, 8), atol=1e-5
         )
+
+
+def test_features_of_gates_are_as_large_among_few_as_among_many() -> None:
+    m = SelfMod(SelfModConfig(head_size=8, hidden=16, gate_hidden=4), 16)
+    layers = m.gates_hidden.detach().view(4, 4, 8)
+    assert torch.allclose(layers @ layers.mT, torch.eye(4).expand(4, 4, 4), atol=1e-5)
 
 
 def test_a_memory_without_skip_answers_with_what_was_stored_alone() -> None:

@@ -26,6 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"target": "self", "adaptive_q": True},
     {"target": "self", "skip": True},
     {"target": "self", "target_norm": False, "hidden": 4},
+    {"gate_hidden": 3},
     {"retention": "zero", "conv": 0},
     {"retention": "row_norm", "conv": 2},
     {"period": 6, "period_other": 3},
@@ -122,7 +123,7 @@ def head_reference(
 ) -> tuple[Tensor, list[Memory]]:
     """One head of one row: (T, 4, K) inputs, (T, 2) of gates -> (T, K) reads and its memories."""
     c = m.config
-    first = [*m.makers_hidden[h].split(c.hidden), *m.gates_hidden[h].split(c.hidden)]
+    first = [*m.makers_hidden[h].split(c.hidden), *m.gates_hidden[h].split(c.gate_hidden)]
     second = [*m.makers_output[h], *m.gates_output[h]]
     others = [Memory(c, a, b) for a, b in zip(first, second, strict=True)]
     memory = Memory(c, m.memory_hidden[h], m.memory_output[h, 0], c.skip)

@@ -15,7 +15,7 @@ from nl.ops.fast_write import WriteGroup, fast_mlp_write, fast_mlp_write_referen
 
 EXACT = 1e-10
 SINGLE = 1e-5
-HEADS, ROWS, K, F = 2, 2, 5, 6
+HEADS, ROWS, K, F, GATE_F = 2, 2, 5, 6, 3
 N = HEADS * ROWS
 
 RULES = [
@@ -42,11 +42,12 @@ def draw(size: int, kinds: Kinds) -> list[Tensor]:
     gates = torch.rand(3, N, size, dtype=torch.float64)
     drawn = [keys, gates[0], 0.3 * gates[1], -0.2 * gates[2]]
     for memories, outputs, _ in kinds:
+        hidden = GATE_F if outputs == 1 else F
         shapes = [
-            (HEADS, memories * F, K),
-            (HEADS, memories, outputs, F),
-            (N, memories * F, K),
-            (N, memories, outputs, F),
+            (HEADS, memories * hidden, K),
+            (HEADS, memories, outputs, hidden),
+            (N, memories * hidden, K),
+            (N, memories, outputs, hidden),
             (N, memories, outputs, size),
         ]
         drawn += [torch.randn(*shape, dtype=torch.float64) * 0.5 for shape in shapes]

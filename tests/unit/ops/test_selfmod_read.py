@@ -16,7 +16,7 @@ from nl.ops.selfmod_read import (
     unit,
 )
 
-HEADS, ROWS, K, F = 2, 3, 4, 6
+HEADS, ROWS, K, F, GATE_F = 2, 3, 4, 6, 3
 N, D = HEADS * ROWS, HEADS * K
 EXACT = 1e-11
 
@@ -38,7 +38,8 @@ def draw(length: int, makers: int = 2, width: int = 3, **_: Any) -> list[Tensor]
     shapes += [(N, 2, length)]
     for lead in (HEADS, N):
         for count, outputs in ((1, K), (makers, K), (2, 1)):
-            shapes += [(lead, count * F, K), (lead, count, outputs, F)]
+            hidden = GATE_F if outputs == 1 else F
+            shapes += [(lead, count * hidden, K), (lead, count, outputs, hidden)]
     generator = torch.Generator().manual_seed(length)
     return [torch.randn(*s, generator=generator, dtype=torch.float64) * 0.7 for s in shapes]
 
