@@ -117,8 +117,14 @@ def written_layers(dim: int, batch: int, seq_len: int, chunk: int) -> dict[str, 
     torch.manual_seed(0)
     x = torch.randn(batch, seq_len, dim)
     peer = SelfModifyingTitans(SelfModifyingTitansConfig(dim=dim, chunk_size_other=chunk))
-    config = SelfModConfig(head_size=dim, hidden=dim, period=chunk, activation="gelu")
-    layers = {"ours": config, "ours, silu": replace(config, activation="silu")}
+    config = SelfModConfig(
+        head_size=dim, hidden=dim, gate_hidden=dim, period=chunk, activation="gelu"
+    )
+    layers = {
+        "ours": replace(config, compat="literal"),
+        "ours, default rule": config,
+        "ours, default options": SelfModConfig(period=chunk),
+    }
     steps: dict[str, Step] = {
         "nested-learning": lambda: peer.forward_with_updates(x, peer.init_fast_state())
     }

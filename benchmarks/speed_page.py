@@ -39,8 +39,9 @@ four levels and the fused AdamW are the same on both sides. What differs:
 - its surprise gate is off, so that it writes at every period, as ours does.
 
 *Write path alone.* Both read and write one memory set of the full width (one head of 128), GELU,
-chunk 64, no gradients; both with their convolution and projections, of which ours has more. The
-rules differ as above (`docs/nested_core.md`).
+chunk 64, no gradients; both with their convolution and projections, of which ours has more. `ours`
+writes by the same rule (`selfmod.compat=literal`), `ours, default rule` by the delta rule on both
+layers, `ours, default options` in heads of 64 with SiLU (`docs/nested_core.md`).
 
 *titans-pytorch 0.5.5.* `NeuralMemory`, 4 heads x 64, depth 2, expansion 1, B 1, T 512. `boundary`
 is its `batch_size`: for how many tokens inner gradients are taken at the same weights (none: for
