@@ -260,7 +260,8 @@ def page(args: argparse.Namespace) -> list[str]:
         if drawn:
             title = f"{label[0].upper()}{label[1:]} over the stream"
             name = f"streaming_{key.removesuffix('_us')}"
-            figure = Figure(name, title, drawn, {}, "tokens read", wide=True)
+            whole = key != "loss"
+            figure = Figure(name, title, drawn, {}, "tokens read", wide=True, from_zero=whole)
             lines += [study.save_figure(args.output, figure)]
     return lines
 

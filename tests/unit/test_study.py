@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,9 @@ def test_bands_and_dots_are_in_the_numbers() -> None:
     ]
     plain = Figure("f", "t", [Line("a", [1.0, 2.0], [0.5, 0.25])], log="x")
     assert len(draw(figure)) > len(draw(plain))
+    high = Figure("f", "t", [Line("a", [1.0, 2.0], [101.0, 102.0])])
+    assert ">0<" not in draw(high)
+    assert ">0<" in draw(replace(high, from_zero=True))
     dots = Dots("d", "t", [Dot("better", -1.0, 0.5), Dot("open", 1.0)])
     assert dots_csv(dots).splitlines() == ["row,value,half width", "better,-1.0,0.5", "open,1.0,"]
     svg = draw_dots(dots)

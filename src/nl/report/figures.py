@@ -62,6 +62,7 @@ class Figure:
         levels: named horizontal lines (a baseline).
         alt: one sentence that says what the curve shows, for readers who do not see it.
         log: the axes that are logarithmic: "", "x", "y" or "xy".
+        from_zero: begin the y axis at zero, where a flat curve is to be seen as flat.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Figure:
     alt: str = ""
     wide: bool = False
     log: str = ""
+    from_zero: bool = False
 
 
 def matplotlib_ready() -> Any:
@@ -134,6 +136,8 @@ def draw(figure: Figure) -> str:
                 axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
         for line in figure.lines:
             draw_line(axes, line)
+        if figure.from_zero:
+            axes.set_ylim(bottom=0)
         for name, value in figure.levels.items():
             axes.axhline(value, color=level_colour(name, figure), lw=1.1, ls=DASHES[2], label=name)
         entries = sum(not line.faint for line in figure.lines) + len(figure.levels)
