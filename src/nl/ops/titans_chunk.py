@@ -172,6 +172,8 @@ class ChunkPass:
             [t.unbind(0) for t in part] for part in (mixes, lifts, rates)
         )
         self.places = plan.places
+        # Room that every chunk uses again: large tensors made anew are new pages each time.
+        self._sums = [torch.empty_like(start) for start in base]
 
     def _layers(self, groups: Sequence[Tensor]) -> list[Tensor]:
         """What groups hold, in the order of the layers."""
@@ -181,7 +183,8 @@ class ChunkPass:
         """The weights in force at a chunk's start, (N, out, in) per layer."""
         held = [h[k] for h in tape.held]
         if self.base:
-            held = [torch.add(start, more) for start, more in zip(self.base, held, strict=True)]
+            both = zip(self.base, held, self._sums, strict=True)
+            held = [torch.add(start, more, out=room) for start, more, room in both]
         return self._layers(held)
 
     def forward(self, at: int, tape: Tape, k: int, taped: bool = True) -> Tensor:
@@ -239,7 +242,12 @@ class ChunkPass:
         return out[:, :C]
 
     def pull_back(
-        self, at: int, tape: Tape, k: int, to_out: Tensor, adjoints: Sequence[Tensor]
+        self,
+        at: int,
+        tape: Tape,
+        k: int,
+        to_out: Tensor,
+        adjoints: tuple[Sequence[Tensor], Sequence[Tensor]],
     ) -> tuple[ChunkAdjoints, list[Tensor]]:
         """The adjoints of what chunk ``at`` was given.
 
@@ -248,14 +256,15 @@ class ChunkPass:
             tape: of its forward pass.
             k: place of the chunk in the tape.
             to_out: (N, 2 C, K), those of the answers in front; the rest is written over.
-            adjoints: per group (N, G, M, out, in), of E at the chunk's end.
+            adjoints: per group (N, G, M, out, in), of E at the chunk's end, and room for those at
+                its start.
 
         Returns:
             The adjoints, and per layer (N, out, in) the weights' part in those of E.
         """
         made = ChunkAdjoints(to_out, to_out, [], [], [], [])
         to_deltas, to_keys = [], []
-        for g, adjoint in enumerate(adjoints):
+        for g, (adjoint, room) in enumerate(zip(*adjoints, strict=True)):
             N, G, M, out, into = adjoint.shape
             x, coef, spread = tape.keys[g][k], tape.coef[g][k].unsqueeze(-1), tape.spread[g][k]
             flat, rows = adjoint.view(N * G, M * out, into), adjoint.view(N * G, M, out * into)
@@ -270,7 +279,8 @@ class ChunkPass:
                 made.rates.append(to_rate)
             made.lifts.append(to_coef)
             made.mixes.append(torch.bmm(rows, tape.rows[g][k].mT))
-            made.states.append(torch.bmm(self.mixes[g][at].mT, rows).view(adjoint.shape))
+            torch.bmm(self.mixes[g][at].mT, rows, out=room.view(rows.shape))
+            made.states.append(room)
             to_deltas.append(to_delta.view(N, G, -1, out))
             to_keys.append(to_x.view(N, G, -1, into))
         weights = self._weights(tape, k)

@@ -76,10 +76,12 @@ class _Scan(torch.autograd.Function):
             torch.zeros_like(state) if a is None else a.contiguous()
             for a, state in zip(to_states, first, strict=True)
         ]
+        rooms = [[torch.empty_like(state) for state in first] for _ in range(2)]
         base = [torch.zeros_like(w) for w in chunks.base]
         made = []
         for at, tape, k in _tapes(plan, chunks, first, kept):
-            one, to_weights = chunks.pull_back(at, tape, k, to_outs[at], adjoints)
+            given = (adjoints, rooms[at % 2])
+            one, to_weights = chunks.pull_back(at, tape, k, to_outs[at], given)
             adjoints = one.states
             for (g, j), more in zip(chunks.places, to_weights, strict=True):
                 adjoints[g][:, j, 0].add_(more)
