@@ -39,6 +39,46 @@ def largest_gap(a: Any, b: Any) -> float:
     )
 
 
+def check_gradients_of_cuts(model: Any, x: torch.Tensor, labels: torch.Tensor) -> None:
+    """23 tokens give the same gradients in whatever pieces they are read."""
+    model.nll(x, labels)[0].sum().backward()
+    whole = {n: p.grad.clone() for n, p in model.named_parameters()}
+    for cuts in ([5, 11, 7], [1] * 23):
+        model.zero_grad()
+        state, at, total = None, 0, 0.0
+        for n in cuts:
+            part = slice(at, at + n)
+            nll, out = model.nll(x[:, part], labels[:, part], state)
+            state, at, total = out.state, at + n, total + nll.sum()
+        total.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad - whole[name]).abs().max() < EXACT, name
+
+
+def check_switched_writing(
+    model: Any, x: torch.Tensor, labels: torch.Tensor, labelled: bool
+) -> None:
+    """41 tokens, writing on and off by turns, give the same in whatever pieces they are read."""
+    bounds = [0, 3, 6, 15, 16, 25, 33, 41]
+
+    def read(most: int) -> tuple[torch.Tensor, Any]:
+        state, out = None, []
+        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
+            for at in range(start, end, most):
+                part = slice(at, min(end, at + most))
+                targets = labels[:, part] if labelled else None
+                read = model(x[:, part], state, targets=targets, write=i % 2 == 0)
+                state = read.state
+                out.append(read.pred)
+        return torch.cat(out, 1), state
+
+    whole, state = read(41)
+    for most in (1, 2, 5):
+        pred, other = read(most)
+        assert (pred - whole).abs().max() < EXACT
+        assert largest_gap(other, state) < EXACT
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_causal(kind: str, build: Build, float64: None, seed: int) -> None:
     model, x = build(kind, seed), tokens(2, 23, seed)
@@ -82,24 +122,7 @@ def test_split_invariant_when_writing_is_switched(
 ) -> None:
     model = build(kind, seed, selfmod={"period_other": (8, 2, None)[seed]})
     x, labels = tokens(2, 41, seed), tokens(2, 41, seed + 1)
-    bounds = [0, 3, 6, 15, 16, 25, 33, 41]
-
-    def read(most: int) -> tuple[torch.Tensor, Any]:
-        state, out = None, []
-        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
-            for at in range(start, end, most):
-                part = slice(at, min(end, at + most))
-                targets = labels[:, part] if labelled else None
-                read = model(x[:, part], state, targets=targets, write=i % 2 == 0)
-                state = read.state
-                out.append(read.pred)
-        return torch.cat(out, 1), state
-
-    whole, state = read(41)
-    for most in (1, 2, 5):
-        pred, other = read(most)
-        assert (pred - whole).abs().max() < EXACT
-        assert largest_gap(other, state) < EXACT
+    check_switched_writing(model, x, labels, labelled)
 
 
 @pytest.mark.parametrize("inner", ["momentum", "delta", "adam", "muon", "deep"])
@@ -158,18 +181,7 @@ def test_split_invariant_in_single_precision(kind: str, build: Build) -> None:
 def test_split_invariant_gradients(kind: str, build: Build, float64: None, seed: int) -> None:
     model, x = build(kind, seed), tokens(2, 23, seed)
     labels = tokens(2, 23, seed + 5)
-    model.nll(x, labels)[0].sum().backward()
-    whole = {n: p.grad.clone() for n, p in model.named_parameters()}
-    for cuts in ([5, 11, 7], [1] * 23):
-        model.zero_grad()
-        state, at, total = None, 0, 0.0
-        for n in cuts:
-            part = slice(at, at + n)
-            nll, out = model.nll(x[:, part], labels[:, part], state)
-            state, at, total = out.state, at + n, total + nll.sum()
-        total.backward()
-        for name, parameter in model.named_parameters():
-            assert (parameter.grad - whole[name]).abs().max() < EXACT, name
+    check_gradients_of_cuts(model, x, labels)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

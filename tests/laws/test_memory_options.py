@@ -12,7 +12,14 @@ from nl.config import ConfigError
 from nl.core import state as states
 from nl.core.output import Knobs
 from tests.laws.conftest import PERIODS, VOCAB, tokens
-from tests.laws.test_block_laws import CUTS, EXACT, Recorder, largest_gap, read_in_pieces
+from tests.laws.test_block_laws import (
+    CUTS,
+    EXACT,
+    Recorder,
+    check_gradients_of_cuts,
+    largest_gap,
+    read_in_pieces,
+)
 
 Build = Callable[..., Any]
 
@@ -77,18 +84,7 @@ def test_split_invariant(cms: dict[str, Any], kind: str, build: Build, float64: 
 
 def test_split_invariant_gradients(cms: dict[str, Any], build: Build, float64: None) -> None:
     model, x, labels = build("hope_attention", cms=cms), tokens(2, 23), tokens(2, 23, 5)
-    model.nll(x, labels)[0].sum().backward()
-    whole = {n: p.grad.clone() for n, p in model.named_parameters()}
-    for cuts in ([5, 11, 7], [1] * 23):
-        model.zero_grad()
-        state, at, total = None, 0, 0.0
-        for n in cuts:
-            part = slice(at, at + n)
-            nll, out = model.nll(x[:, part], labels[:, part], state)
-            state, at, total = out.state, at + n, total + nll.sum()
-        total.backward()
-        for name, parameter in model.named_parameters():
-            assert (parameter.grad - whole[name]).abs().max() < EXACT, name
+    check_gradients_of_cuts(model, x, labels)
 
 
 @pytest.mark.parametrize("name", ["through", "self"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from nl.core.state import flatten, num_bytes, select_rows
 from nl.models.block_signal import PendingTile
 from nl.nn.cms import ContinuumMemory
 from tests.laws.conftest import VOCAB, small, tokens
-from tests.laws.test_block_laws import EXACT, largest_gap
+from tests.laws.test_block_laws import EXACT, check_switched_writing, largest_gap
 from tests.laws.test_document_laws import gap, read_in_pieces
 
 TILE = 4
@@ -100,24 +99,7 @@ def test_the_graph_of_a_step_and_a_second_read_agree(kind: str) -> None:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_cut_does_not_matter_where_writing_is_switched(labelled: bool) -> None:
     model, x, labels = block_model(), tokens(2, 41), tokens(2, 41, 1)
-    bounds = [0, 3, 6, 15, 16, 25, 33, 41]
-
-    def read(most: int) -> tuple[torch.Tensor, Any]:
-        state, out = None, []
-        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
-            for at in range(start, end, most):
-                part = slice(at, min(end, at + most))
-                targets = labels[:, part] if labelled else None
-                got = model(x[:, part], state, targets=targets, write=i % 2 == 0)
-                state = got.state
-                out.append(got.pred)
-        return torch.cat(out, 1), state
-
-    whole, state = read(41)
-    for most in (1, 2, 5):
-        pred, other = read(most)
-        assert (pred - whole).abs().max() < EXACT
-        assert largest_gap(other, state) < EXACT
+    check_switched_writing(model, x, labels, labelled)
 
 
 STARTS: tuple[list[int], ...] = ([], [7], [3, 14], [0, 16, 17])

@@ -17,8 +17,8 @@ from nl.ops.titans import (
     titans_write,
     titans_write_reference,
 )
+from tests.unit.ops.twins import EXACT, assert_twins
 
-EXACT = 1e-10
 SINGLE = 1e-5
 N, K, F = 2, 4, 6
 WIDTHS = {1: [K, K], 2: [K, F, K], 3: [K, F, F, K], 4: [K, K, F, F, K]}
@@ -52,17 +52,7 @@ def run(leaves: list[Tensor], momentum: bool, normalised: bool, loop: bool) -> l
 
 
 def compare(inputs: list[Tensor], momentum: bool = True, normalised: bool = True) -> None:
-    results = []
-    for loop in (False, True):
-        leaves = [t.clone().requires_grad_() for t in inputs]
-        out = run(leaves, momentum, normalised, loop)
-        generator = torch.Generator().manual_seed(3)
-        loss = sum((w * torch.randn(w.shape, generator=generator).double()).sum() for w in out)
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        results.append([*out, *(torch.zeros(1) if g is None else g for g in grads)])
-    for value, wanted in zip(*results, strict=True):
-        assert torch.isfinite(value).all()
-        assert (value - wanted).norm() <= EXACT * wanted.norm().clamp(min=1)
+    assert_twins(lambda leaves, loop: run(leaves, momentum, normalised, loop), inputs)
 
 
 @each_depth

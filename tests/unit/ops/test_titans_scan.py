@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from nl.ops.titans import TitansTokens
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_reference
+from tests.unit.ops.twins import EXACT, assert_twins
 
-EXACT = 1e-10
 SINGLE = 2e-5
 N, K, F = 2, 4, 6
 WIDTHS = {1: [K, K], 2: [K, K, K], 3: [K, F, F, K], 4: [K, K, F, F, K]}
@@ -48,17 +48,7 @@ def run(
 def compare(
     inputs: list[Tensor], rule: ScanRule, momentum: bool = True, anchored: bool = True
 ) -> None:
-    results = []
-    for loop in (False, True):
-        leaves = [t.clone().requires_grad_() for t in inputs]
-        out = run(leaves, rule, loop, momentum, anchored)
-        generator = torch.Generator().manual_seed(3)
-        loss = sum((w * torch.randn(w.shape, generator=generator).double()).sum() for w in out)
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        results.append([*out, *(torch.zeros(1) if g is None else g for g in grads)])
-    for value, wanted in zip(*results, strict=True):
-        assert torch.isfinite(value).all()
-        assert (value - wanted).norm() <= EXACT * wanted.norm().clamp(min=1)
+    assert_twins(lambda leaves, loop: run(leaves, rule, loop, momentum, anchored), inputs)
 
 
 @each_depth
