@@ -75,17 +75,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     Raises:
         ConfigError: naming the keys to change.
     """
-    if run.deepspeed is not None and strategy.name != "deepspeed":
-        raise ConfigError(
-            f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
-            "it; set deepspeed=null."
-        )
-    for key, part in (("model", run.model), ("objective", run.objective)):
-        for need, remedy in getattr(part, "requires", {}).items():
-            if not getattr(strategy.capabilities, need):
-                raise ConfigError(
-                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; {remedy}."
-                )
+    _check_strategy(run, strategy)
     stream: Any = run.stream
     tokens, known = stream.vocab_size(), getattr(run.model, "vocab_size", None)
     if tokens is not None and known is not None and tokens > known:
@@ -117,6 +107,26 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     if run.checkpoint.best not in names:
         raise ConfigError(
             f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
+        )
+
+
+def _check_strategy(run: RunConfig, strategy: Strategy) -> None:
+    """What this strategy cannot do, with the key to change."""
+    if run.deepspeed is not None and strategy.name != "deepspeed":
+        raise ConfigError(
+            f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
+            "it; set deepspeed=null."
+        )
+    for key, part in (("model", run.model), ("objective", run.objective)):
+        for need, remedy in getattr(part, "requires", {}).items():
+            if not getattr(strategy.capabilities, need):
+                raise ConfigError(
+                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; {remedy}."
+                )
+    if run.checkpoint.asynchronous and not strategy.capabilities.asynchronous_save:
+        raise ConfigError(
+            f"checkpoint.asynchronous: true, which {strategy.name} cannot do; set "
+            "checkpoint.asynchronous=false."
         )
 
 

@@ -118,6 +118,9 @@ class CheckpointConfig:
     """Save every n steps; 0: at the end and on SIGTERM, SIGINT, SIGUSR1 only."""
     keep: int = 3
     """Rolling checkpoints kept (the best and the last valid one are never deleted); 0: all."""
+    asynchronous: bool = False
+    """Write periodic checkpoints in a thread while training goes on: everything is copied to the
+    host first, at most one is in flight, the last one is synchronous. Costs a copy in memory."""
     best: str = "val/loss"
     """Metric whose minimum marks the best checkpoint."""
     export: bool = True

@@ -54,6 +54,8 @@ class Capabilities:
     """Gradients of the loss with respect to block outputs inside the forward pass."""
     grad_through_write: bool
     """Outer gradients through memory writes that need labels."""
+    asynchronous_save: bool = True
+    """Copies for a checkpoint that a thread can write while training goes on."""
 
 
 class Strategy(Protocol):

@@ -16,16 +16,18 @@ from nl.core.batch import Batch
 from nl.core.output import Knobs, StepOut
 from nl.core.protocols import Capabilities
 from nl.dist.serial import (
+    host_tensors,
     load_tensors,
     model_tensors,
     objective_name,
     pack,
     plain_name,
-    save_tensors,
     unpack,
+    write_tensors,
 )
 from nl.run.files import read_json, write_json
 
+Write = Callable[[Path], None]
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 
@@ -152,16 +154,30 @@ class Strategy:
         finally:
             self.objective.train(training)
 
-    def save(self, folder: Path) -> None:
-        """Write model and optimizer (collective; rank 0 writes)."""
+    def capture(self) -> Write:
+        """Copy model and optimizer to the host (collective; rank 0 holds the copies).
+
+        Returns:
+            What writes the copies into a folder: no collective, from any thread.
+        """
         if self.rank != 0:
-            return
-        save_tensors(folder / "model.safetensors", model_tensors(self.objective.state_dict()))
+            return _write_nothing
+        model = host_tensors(model_tensors(self.objective.state_dict()))
         named: dict[str, Tensor] = {}
         skeleton = pack(self.optimizer.state_dict(), named, "optim")
-        save_tensors(folder / "optim.safetensors", named)
+        moments = host_tensors(named)
         facts = {"parameters": self.optimizer_names, "state": skeleton}
-        write_json(folder / "optim.json", facts)
+
+        def write(folder: Path) -> None:
+            write_tensors(folder / "model.safetensors", *model)
+            write_tensors(folder / "optim.safetensors", *moments)
+            write_json(folder / "optim.json", facts)
+
+        return write
+
+    def save(self, folder: Path) -> None:
+        """Write model and optimizer (collective; rank 0 writes)."""
+        self.capture()(folder)
 
     def load(self, folder: Path) -> None:
         """Read model and optimizer back, strictly (collective).
@@ -191,6 +207,10 @@ class Strategy:
 
     def close(self) -> None:
         """Leave the process group."""
+
+
+def _write_nothing(folder: Path) -> None:
+    """What a rank without copies writes."""
 
 
 def check_names(where: Path, wanted: set[str], found: set[str]) -> None:

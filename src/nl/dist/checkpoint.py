@@ -7,7 +7,7 @@ import fcntl
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from nl.config.hydra import load_config, save_config
 from nl.config.run import RunConfig
 from nl.core.logs import get_logger
 from nl.core.state import flatten, to, unflatten
-from nl.dist.base import Strategy
-from nl.dist.serial import load_tensors, restore_rng, rng_tensors, save_tensors
+from nl.dist.base import Strategy, Write
+from nl.dist.serial import host_tensors, load_tensors, restore_rng, rng_tensors, write_tensors
 from nl.run.directory import RunDir
 from nl.run.discover import checkpoints, step_of
 from nl.run.files import RunError, fsync_dir, read_json, write_atomic, write_json
@@ -55,22 +55,34 @@ def _state_file(rank: int) -> str:
 def save(strategy: Strategy, run_dir: RunDir, run: RunConfig, snapshot: Snapshot) -> Path:
     """Write ``checkpoints/step_<n>`` (collective): beside, digests, rename, ``latest``.
 
+    ``nl.dist.pending`` does the same between steps, in a thread.
+
     Raises:
         CheckpointError: on every rank, where any rank could not write; nothing is left behind.
     """
-    final = run_dir.checkpoints / f"step_{snapshot.step:06d}"
-    scratch = run_dir.checkpoints / strategy.broadcast(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
-    problem = _attempt(lambda: scratch.mkdir(parents=True)) if strategy.rank == 0 else None
-    _agree(strategy, problem, scratch)
-    problem = _attempt(lambda: _write_rank(strategy, scratch, snapshot))
-    _agree(strategy, problem, scratch)
+    final, scratch = open_scratch(strategy, run_dir, snapshot)
+    problem = attempt(lambda: _write_rank(strategy, scratch, snapshot))
+    agree(strategy, problem, scratch)
     if strategy.rank == 0:
-        problem = _attempt(lambda: _commit(scratch, final, run, strategy.world, snapshot))
-    _agree(strategy, problem, scratch)
+        problem = attempt(lambda: commit(scratch, final, run, strategy.world, snapshot))
+    agree(strategy, problem, scratch)
     return final
 
 
-def _attempt(action: Any) -> str | None:
+def open_scratch(strategy: Strategy, run_dir: RunDir, snapshot: Snapshot) -> tuple[Path, Path]:
+    """Where the checkpoint will be, and the empty directory that it is written into (collective).
+
+    Raises:
+        CheckpointError: on every rank, where rank 0 could not make the directory.
+    """
+    final = run_dir.checkpoints / f"step_{snapshot.step:06d}"
+    scratch = run_dir.checkpoints / strategy.broadcast(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
+    problem = attempt(lambda: scratch.mkdir(parents=True)) if strategy.rank == 0 else None
+    agree(strategy, problem, scratch)
+    return final, scratch
+
+
+def attempt(action: Callable[[], Any]) -> str | None:
     """Run ``action``; its operating-system error as text, None where it succeeded."""
     try:
         action()
@@ -79,23 +91,49 @@ def _attempt(action: Any) -> str | None:
     return None
 
 
-def _agree(strategy: Strategy, problem: str | None, scratch: Path) -> None:
+def agree(strategy: Strategy, problem: str | None, scratch: Path) -> None:
+    """Go on if no rank has a problem, else clear up and complain on every rank (collective).
+
+    Raises:
+        CheckpointError: with this rank's problem, or naming that another rank has one.
+    """
     if strategy.max(float(problem is not None)) == 0:
         return
     if strategy.rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    raise CheckpointError(f"checkpoint {scratch.name}: {problem or 'another rank failed'}.")
+    who = f"rank {strategy.rank}: {problem}" if problem else "another rank failed, see its log"
+    raise CheckpointError(f"checkpoint {scratch.name}: {who}.")
 
 
 def _write_rank(strategy: Strategy, scratch: Path, snapshot: Snapshot) -> None:
     strategy.save(scratch)
+    _capture_state(strategy.rank, snapshot)(scratch)
+
+
+def _capture_state(rank: int, snapshot: Snapshot) -> Write:
     named, skeleton = flatten(snapshot.state)
-    tensors = named | rng_tensors()
+    tensors = host_tensors(named | rng_tensors())
     facts = {"skeleton": json.dumps(skeleton)}
-    save_tensors(scratch / _state_file(strategy.rank), tensors, facts)
+    return lambda folder: write_tensors(folder / _state_file(rank), *tensors, facts)
 
 
-def _commit(scratch: Path, final: Path, run: RunConfig, world: int, snapshot: Snapshot) -> None:
+def capture(strategy: Strategy, snapshot: Snapshot) -> Write:
+    """Copy everything this rank has to write to the host (collective).
+
+    Returns:
+        What writes the copies into a folder: no collective, from any thread.
+    """
+    writes = strategy.capture(), _capture_state(strategy.rank, snapshot)
+
+    def write(folder: Path) -> None:
+        for part in writes:
+            part(folder)
+
+    return write
+
+
+def commit(scratch: Path, final: Path, run: RunConfig, world: int, snapshot: Snapshot) -> None:
+    """Make ``scratch`` the checkpoint ``final``: facts, digests, rename, ``latest`` (rank 0)."""
     facts = {"step": snapshot.step, "world": world, **snapshot.trainer}
     write_json(scratch / "trainer.json", facts)
     save_config(run, scratch / "config.yaml")

@@ -44,13 +44,11 @@ def objective_name(name: str) -> str:
     return name.removeprefix(OBJECTIVE) if name.startswith(OBJECTIVE) else f"model.{name}"
 
 
-def save_tensors(
-    path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors to a safetensors file; tensors that are one and the same are stored once.
+def host_tensors(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies on the host that nothing else changes; what is one and the same is copied once.
 
-    Raises:
-        OSError: the disk is full or refuses.
+    Returns:
+        (name -> copy, name of a tied tensor -> the name it is stored under).
     """
     stored: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
@@ -61,12 +59,37 @@ def save_tensors(
             tied[name] = seen[identity]
             continue
         seen[identity] = name
-        stored[name] = tensor.detach().to("cpu").contiguous().clone()
+        stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return stored, tied
+
+
+def write_tensors(
+    path: Path,
+    stored: dict[str, Tensor],
+    tied: Mapping[str, str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write what ``host_tensors`` returned as a safetensors file.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
     facts = dict(metadata or {}) | ({TIED: json.dumps(tied)} if tied else {})
     try:
         safetensors.torch.save_file(stored, path, metadata=facts or None)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def save_tensors(
+    path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file; tensors that are one and the same are stored once.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    write_tensors(path, *host_tensors(named), metadata)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

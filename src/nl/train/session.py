@@ -183,6 +183,7 @@ def _fit(trainer: Trainer, stop: StopSignals) -> int:
         if not received:
             received = finish(trainer, stop)
     finally:
+        trainer.saver.close()
         close_sinks(trainer.sinks)
     return received
 

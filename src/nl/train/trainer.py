@@ -246,6 +246,7 @@ class Trainer:
     def _between_steps(self, step: Step) -> None:
         """Validate, then save: a checkpoint implies that every row up to its step is written."""
         number, improved = self.state.step, False
+        self.saver.advance()
         if self._validated(number):
             improved = self._validate()
         enabled = self.run.checkpoint.every > 0
@@ -263,8 +264,7 @@ class Trainer:
     def _save_last(self) -> None:
         if self._read_verdict():
             raise self._ending("in the last steps")
-        if self.saver.saved_step != self.state.step:
-            self.saver.save(self.state)
+        self.saver.save(self.state)
 
     def _recover(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Apply ``train.nonfinite`` to a refused step."""

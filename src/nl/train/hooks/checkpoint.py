@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from nl.core.logs import get_logger
 from nl.core.protocols import Controller, Stream
 from nl.dist import checkpoint
 from nl.dist.base import Strategy
+from nl.dist.pending import PendingSave
 from nl.run.directory import RunDir
 from nl.run.discover import newest_valid
 from nl.train.state import Best, TrainState
 
 log = get_logger(__name__)
+
+GOES_ON = "%s Training goes on; earlier checkpoints are intact."
 
 
 class Saver:
@@ -35,6 +39,7 @@ class Saver:
         self.run, self.run_dir, self.strategy = run, run_dir, strategy
         self.stream, self.controller, self.flush = stream, controller, flush
         self.saved_step: int | None = None
+        self.pending: PendingSave | None = None
 
     def due(self, step: int) -> bool:
         """Whether ``checkpoint.every`` falls on this step."""
@@ -52,22 +57,27 @@ class Saver:
 
     def save(self, state: TrainState) -> None:
         """Write the checkpoint of this step (collective), mark it, delete old ones."""
+        self.settle()
+        if self.saved_step == state.step:
+            return
+        folder = checkpoint.save(self.strategy, self.run_dir, self.run, self._snapshot(state))
+        self.saved_step = state.step
+        if self.strategy.rank == 0:
+            self._tidy(folder, best=_is_best(state))
+            log.info("saved %s", folder)
+
+    def _snapshot(self, state: TrainState) -> checkpoint.Snapshot:
         self.flush()
         trainer = state.as_dict() | {
             "stream": self.stream.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
             "seeds": {"run": self.run.seed},
         }
-        snapshot = checkpoint.Snapshot(step=state.step, trainer=trainer, state=state.fast)
-        folder = checkpoint.save(self.strategy, self.run_dir, self.run, snapshot)
-        self.saved_step = state.step
-        if self.strategy.rank == 0:
-            self._tidy(folder, state)
-            log.info("saved %s", folder)
+        return checkpoint.Snapshot(step=state.step, trainer=trainer, state=state.fast)
 
-    def _tidy(self, folder: Path, state: TrainState) -> None:
+    def _tidy(self, folder: Path, *, best: bool) -> None:
         try:
-            if state.best is not None and state.best.step == state.step:
+            if best:
                 checkpoint.mark_best(folder)
             checkpoint.retain(self.run_dir.path, self.run.checkpoint.keep)
         except OSError as error:
@@ -76,12 +86,55 @@ class Saver:
     def try_save(self, state: TrainState) -> None:
         """A periodic save: a full disk is reported, training goes on."""
         try:
-            self.save(state)
+            if self.run.checkpoint.asynchronous:
+                self._begin(state)
+            else:
+                self.save(state)
         except checkpoint.CheckpointError as error:
-            log.error("%s Training goes on; earlier checkpoints are intact.", error)
+            log.error(GOES_ON, error)
+
+    def _begin(self, state: TrainState) -> None:
+        if self.pending is not None:
+            log.warning(
+                "step %d: the checkpoint of step %d is still being written; waiting for it "
+                "(checkpoint.every=%d is too often for this disk)",
+                state.step,
+                self.pending.step,
+                self.run.checkpoint.every,
+            )
+        self.settle()
+        after = partial(self._tidy, best=_is_best(state))
+        place = (self.strategy, self.run_dir, self.run, self._snapshot(state))
+        self.pending = PendingSave(*place, after=after)
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Take the save that is in flight, if any, as far as it is (collective)."""
+        if self.pending is None:
+            return
+        pending = self.pending
+        try:
+            if not pending.advance(wait=wait):
+                return
+        except checkpoint.CheckpointError as error:
+            self.pending = None
+            log.error(GOES_ON, error)
+            return
+        self.pending, self.saved_step = None, pending.step
+        log.info("saved %s", pending.folder)
+
+    def settle(self) -> None:
+        """Wait for the save that is in flight (collective)."""
+        self.advance(wait=True)
+
+    def close(self) -> None:
+        """The loop is over; where it ended early, nothing is left half written."""
+        if self.pending is not None:
+            self.pending.abandon()
+            self.pending = None
 
     def restore(self, name: str) -> TrainState:
         """Load checkpoint ``name`` of this run into every part (collective)."""
+        self.settle()
         folder = self.run_dir.checkpoints / name
         snapshot = checkpoint.load(self.strategy, folder)
         facts: dict[str, Any] = snapshot.trainer
@@ -92,7 +145,8 @@ class Saver:
         return TrainState.from_dict(facts, snapshot.state)
 
     def newest(self) -> str | None:
-        """Name of the newest valid checkpoint, the same on every rank."""
+        """Name of the newest valid checkpoint, the same on every rank (collective)."""
+        self.settle()
 
         def find() -> str | None:
             folder, complaints = newest_valid(self.run_dir.path)
@@ -102,3 +156,7 @@ class Saver:
 
         name: str | None = self.strategy.first(find)
         return name
+
+
+def _is_best(state: TrainState) -> bool:
+    return state.best is not None and state.best.step == state.step
