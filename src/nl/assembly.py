@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nl.config import ConfigError
+from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config
 from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
@@ -22,7 +24,9 @@ from nl.data.manifest import data_tokenizer, documents, read_manifest
 from nl.dist.base import Strategy, check_names
 from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
+from nl.dist.env import number
 from nl.dist.export import load_export
+from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
@@ -142,27 +146,28 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
     Raises:
         ConfigError: parts that do not fit, missing data.
     """
-    check(run, strategy)
-    if run.train.threads:
-        torch.set_num_threads(run.train.threads)
-    seeds = SeedBook(run.seed)
-    config: Any = run
-    place = {"rank": strategy.rank, "world": strategy.world}
-    stream: Stream = config.stream.build(
-        config.stream.splits()[0], seed=seeds.seed("data"), **place
-    )
-    validation = {
-        split: config.stream.build(split, seed=seeds.seed("data"), **place)
-        for split in validation_splits(run)
-    }
-    objective = build_objective(run)
-    for module in objective.modules():
-        if isinstance(module, ContinuumMemory):
-            module.reduce = strategy.reduce
-    roles = parameter_roles(objective)
-    apply_policy(objective, config.optim.policy, roles)
-    if run.train.compile:
-        compile_units(getattr(objective, "model", objective))
+    with agreeing(met()):
+        check(run, strategy)
+        if run.train.threads:
+            torch.set_num_threads(run.train.threads)
+        seeds = SeedBook(run.seed)
+        config: Any = run
+        place = {"rank": strategy.rank, "world": strategy.world}
+        stream: Stream = config.stream.build(
+            config.stream.splits()[0], seed=seeds.seed("data"), **place
+        )
+        validation = {
+            split: config.stream.build(split, seed=seeds.seed("data"), **place)
+            for split in validation_splits(run)
+        }
+        objective = build_objective(run)
+        for module in objective.modules():
+            if isinstance(module, ContinuumMemory):
+                module.reduce = strategy.reduce
+        roles = parameter_roles(objective)
+        apply_policy(objective, config.optim.policy, roles)
+        if run.train.compile:
+            compile_units(getattr(objective, "model", objective))
     strategy.setup(
         objective,
         partial(config.optim.build, roles=roles),
@@ -304,7 +309,7 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
 
     Args:
         cfg: a composed Hydra config, plain data, or a ``RunConfig``.
-        strategy: ``single`` or ``ddp``.
+        strategy: a key of ``STRATEGIES``.
 
     Returns:
         The run directory.
@@ -313,15 +318,31 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
         ConfigError: something the user can mend; nothing was written.
         SystemExit: stopped by a signal after saving: 143, 130 or 0.
     """
+    kind = STRATEGIES[strategy]
+    forget()
     try:
-        run = cfg if isinstance(cfg, RunConfig) else run_config(_data(cfg))
-        house: Strategy = STRATEGIES[strategy].start(run.train.device)
-        try:
-            return train(run, house, build)
-        finally:
-            house.close()
+        meeting = None if strategy == "single" else meet()
+        with agreeing(meeting, lambda: json.dumps(unstructure(run))):
+            run = cfg if isinstance(cfg, RunConfig) else run_config(_data(cfg))
+            _check_launcher(strategy)
+            kind.ready(run)
+        with naming_rank():
+            house: Strategy = kind.start(run.train.device)
+            try:
+                return train(run, house, build)
+            finally:
+                house.close()
     except RunError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_launcher(strategy: str) -> None:
+    world = number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
+    if strategy == "single" and world > 1:
+        raise ConfigError(
+            f"train.py: started as one of WORLD_SIZE={world} processes, but it trains on one "
+            "device; use train_dist.py."
+        )
 
 
 def _data(cfg: Any) -> dict[str, Any]:
@@ -330,12 +351,12 @@ def _data(cfg: Any) -> dict[str, Any]:
 
 def job(cfg: Any, *, strategy: str) -> None:
     """What a launcher does with its composed config: ``launch``, complaints told, exit code 2."""
-    with refusing():
+    with refusing(tell):
         launch(cfg, strategy=strategy)
 
 
 def main(hydra_main: Any) -> None:
     """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
-    sys.argv[1:] = quoted(sys.argv[1:])
-    with refusing():
+    with refusing(tell):
+        sys.argv[1:] = quoted(sys.argv[1:])
         hydra_main()

@@ -168,24 +168,32 @@ def _quoted(text: str, sweep: bool) -> str:
     return candidate
 
 
+def say(text: str, error: Exception) -> None:
+    """Tell a complaint on stderr."""
+    del error
+    sys.stderr.write(f"{text}\n")
+
+
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Surrounds a launcher: what the user can mend is said on stderr, and the exit code is 2."""
+def refusing(tell: Callable[[str, Exception], None] = say) -> Iterator[None]:
+    """Surrounds a launcher: what the user can mend is said on stderr, and the exit code is 2.
+
+    Args:
+        tell: gets the text and the error instead of stderr.
+    """
     from hydra.errors import HydraException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1
     try:
         yield
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        tell(str(error), error)
         raise SystemExit(2) from None
     except (HydraException, OmegaConfBaseException) as error:
-        sys.stderr.write(f"{explain(error)}\n")
+        tell(explain(error), error)
         raise SystemExit(2) from None
     except yaml.YAMLError as error:
-        sys.stderr.write(
-            f"a configuration file is not valid YAML: {' '.join(str(error).split())}\n"
-        )
+        tell(f"a configuration file is not valid YAML: {' '.join(str(error).split())}", error)
         raise SystemExit(2) from None
 
 

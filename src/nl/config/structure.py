@@ -167,3 +167,13 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ConfigError(message)
+
+
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(data, dict) or not data:
+        return {path: data}
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{path}.{key}" if path else str(key))
+    return found

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nl.config import ConfigError
+from nl.config.run import RunConfig
 from nl.core.batch import Batch
 from nl.core.output import Knobs, StepOut
 from nl.core.protocols import Capabilities
+from nl.dist.env import local_rank, select_device
+from nl.dist.meeting import LaunchError
 from nl.dist.serial import (
     host_tensors,
     load_tensors,
@@ -41,6 +44,15 @@ class Strategy:
         self.device, self.rank, self.world = device, rank, world
         self.max_norm = 0.0
         self.precision = "fp32"
+
+    @classmethod
+    def ready(cls, run: RunConfig) -> None:
+        """Complain of what this process lacks for ``run``, before it joins the others.
+
+        Raises:
+            ConfigError: no such device, a missing extra.
+        """
+        select_device(run.train.device, local_rank())
 
     def setup(
         self,
@@ -140,7 +152,7 @@ class Strategy:
                 complaint = str(error)
         result, complaint = self.broadcast((result, complaint))
         if complaint is not None:
-            raise ConfigError(complaint)
+            raise LaunchError(complaint, self.rank == 0)
         return result
 
     @contextlib.contextmanager

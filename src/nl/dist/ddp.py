@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nl.dist.base import Strategy
 from nl.dist.env import init_group, local_rank, select_device
+from nl.dist.meeting import met
 
 
 class DDP(Strategy):
@@ -24,7 +25,8 @@ class DDP(Strategy):
     def start(cls, device: str) -> DDP:
         """Join the process group on this rank's device."""
         here = select_device(device, local_rank())
-        rank, world = init_group(here)
+        meeting = met()
+        rank, world = init_group(here, meeting.store if meeting is not None else None)
         return cls(here, rank, world)
 
     def wrap(self, objective: nn.Module) -> nn.Module:

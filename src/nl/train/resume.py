@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError, unstructure
+from nl.config import ConfigError, flat, unstructure
 from nl.config.hydra import load_config
 from nl.config.run import NOT_HASHED, RunConfig, config_hash
 from nl.core.logs import get_logger
@@ -113,21 +113,12 @@ def _newest(path: Path, run: RunConfig) -> Resume:
 
 def differences(saved: dict[str, Any], run: RunConfig) -> list[str]:
     """Dotted keys whose values differ and may not, ``key: saved value, now value``."""
-    old, new = _flat(saved), _flat(unstructure(run))
+    old, new = flat(saved), flat(unstructure(run))
     found = []
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
         if not free and old.get(key) != new.get(key):
             found.append(f"{key}: {old.get(key, 'absent')!r} saved, {new.get(key, 'absent')!r} now")
-    return found
-
-
-def _flat(data: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
-        return {path: data}
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{path}.{key}" if path else str(key))
     return found
 
 
