@@ -39,6 +39,7 @@ from nl.run.discover import is_checkpoint, newest_valid
 from nl.train.compiled import check_compile, compile_units
 from nl.train.session import train
 from nl.train.sinks import check_logging
+from nl.train.throughput import forward_flops
 from nl.train.trainer import Parts
 
 __all__ = [
@@ -164,10 +165,12 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         for module in objective.modules():
             if isinstance(module, ContinuumMemory):
                 module.reduce = strategy.reduce
+        whole: Any = getattr(objective, "model", objective)
+        flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
         if run.train.compile:
-            compile_units(getattr(objective, "model", objective))
+            compile_units(whole)
     strategy.setup(
         objective,
         partial(config.optim.build, roles=roles),
@@ -186,6 +189,7 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         controller=controller,
         hooks=hooks,
         evaluate=partial(evaluate, run),
+        forward_flops=flops,
     )
 
 

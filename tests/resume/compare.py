@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("time", "perf/tokens_per_s", "perf/step_seconds", "perf/data_share")
+CLOCK = ("time", "perf/")
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without clock times; every line must parse."""
     found = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in found]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in found]
 
 
 def fingerprint(run: Path, step: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -78,12 +79,29 @@ class TinyObjectiveConfig(ObjectiveConfig):
         return TinyObjective(model)
 
 
+def crash(name: str) -> None:
+    """A signal to this process, or its end without a word."""
+    if name == "EXIT":
+        os._exit(1)
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+def hang(where: str, index: int) -> None:
+    """Wait for ever where the environment asks for it."""
+    if os.environ.get("TINY_HANG_IN") == where and index == int(
+        os.environ.get("TINY_HANG_AT", "-1")
+    ):
+        threading.Event().wait()
+
+
 class TinyObjective(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, state: Any = None, knobs: Knobs | None = None) -> StepOut:
+        if self.training:
+            hang("step", batch.tags["index"])
         out = self.model(batch.inputs, state, knobs)
         loss = nn.functional.cross_entropy(
             out.pred.flatten(0, 1), batch.targets.flatten(), reduction="sum", ignore_index=-100
@@ -131,7 +149,9 @@ class TinyStream:
             if self.split == "train" and index == self.config.left_out:
                 continue
             if self.split == "train" and index == int(os.environ.get("TINY_CRASH_AT", "-1")):
-                os.kill(os.getpid(), getattr(signal, os.environ["TINY_CRASH_SIGNAL"]))
+                crash(os.environ["TINY_CRASH_SIGNAL"])
+            if self.split == "train":
+                hang("loader", index)
             yield self._batch(index)
 
     def _batch(self, index: int) -> Batch:
@@ -147,7 +167,9 @@ class TinyStream:
         bad = self.split == "train" and index in self.config.bad_rows
         scale = {"scale": float(self.config.bad_scale)} if bad else {}
         weight = int((targets[mine] != -100).sum())
-        return Batch(tokens[mine, :-1], targets[mine], weight, {"index": index, **scale})
+        return Batch(
+            tokens[mine, :-1], targets[mine], weight, {"index": index, "rank": rank, **scale}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"index": self.index}

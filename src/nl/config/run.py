@@ -17,9 +17,12 @@ from nl.config.groups import (
     ScheduleConfig,
     StreamConfig,
 )
+from nl.config.guards import NonfiniteConfig, ProfileConfig, SpikeConfig, WatchdogConfig
 from nl.config.structure import require, unstructure
 
 NOT_HASHED = ("name", "run", "resume", "logging", "checkpoint")
+WATCHING = ("watchdog", "peak_tflops", "profile")
+"""Keys of ``train`` that are not hashed: they decide no metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +33,6 @@ class RunDirConfig:
     """Parent of all run directories: <root>/<name>/<time>-<hash>-s<seed>."""
     dir: str | None = None
     """An exact place instead; refused if it already holds a run, unless the run is resumed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NonfiniteConfig:
-    """What happens when loss or gradient norm is NaN or infinite."""
-
-    policy: Literal["abort", "skip", "rollback"] = "abort"
-    """abort: stop with an error. skip: leave the step out, bitwise. rollback: to the last
-    checkpoint."""
-    max_consecutive: int = 3
-    """Consecutive bad steps that skip and rollback tolerate before they abort."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.max_consecutive >= 1, f"max_consecutive: {self.max_consecutive}; must be >= 1."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +63,19 @@ class TrainConfig:
     validate_batches: int = 8
     """Batches per validation split; 0: the whole split."""
     nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    peak_tflops: float = 0.0
+    """Peak of one device in TFLOP/s at train.precision, for perf/mfu; 0: from the table of known
+    GPUs, and no perf/mfu where it is not listed."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "grad_accum"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
-        for name in ("max_norm", "threads", "validate_every", "validate_batches"):
+        numbers = ("max_norm", "threads", "validate_every", "validate_batches", "peak_tflops")
+        for name in numbers:
             value = getattr(self, name)
             require(value >= 0, f"{name}: {value}; must be >= 0.")
 
@@ -172,5 +166,6 @@ class RunConfig:
 def config_hash(run: RunConfig) -> str:
     """12 hex digits over everything that decides the metrics (seed included, names left out)."""
     data = {k: v for k, v in unstructure(run).items() if k not in NOT_HASHED}
+    data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

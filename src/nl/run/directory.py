@@ -175,8 +175,12 @@ class RunDir:
         *,
         phase: str | None = None,
         error: dict[str, str] | None = None,
+        step_seconds: float | None = None,
     ) -> None:
-        """Replace ``status.json``: running | done | failed | stopped, and how far."""
+        """Replace ``status.json``: running | done | failed | stopped, how far, how fast.
+
+        Rank 0 writes it; the other ranks have a heartbeat file each in ``logs``.
+        """
         row = {
             "state": state,
             "step": step,
@@ -184,6 +188,8 @@ class RunDir:
             "phase": phase,
             "updated": time.time(),
             "pid": os.getpid(),
+            "rank": 0,
+            "step_seconds": step_seconds,
             "error": error,
         }
         write_json(self.status, row, durable=state != "running")

@@ -8,7 +8,7 @@ from typing import Any
 
 from nl.config import ConfigError, flat, unstructure
 from nl.config.hydra import load_config
-from nl.config.run import NOT_HASHED, RunConfig, config_hash
+from nl.config.run import NOT_HASHED, WATCHING, RunConfig, config_hash
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
 from nl.run.discover import checkpoints, is_checkpoint, newest_run, newest_valid, run_of, step_of
@@ -25,6 +25,8 @@ MAY_CHANGE = (
     "train.validate_every",
     "train.validate_batches",
     "train.nonfinite",
+    "train.spike",
+    *(f"train.{key}" for key in WATCHING),
 )
 """Keys that may differ between a run and its continuation; all others decide the numbers."""
 

@@ -55,7 +55,7 @@ def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
             strategy.first(lambda: _check_place(run))
         parts = build(run, strategy)
         run_dir = _enter(run, strategy, resume)
-        with _recording(run_dir, strategy, run.train.steps) as progress:
+        with _recording(run_dir, run.train.steps) as progress:
             trainer = Trainer(parts, run_dir)
             _continue(trainer, resume)
             progress.append(trainer)
@@ -189,7 +189,7 @@ def _fit(trainer: Trainer, stop: StopSignals) -> int:
 
 
 @contextlib.contextmanager
-def _recording(run_dir: RunDir, strategy: Strategy, total: int) -> Iterator[list[Trainer]]:
+def _recording(run_dir: RunDir, total: int) -> Iterator[list[Trainer]]:
     """Keep ``status.json`` true whatever happens, and let go of the lock."""
     progress: list[Trainer] = []
     ended = False
@@ -197,15 +197,26 @@ def _recording(run_dir: RunDir, strategy: Strategy, total: int) -> Iterator[list
         yield progress
         ended = True
     finally:
-        if strategy.rank == 0 and progress:
-            _last_status(run_dir, progress[0].state.step, total, ended)
+        if progress:
+            _last_words(progress[0], total, ended)
         run_dir.release()
 
 
-def _last_status(run_dir: RunDir, step: int, total: int, ended: bool) -> None:
+def _last_words(trainer: Trainer, total: int, ended: bool) -> None:
+    """The last status (rank 0) and, after a failure, what happened in every rank's log."""
     kind, error, trace = sys.exc_info()
-    if ended or kind is None or error is None:
+    strategy, run_dir, step = trainer.strategy, trainer.run_dir, trainer.state.step
+    failed = not ended and kind is not None and error is not None
+    if failed and strategy.world > 1:
+        assert error is not None
+        error.add_note(f"rank {strategy.rank} at step {step}.{trainer.watch.others()}")
+    if failed:
+        log.error("rank %d failed at step %d", strategy.rank, step, exc_info=True)
+    if strategy.rank != 0:
+        return
+    if not failed:
         run_dir.write_status("done" if run_dir.summary.is_file() else "stopped", step, total)
         return
+    assert kind is not None
+    assert error is not None
     run_dir.write_status("failed", step, total, error=failure(kind, error, trace))
-    log.error("failed at step %d", step, exc_info=(kind, error, trace))

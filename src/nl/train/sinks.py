@@ -27,6 +27,15 @@ log = get_logger(__name__)
 Row = Mapping[str, Any]
 
 
+SPEED = {
+    "perf/tokens_per_s": "{:,.0f} tok/s",
+    "perf/mfu": "mfu {:.1%}",
+    "perf/memory_gib": "{:.2f} GiB",
+    "perf/data_share": "data {:.0%}",
+}
+"""How the console shows a row's speed, memory and wait for data."""
+
+
 class Sink(Protocol):
     """Receives every row; may not change training."""
 
@@ -161,8 +170,10 @@ def _bar() -> Progress:
 def _facts(row: Row) -> str:
     loss = clean(row)["loss"]
     text = f"loss {loss:.4f}" if loss is not None else "loss non-finite"
-    rate = row.get("perf/tokens_per_s")
-    return f"{text}  {rate:,.0f} tok/s" if rate is not None else text
+    for key, form in SPEED.items():
+        if row.get(key) is not None:
+            text += "  " + form.format(row[key])
+    return text
 
 
 def _span(seconds: float) -> str:

@@ -23,8 +23,11 @@ class TrainState:
         step: optimizer steps done; a skipped step does not count.
         tokens: scored targets of all ranks.
         seconds: training time over all resumes.
-        skipped: steps left out for non-finite numbers.
-        rollbacks: returns to a checkpoint for non-finite numbers.
+        skipped: steps left out for non-finite numbers or a spike.
+        rollbacks: returns to a checkpoint for the same reasons.
+        troubles: steps that were refused, the last few among 1000.
+        losses: of the last steps, for the spike detector.
+        outliers: how many of them in a row, at the end, were far above the others.
         best: best validation so far.
         validation: finite numbers of the last validation, ``<split>/loss``.
         observations: finite numbers of the last logged step, for the controller.
@@ -37,6 +40,9 @@ class TrainState:
     seconds: float = 0.0
     skipped: int = 0
     rollbacks: int = 0
+    troubles: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    outliers: int = 0
     best: Best | None = None
     validation: dict[str, float] = field(default_factory=dict)
     observations: dict[str, float] = field(default_factory=dict)

@@ -20,22 +20,23 @@ from nl.core.output import Knobs, StepInfo
 from nl.core.protocols import Controller, EvalRow, Hook, Stream
 from nl.dist.base import Strategy
 from nl.run.directory import RunDir
+from nl.run.records import line
+from nl.train.guard import Guard
 from nl.train.hooks.checkpoint import Saver
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity, stable
 from nl.train.hooks.stop import StopSignals
 from nl.train.hooks.validate import Validator
+from nl.train.profiling import StepProfiler
 from nl.train.sinks import Sink
 from nl.train.state import TrainState
+from nl.train.throughput import Throughput
+from nl.train.watchdog import Watchdog
 
 log = get_logger(__name__)
 
 
 Evaluate = Callable[[str, nn.Module, Path, int], list[EvalRow]]
 """(name in config.evals, model, output folder, step) -> rows."""
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradient norm or State stopped being finite and the policy says to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Parts:
     controller: Controller | None = None
     evaluate: Evaluate
     hooks: tuple[Hook, ...] = ()
+    forward_flops: float = 0.0
+    """Of one token, for perf/mfu; 0: not known."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Step:
     totals: Totals
     weight: float
     norm: Tensor
-    bad: Tensor
+    verdict: Tensor
     fast: Any
     knobs: Knobs | None
     tags: dict[str, Any] = field(default_factory=dict)
@@ -88,9 +91,24 @@ class Trainer:
         self.validator = Validator(
             parts.validation, batches=train.validate_batches, carry=train.carry
         )
-        self._bad_in_a_row = 0
-        self._stuck_before = 0
-        self._unread = torch.zeros((), dtype=torch.int64, device=self.strategy.device)
+        self.guard = Guard(train)
+        self.watch = Watchdog(
+            train.watchdog,
+            run_dir,
+            rank=parts.strategy.rank,
+            world=parts.strategy.world,
+            total_steps=train.steps,
+            compiled=train.compile,
+        )
+        self.profiler = StepProfiler(train.profile, run_dir.artifacts, parts.strategy.rank)
+        self.throughput = Throughput.of(
+            parts.strategy.device,
+            parts.strategy.world,
+            forward=parts.forward_flops,
+            configured=train.peak_tflops,
+            precision=train.precision,
+        )
+        self._unread: list[tuple[int, Tensor]] = []
 
     def fit(self, stop: StopSignals) -> int:
         """Run the loop.
@@ -100,17 +118,32 @@ class Trainer:
 
         Raises:
             NonFiniteError: by the policy of ``train.nonfinite``.
+            SpikeError: by the policy of ``train.spike``.
             RuntimeError: the training stream ended.
         """
         self.clock = Clock(self.state.seconds)
+        try:
+            with self.watch:
+                return self._loop(stop)
+        finally:
+            self.profiler.close()
+
+    def _loop(self, stop: StopSignals) -> int:
         batches = iter(self.stream)
         while self.state.step < self.run.train.steps:
-            step = self._attempt(self._fetch(batches))
-            if self._refused(step):
-                batches = self._recover(batches)
+            self.watch.phase("data", self.state.step + 1)
+            group = self._fetch(batches)
+            self.watch.phase("step", self.state.step + 1)
+            self.profiler.before(self.state.step + 1)
+            step = self._attempt(group)
+            action, why = self._judge(step)
+            if action != "commit":
+                batches = self._recover(action, why, batches)
                 continue
             self._commit(step)
+            self.profiler.after(self.state.step)
             self._between_steps(step)
+            self.watch.phase("collective", self.state.step)
             received = int(self.strategy.max(stop.received))
             if received and self.state.step < self.run.train.steps:
                 self._save_last()
@@ -143,29 +176,37 @@ class Trainer:
             fast = out.state if self.run.train.carry else None
             totals.add(out)
         assert totals.loss is not None
-        norm = s.grad_norm()
-        bad = s.reduce(count_bad(totals.loss, norm, fast))
-        return Step(totals, max(weight, 1), norm, bad, fast, knobs, dict(group[-1].tags))
+        norm, weight = s.grad_norm(), max(weight, 1)
+        bad = count_bad(totals.loss, norm, fast)
+        verdict = s.reduce(torch.stack([bad.double(), totals.loss / weight]))
+        return Step(totals, weight, norm, verdict, fast, knobs, dict(group[-1].tags))
 
-    def _refused(self, step: Step) -> bool:
-        """Whether a number is not finite, on any rank; read now unless reading can wait.
+    def _judge(self, step: Step) -> tuple[str, str]:
+        """What to do with a step; read from the device now unless reading can wait.
 
         With ``abort`` on a GPU the verdict waits on the device until the next logged, saved or
         validated step: nothing of a run that ends is kept, and the queue never drains for it.
         """
-        self._unread = self._unread + step.bad
         number = self.state.step + 1
+        self._unread.append((number, step.verdict))
         can_wait = (
-            self.run.train.nonfinite.policy == "abort"
+            self.guard.patient
             and self.strategy.device.type != "cpu"
             and not (self._measured(number) or self.saver.due(number) or self._validated(number))
         )
-        return not can_wait and self._read_verdict()
+        return ("commit", "") if can_wait else self._read_verdicts()
 
-    def _read_verdict(self) -> bool:
-        bad = int(self._unread.item()) > 0
-        self._unread = torch.zeros_like(self._unread)
-        return bad
+    def _read_verdicts(self) -> tuple[str, str]:
+        """What the guard says about the last step that was attempted, and late about others."""
+        if not self._unread:
+            return "commit", ""
+        values = torch.stack([verdict for _, verdict in self._unread]).tolist()
+        numbers, self._unread = [number for number, _ in self._unread], []
+        for number, (bad, loss) in zip(numbers, values, strict=True):
+            action, why = self.guard.judge(bad > 0, loss, number, self.state)
+            if action != "commit":
+                break
+        return action, why
 
     def _commit(self, step: Step) -> None:
         """The optimizer, the schedule and the State move together."""
@@ -175,8 +216,6 @@ class Trainer:
         self.state.fast = step.fast
         self.state.step += 1
         self.state.tokens += int(step.weight)
-        if self.state.step >= self._stuck_before:  # a rollback repeats steps that were fine
-            self._bad_in_a_row = 0
         self.clock.stepped(int(step.weight))
         if self._measured(self.state.step):
             self._report(step, factor)
@@ -205,7 +244,9 @@ class Trainer:
             row |= {"train/skipped": self.state.skipped, "train/rollbacks": self.state.rollbacks}
         if self._logged(self.state.step):
             self.state.observations = stable(row)
-            self._write([{"split": "train", **row, **self.clock.read()}])
+            speed = self.clock.read()
+            speed |= self.throughput.read(speed["perf/tokens_per_s"])
+            self._write([{"split": "train", **row, **speed}])
             self.heartbeat(step.tags.get("phase"))
         for hook in self.hooks:
             if self.state.step % hook.every == 0:
@@ -236,7 +277,10 @@ class Trainer:
         if self.strategy.rank == 0:
             name = None if phase is None else str(phase)
             total = self.run.train.steps
-            self.run_dir.write_status("running", self.state.step, total, phase=name)
+            seconds = self.watch.step_seconds()
+            self.run_dir.write_status(
+                "running", self.state.step, total, phase=name, step_seconds=seconds
+            )
 
     def _flush(self) -> None:
         self.state.seconds = self.clock.seconds
@@ -246,6 +290,7 @@ class Trainer:
     def _between_steps(self, step: Step) -> None:
         """Validate, then save: a checkpoint implies that every row up to its step is written."""
         number, improved = self.state.step, False
+        self.watch.phase("save", number)
         self.saver.advance()
         if self._validated(number):
             improved = self._validate()
@@ -255,6 +300,7 @@ class Trainer:
             self.clock.restart()
 
     def _validate(self) -> bool:
+        self.watch.phase("validation", self.state.step)
         rows = self.validator.run(self.strategy)
         self._write(rows)
         self.state.validation = stable({f"{row['split']}/loss": row["loss"] for row in rows})
@@ -262,49 +308,42 @@ class Trainer:
         return self.saver.improve(self.state)
 
     def _save_last(self) -> None:
-        if self._read_verdict():
-            raise self._ending("in the last steps")
+        action, why = self._read_verdicts()
+        if action != "commit":
+            raise self.guard.ending(why)
+        self.watch.phase("save", self.state.step)
         self.saver.save(self.state)
 
-    def _recover(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Apply ``train.nonfinite`` to a refused step."""
+    def _recover(self, action: str, why: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Leave a refused step out, go back to a checkpoint, or end."""
         self.strategy.skip()
-        config = self.run.train.nonfinite
-        self._bad_in_a_row += 1
-        self._stuck_before = max(self._stuck_before, self.state.step + 1)
-        where = f"at step {self.state.step + 1}"
-        if config.policy == "abort":
-            raise self._ending(where)
-        if self._bad_in_a_row > config.max_consecutive:
-            raise self._ending(f"{where}, {self._bad_in_a_row} times in a row")
-        if config.policy == "skip":
+        if action == "abort":
+            raise self.guard.ending(why)
+        self._left_out(action, why)
+        if action == "skip":
             self.state.skipped += 1
-            log.warning("non-finite numbers %s: batch left out, nothing changed", where)
+            log.warning("%s: batch left out, nothing changed", why)
             return batches
-        return self._roll_back(batches, where)
+        return self._roll_back(batches, why)
 
-    def _roll_back(self, batches: Iterator[Batch], where: str) -> Iterator[Batch]:
+    def _left_out(self, action: str, why: str) -> None:
+        """Record which batches will not be learned from; the cursor stands behind them."""
+        if self.strategy.rank == 0:
+            row = {"step": self.state.step, "action": action, "why": why}
+            with (self.run_dir.artifacts / "left_out.jsonl").open("a") as file:
+                file.write(line(row | {"stream": self.stream.state_dict()}))
+
+    def _roll_back(self, batches: Iterator[Batch], why: str) -> Iterator[Batch]:
         """To the newest valid checkpoint; the stream goes on behind the offending batches."""
+        self.watch.phase("rollback", self.state.step)
         name = self.saver.newest()
         if name is None:
-            raise self._ending(f"{where}, and there is no checkpoint to roll back to")
+            raise self.guard.ending(f"{why}, and there is no checkpoint to roll back to")
         kept, cursor = self.state, self.stream.state_dict()
         self.state = self.saver.restore(name)
         self.stream.load_state_dict(cursor)
-        self.state.rollbacks = kept.rollbacks + 1
+        self.state.rollbacks, self.state.troubles = kept.rollbacks + 1, kept.troubles
         for sink in self.sinks:
             sink.rewind(self.state.step)
-        log.warning(
-            "non-finite numbers %s: back to step %d; batches since then are skipped",
-            where,
-            self.state.step,
-        )
+        log.warning("%s: back to step %d; batches since then are skipped", why, self.state.step)
         return iter(self.stream)
-
-    def _ending(self, where: str) -> NonFiniteError:
-        config = self.run.train.nonfinite
-        return NonFiniteError(
-            f"non-finite loss, gradient norm or State {where} (train.nonfinite.policy="
-            f"{config.policy}, max_consecutive={config.max_consecutive}). The last checkpoint is "
-            "intact: lower optim.lr, set train.max_norm, or resume with another policy."
-        )

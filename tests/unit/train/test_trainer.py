@@ -18,9 +18,9 @@ from nl.core.seeds import SeedBook
 from nl.dist.serial import load_tensors
 from nl.dist.single import Single
 from nl.run import RunDir, read_records
+from nl.train.guard import NonFiniteError
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity
 from nl.train.hooks.validate import Validator
-from nl.train.trainer import NonFiniteError
 
 
 def rows(run: Path, split: str = "train") -> list[dict[str, Any]]:

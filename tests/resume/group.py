@@ -1,0 +1,105 @@
+"""A tiny run on several gloo ranks, some of which may die or hang; prints JSON.
+
+Usage: group.py CASES_JSON; a case is {changes, world, strategy, places: {rank: environment}}. All
+in one process that forks, so that everything loads once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+import nl.assembly
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    rank: int,
+    world: int,
+    port: int,
+    changes: dict[str, Any],
+    place: Mapping[str, str],
+    strategy: str = "ddp",
+) -> int:
+    """Start one rank in a process of its own; returns its id. Its stderr goes to a file."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        where = Path(f"{changes['run__dir']}-rank{rank}.txt")
+        os.dup2(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in here.items()} | dict(place)
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        nl.assembly.launch(tiny.tiny_run(**changes), strategy=strategy)
+        code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    finally:  # whatever happened, a forked process ends here
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        os._exit(code)
+
+
+def wait(pids: list[int], seconds: float) -> list[int | None]:
+    """Exit codes (negative: the signal) of processes; None: killed here for lasting too long."""
+    codes: dict[int, int | None] = {}
+    deadline = time.monotonic() + seconds
+    while len(codes) < len(pids):
+        late = time.monotonic() > deadline
+        for pid in [p for p in pids if p not in codes]:
+            if late:
+                os.kill(pid, signal.SIGKILL)
+            done, status = os.waitpid(pid, 0 if late else os.WNOHANG)
+            if done:
+                codes[pid] = None if late else os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
+def group(
+    changes: dict[str, Any],
+    world: int,
+    places: Mapping[int, Mapping[str, str]],
+    *,
+    strategy: str = "ddp",
+    seconds: float = 60.0,
+) -> list[int | None]:
+    """All ranks to their ends, each with its own additions to the environment."""
+    port = free_port()
+    pids = [start(r, world, port, changes, places.get(r, {}), strategy) for r in range(world)]
+    return wait(pids, seconds)
+
+
+def main() -> None:
+    cases, found = json.loads(sys.argv[1]), []
+    warm = {"run__dir": cases[0]["changes"]["run__dir"] + "-warm", "train__steps": 1}
+    nl.assembly.launch(tiny.tiny_run(**warm))  # imports what all ranks would import again
+    for case in cases:
+        begin = time.monotonic()
+        places = {int(rank): place for rank, place in case.get("places", {}).items()}
+        strategy = case.get("strategy", "ddp")
+        codes = group(case["changes"], case["world"], places, strategy=strategy)
+        found.append({"codes": codes, "seconds": time.monotonic() - begin})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
