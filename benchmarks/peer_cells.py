@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from nl.bench.config import BenchConfig
 from nl.bench.layers import randomize_zeros
 from nl.bench.steps import language, train_step
+from nl.core.program import compiled
 from nl.models.language import LanguageConfig
 from nl.nn.selfmod import SelfMod, SelfModConfig
 from nl.nn.titan import TitanConfig, TitanMemory
@@ -124,6 +125,7 @@ def written_layers(dim: int, batch: int, seq_len: int, chunk: int) -> dict[str, 
         "ours": replace(config, compat="literal"),
         "ours, default rule": config,
         "ours, default options": SelfModConfig(period=chunk),
+        "ours, compiled": replace(config, compat="literal"),
     }
     steps: dict[str, Step] = {
         "nested-learning": lambda: peer.forward_with_updates(x, peer.init_fast_state())
@@ -131,13 +133,14 @@ def written_layers(dim: int, batch: int, seq_len: int, chunk: int) -> dict[str, 
     for name, chosen in layers.items():
         layer = SelfMod(chosen, dim)
         randomize_zeros(layer)
-        steps[name] = forward_only(layer, x)
+        steps[name] = forward_only(layer, x, "inductor" if "compiled" in name else None)
     return steps
 
 
-def forward_only(layer: torch.nn.Module, x: torch.Tensor) -> Step:
-    """The layer from a fresh state, no gradients."""
+def forward_only(layer: torch.nn.Module, x: torch.Tensor, backend: str | None = None) -> Step:
+    """The layer from a fresh state, no gradients; ``backend`` as ``nl.core.program`` has it."""
 
+    @compiled(backend)
     def step() -> object:
         with torch.no_grad():
             return layer(x, None, position=0)

@@ -59,7 +59,7 @@ def compared(
                     "measured": middle,
                     "min": least,
                     "max": largest,
-                    "gate": gates.get(other) if own == "ours" else None,
+                    "gate": gates.get(other) if own in ("ours", "ours, compiled") else None,
                     "tokens_per_s": tokens / statistics.median(seconds[own]),
                     "other_tokens_per_s": tokens / statistics.median(spent),
                 }
@@ -113,47 +113,64 @@ def transformer(args: argparse.Namespace) -> list[Row]:
     rows = []
     for dim in WIDTHS:
         for seq_len, batch in ((512, 4), (2048, 1)):
-            config = BenchConfig(
-                blocks=("hope_selfmod", "hope_attention", "hope_hybrid", "titan_lmm"),
-                dim=dim,
-                heads=dim // 64,
-                seq_len=(seq_len,),
-                batch_size=batch,
-                rounds=args.rounds,
-                noisy=True,
-            )
-            found = bench(config)["rows"]
-            base = found[0]
-            for row in found[1:]:
-                shared = {
-                    "ours": row["name"],
-                    "other": "transformer",
-                    "tokens_per_s": row["tokens_per_s"],
-                    "other_tokens_per_s": base["tokens_per_s"],
-                    "share_model": row["share_model"],
-                    "share_algorithmic": row["share_algorithmic"],
+            rows += step_rows(("hope_hybrid", *KEPT), dim, seq_len, batch, args, gates)
+            gated = [block for block, length in gates if length == seq_len]
+            rows += step_rows(tuple(gated), dim, seq_len, batch, args, gates, True)
+    rows += step_rows(("hope_selfmod",), WIDTHS[0], 2048, 4, args, gates)
+    rows += step_rows(("hope_selfmod",), WIDTHS[0], 2048, 4, args, gates, True)
+    return rows
+
+
+def step_rows(
+    blocks: tuple[str, ...],
+    dim: int,
+    seq_len: int,
+    batch: int,
+    args: argparse.Namespace,
+    gates: Mapping[tuple[str, int], float],
+    compiled: bool = False,
+) -> list[Row]:
+    """The speed and the kept memory of every block, all eager or all compiled."""
+    config = BenchConfig(
+        blocks=blocks,
+        dim=dim,
+        heads=dim // 64,
+        seq_len=(seq_len,),
+        batch_size=batch,
+        rounds=args.rounds,
+        compile=compiled,
+        noisy=True,
+    )
+    found = bench(config)["rows"]
+    base, how = found[0], ", both compiled" if compiled else ""
+    rows: list[Row] = []
+    for row in found[1:]:
+        place = f"{row['name']}, d {dim}, T {seq_len}, B {batch}"
+        own = {"ours": row["name"], "other": "transformer"}
+        rows.append(
+            {
+                "row": f"{place}{how}: tokens/s, Transformer = 1",
+                "measured": row["ratio_to_transformer"],
+                "min": row["ratio_min"],
+                "max": row["ratio_max"],
+                "gate": gates.get((row["name"], seq_len)),
+                "tokens_per_s": row["tokens_per_s"],
+                "other_tokens_per_s": base["tokens_per_s"],
+                "share_model": row["share_model"],
+                "share_algorithmic": row["share_algorithmic"],
+                **own,
+            }
+        )
+        if not compiled:
+            rows.append(
+                {
+                    "row": f"{place}: memory kept per layer, Transformer = 1",
+                    "measured": row["kept_ratio"],
+                    "gate": 1.5 if row["name"] in KEPT else None,
+                    "below": True,
+                    **own,
                 }
-                place = f"{row['name']}, d {dim}, T {seq_len}, B {batch}"
-                rows.append(
-                    {
-                        "row": f"{place}: tokens/s, Transformer = 1",
-                        "measured": row["ratio_to_transformer"],
-                        "min": row["ratio_min"],
-                        "max": row["ratio_max"],
-                        "gate": gates.get((row["name"], seq_len)),
-                        **shared,
-                    }
-                )
-                rows.append(
-                    {
-                        "row": f"{place}: memory kept per layer, Transformer = 1",
-                        "measured": row["kept_ratio"],
-                        "gate": 1.5 if row["name"] in KEPT else None,
-                        "below": True,
-                        "ours": row["name"],
-                        "other": "transformer",
-                    }
-                )
+            )
     return rows
 
 
@@ -165,20 +182,24 @@ def gemm_share(args: argparse.Namespace) -> list[Row]:
         layer = SelfMod(SelfModConfig(), dim)
         randomize_zeros(layer)
         x = torch.randn(4, 512, dim)
-        seconds = take_turns({"ours": cells.forward_only(layer, x)}, args.rounds)["ours"]
+        steps = {
+            "ours": cells.forward_only(layer, x),
+            "ours, compiled": cells.forward_only(layer, x, "inductor"),
+        }
         flops, peak = selfmod_flops(layer) * 4 * 512, gemm_gflops() * 1e9
-        rows.append(
-            {
-                "row": f"self-modifying layer, forward, d {dim}, 4 x 512 tokens: share of GEMM",
-                "measured": flops / statistics.median(seconds) / peak,
-                "min": flops / max(seconds) / peak,
-                "max": flops / min(seconds) / peak,
-                "gate": 0.4,
-                "ours": "ours",
-                "other": "GEMM peak",
-                "tokens_per_s": 4 * 512 / statistics.median(seconds),
-            }
-        )
+        for name, seconds in take_turns(steps, args.rounds).items():
+            rows.append(
+                {
+                    "row": f"self-modifying layer, forward, d {dim}, 4 x 512 tokens: share of GEMM",
+                    "measured": flops / statistics.median(seconds) / peak,
+                    "min": flops / max(seconds) / peak,
+                    "max": flops / min(seconds) / peak,
+                    "gate": 0.4,
+                    "ours": name,
+                    "other": "GEMM peak",
+                    "tokens_per_s": 4 * 512 / statistics.median(seconds),
+                }
+            )
     return rows
 
 

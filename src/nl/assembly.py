@@ -31,12 +31,12 @@ from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
 from nl.eval.suite import run_suite
+from nl.models.compiled import check_compile, compile_units
 from nl.nn.cms import ContinuumMemory
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.directory import RunDir, RunError
 from nl.run.discover import is_checkpoint, newest_valid
-from nl.train.compiled import check_compile, compile_units
 from nl.train.session import train
 from nl.train.sinks import check_logging
 from nl.train.throughput import forward_flops

@@ -273,6 +273,7 @@ def add_bench(commands: Commands) -> None:
     flag = parser.add_argument
     flag("--json", action="store_true", help="print the result as JSON")
     flag("--output", help="also write <output>.json and the figure <output>.svg")
+    flag("--compile", action="store_true", help="torch.compile every row, as train.compile does")
     flag("--noisy", action="store_true", help="accept a GEMM peak that moves by more than a tenth")
     flag("--blocks", nargs="+", default=[], help="block kinds beside the transformer; none: all")
     parts = ("step", "layer")

@@ -16,6 +16,8 @@ import torch
 
 from nl.config import ConfigError
 
+WARM_UP = 2
+"""Rounds before the first that counts."""
 PEAK_DRIFT = 0.1
 """The GEMM peaks before and after a run may differ by this share of the larger one."""
 
@@ -36,12 +38,12 @@ def timed(step: Callable[[], object], device: str = "cpu") -> float:
 
 
 def take_turns(steps: Steps, rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds per round and row; the first round warms up and is not counted."""
+    """Seconds per round and row; what is run first warms up (or is compiled) and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
+    for turn in range(-WARM_UP, rounds):
         for name, step in steps.items():
             elapsed = timed(step, device)
-            if turn:
+            if turn >= 0:
                 seconds[name].append(elapsed)
     return seconds
 

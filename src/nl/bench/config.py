@@ -35,11 +35,13 @@ class BenchConfig:
     vocab_size: int = 1024
     """Token ids."""
     rounds: int = 7
-    """Measured turns per row, after one warm-up each."""
+    """Measured turns per row, after two to warm up."""
     threads: int = 1
     """CPU threads."""
     device: str = "cpu"
     """cpu or cuda."""
+    compile: bool = False
+    """As train.compile, for the Transformer too."""
     noisy: bool = False
     """Keep the result although the GEMM peak moved by more than a tenth between start and end."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from nl.bench.config import BenchConfig
 from nl.config import lookup
+from nl.core.program import compiled
 from nl.models.language import LanguageConfig
 from nl.nn.context import ReadContext
 from nl.ops.rotary import rotary_table
@@ -37,10 +38,16 @@ def layer_steps(
     ctx = ReadContext(0, True, True, *rotary_table(*table))
     leaf = x.clone().requires_grad_()
 
+    backend = "inductor" if config.compile else None
+    if config.compile and block.compile_whole:
+        block.compile()
+
+    @compiled(backend)
     def forward() -> object:
         with torch.no_grad():
             return block(x, block.init_state(len(x)), ctx)[0]
 
+    @compiled(backend)
     def both() -> object:
         block.zero_grad()
         leaf.grad = None

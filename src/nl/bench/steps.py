@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from nl.bench.config import BenchConfig
 from nl.bench.kept import kept_bytes
 from nl.config import ConfigError
+from nl.core.program import compiled
+from nl.models.compiled import check_compile, compile_units
 from nl.models.language import LanguageConfig
 from nl.models.presets import count_parameters
 from nl.nn.attention import AttentionConfig
@@ -86,6 +88,12 @@ def train_step(
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     tokens = random_tokens(config, seq_len)
 
+    check_compile(config.compile)
+    if config.compile:
+        with compiled(None):  # the switch is set for this model's steps only
+            compile_units(network)
+
+    @compiled("inductor" if config.compile else None)
     def step() -> None:
         nll, _ = network.nll(tokens[:, :-1], tokens[:, 1:], keep=False)
         nll.mean().backward()  # type: ignore[no-untyped-call]

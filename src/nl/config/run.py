@@ -52,8 +52,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's or OMP_NUM_THREADS' choice."""
     compile: bool = False
-    """torch.compile every shard unit (block) of the model; minutes at the first step, and the rest
-    of the model and memories with a backward pass of their own stay as they are. Needs a C++
+    """torch.compile every shard unit (block) of the model and the operations of its memories; half
+    a minute to minutes at the first step, and the rest of the model stays as it is. Needs a C++
     compiler, and is refused where there is none."""
     carry: bool = False
     """Keep the model State from one step to the next; stream.order must be contiguous. Attention

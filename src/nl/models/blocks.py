@@ -43,6 +43,8 @@ class Block(nn.Module):
         self.mixers = nn.ModuleList(mixers)
         found = [path for m in mixers if (path := getattr(m, "memory_path", None)) is not None]
         self.memory_path: str | None = found[0] if found else None
+        # A loop over chunks inside a compiled unit is unrolled, once for every place in the row.
+        self.compile_whole = not any(isinstance(m, SelfMod) for m in mixers)
         self.levels: ContinuumMemory | None = None
         if levels:
             self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)

@@ -12,5 +12,6 @@ def pieces(clock: int, length: int, period: int) -> list[int]:
         period: tokens per chunk, >= 1.
     """
     first = min(length, period - clock % period)
-    whole, rest = divmod(length - first, period)
+    # Not divmod: torch.compile has no such thing for a symbolic clock.
+    whole, rest = (length - first) // period, (length - first) % period
     return [first] + [period] * whole + ([rest] if rest else [])

@@ -253,7 +253,7 @@ class SelfMod(nn.Module):
         rate = self._share(chunk.rate, self.other_rate)
         makers = Bank(initial.makers, added.makers, made, True)
         gates = Bank(initial.gates, added.gates, wanted, False)
-        return WriteGroup(rate, rate, [makers, gates])
+        return WriteGroup(rate, None, [makers, gates])
 
     def _share(self, rate: Tensor, logit: Tensor) -> Tensor:
         """A learned share, per head, of the rates (N, C)."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nl.core.program import Program
 from nl.ops.delta_rule import unit_lower_inverse
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, activation_and_slope, in_force
 from nl.ops.fast_write_parts import NORM_EPS, BankWrite, Frame, Rates
@@ -37,34 +38,36 @@ class WriteGroup(NamedTuple):
 
     Attributes:
         rate: (N, C) step sizes r of the second layers.
-        hidden_rate: (N, C) step sizes s of the first layers.
+        hidden_rate: (N, C) step sizes s of the first layers; None: those of the second.
         banks: see ``Bank``.
     """
 
     rate: Tensor
-    hidden_rate: Tensor
+    hidden_rate: Tensor | None
     banks: Sequence[Bank]
+
+
+Shape = tuple[tuple[bool, tuple[bool, ...]], ...]
+"""Per group: whether its layers share their rates, and per bank whether answers contain inputs."""
 
 
 class _Chunk:
     """All parts of a chunk, ready to give new weights or gradients."""
 
-    def __init__(
-        self, rule: WriteRule, shape: tuple[tuple[bool, ...], ...], given: Any, keep: bool
-    ) -> None:
-        given = iter(given)
-        self.frame = frame = Frame(next(given), next(given), keep)
+    def __init__(self, rule: WriteRule, shape: Shape, given: Sequence[Tensor], keep: bool) -> None:
+        parts = iter(given)
+        self.frame = frame = Frame(next(parts), next(parts), keep)
         rows, size = frame.log_decay.shape
-        rates = [(next(given), next(given)) for _ in shape]
+        rates = [(rate := next(parts), rate if same else next(parts)) for same, _ in shape]
         first = frame.gram.new_empty(len(shape) * rows, size, size)
         self.rates = [
             Rates(frame, *pair, first[i * rows : (i + 1) * rows], keep)
             for i, pair in enumerate(rates)
         ]
         self.banks: list[BankWrite] = []
-        for own, skips in zip(self.rates, shape, strict=True):
+        for own, (_, skips) in zip(self.rates, shape, strict=True):
             for skip in skips:
-                w2, w1, d2, d1, targets = (next(given) for _ in range(5))
+                w2, w1, d2, d1, targets = (next(parts) for _ in range(5))
                 bank = Bank(FastWeights(w2, w1), FastWeights(d2, d1), targets, skip)
                 self.banks.append(BankWrite(bank, frame, own, rule, keep))
         self._solve(first, keep)
@@ -85,28 +88,48 @@ class _Chunk:
             bank.finish(inverses.pop(0), keep)
 
 
+@Program
+def _written(spec: Any, *given: Tensor) -> tuple[Tensor, ...]:
+    """The D of every bank after the chunk; ``spec`` is (rule, shape)."""
+    rule, shape = spec
+    chunk = _Chunk(rule, shape, given, keep=False)
+    return tuple(t for bank in chunk.banks for t in bank.written())
+
+
+@Program
+def _adjoints(spec: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of what ``_written`` was given, from those of its results and the same again."""
+    rule, shape = spec
+    results = 2 * sum(len(skips) for _, skips in shape)
+    grads, given = tensors[:results], tensors[results:]
+    chunk = _Chunk(rule, shape, given, keep=True)
+    by_banks: list[Tensor] = []
+    for bank, *pair in zip(chunk.banks, grads[::2], grads[1::2], strict=True):
+        initial, added, targets = bank.adjoint(*pair)
+        by_banks += [*initial, *added, targets]
+    by_rates: list[Tensor] = []
+    for rates, (same, _) in zip(chunk.rates, shape, strict=True):
+        second, first = rates.adjoint(chunk.frame)
+        by_rates += [second + first] if same else [second, first]
+    return (*chunk.frame.adjoint(), *by_rates, *by_banks)
+
+
 class _Write(torch.autograd.Function):
     """``fast_mlp_write`` with flat arguments: keys, log decay, rates, then five per bank."""
 
     @staticmethod
-    def forward(ctx: Any, rule: WriteRule, shape: Any, *given: Tensor) -> Any:
-        ctx.rule, ctx.shape = rule, shape
+    def forward(ctx: Any, spec: Any, *given: Tensor) -> Any:
+        ctx.spec = spec
         ctx.save_for_backward(*given)
         with torch.autocast(given[0].device.type, enabled=False):
-            chunk = _Chunk(rule, shape, given, keep=False)
-            return tuple(t for bank in chunk.banks for t in bank.written())
+            return _written(spec, *given, tokens=given[0].shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        given = ctx.saved_tensors
         with torch.autocast(grads[0].device.type, enabled=False):
-            chunk = _Chunk(ctx.rule, ctx.shape, ctx.saved_tensors, keep=True)
-            by_banks: list[Tensor] = []
-            for bank, *pair in zip(chunk.banks, grads[::2], grads[1::2], strict=True):
-                initial, added, targets = bank.adjoint(*pair)
-                by_banks += [*initial, *added, targets]
-            by_rates = [t for rates in chunk.rates for t in rates.adjoint(chunk.frame)]
-            return None, None, *chunk.frame.adjoint(), *by_rates, *by_banks
+            return None, *_adjoints(ctx.spec, *grads, *given, tokens=given[0].shape[-1])
 
 
 def fast_mlp_write(
@@ -126,9 +149,9 @@ def fast_mlp_write(
     """
     banks = [bank for group in groups for bank in group.banks]
     given = [t for b in banks for t in (*b.initial, *b.added, b.targets)]
-    rates = [t for group in groups for t in group[:2]]
-    shape = tuple(tuple(bank.skip for bank in group.banks) for group in groups)
-    new = _Write.apply(rule, shape, keys, log_decay, *rates, *given)
+    shape = tuple((g.hidden_rate is None, tuple(b.skip for b in g.banks)) for g in groups)
+    rates = [t for group in groups for t in group[:2] if t is not None]
+    new = _Write.apply((rule, shape), keys, log_decay, *rates, *given)
     return [FastWeights(*pair) for pair in zip(new[::2], new[1::2], strict=True)]
 
 
@@ -137,8 +160,9 @@ def fast_mlp_write_reference(
 ) -> list[FastWeights]:
     """The token loop that ``fast_mlp_write`` must equal; same arguments, same result."""
     return [
-        _write_reference(bank, (keys, group.rate, group.hidden_rate, log_decay.exp()), rule)
+        _write_reference(bank, (keys, group.rate, slow, log_decay.exp()), rule)
         for group in groups
+        for slow in (group.rate if group.hidden_rate is None else group.hidden_rate,)
         for bank in group.banks
     ]
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nl.core.program import Program
+
 NORM_EPS = 1e-6
 _FEW_TOKENS = 8
 """With fewer tokens a row costs less in two products than in weights of its own."""
@@ -111,54 +113,65 @@ def _linear_backward(
     return by_x, by_meta, by_fast, by_rate.view(rate.shape)
 
 
+@Program
+def _branch(dtype: torch.dtype, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    w = LevelWeights(*weights)
+    n = rms_normalize(x).to(dtype)
+    z = _linear(n, w.up, w.fast_up, w.rate_up).to(dtype)
+    y = _linear(F.silu(z), w.down, w.fast_down, w.rate_down)
+    return y.to(dtype), z
+
+
+@Program
+def _branch_adjoints(
+    wanted: tuple[bool, bool], grad_y: Tensor | None, grad_z: Tensor | None, *kept: Any
+) -> tuple[Any, ...]:
+    """Gradients of x and the six fields of the weights; ``wanted``: of the fast ones too."""
+    x, z, *weights = kept
+    w = LevelWeights(*weights)
+    if grad_y is None:
+        grad_y = z.new_zeros(*z.shape[:2], w.down.shape[0])
+    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    n = x * inverse
+    gate = torch.sigmoid(z)
+    a = z * gate
+    by_a, by_down, by_fast_down, by_rate_down = _linear_backward(
+        grad_y, a, w.down, w.fast_down, w.rate_down
+    )
+    # phi' = g + phi (1 - g)
+    by_z = by_a.mul_(gate.addcmul_(a, 1 - gate))
+    by_z = by_z if grad_z is None else by_z.add_(grad_z)
+    by_n, by_up, by_fast_up, by_rate_up = _linear_backward(
+        by_z, n.to(z.dtype), w.up, w.fast_up, w.rate_up
+    )
+    by_x = _rms_backward(by_n.to(x.dtype), n, inverse)
+    to_up, to_down = wanted
+    by_fast_up = -w.rate_up * by_fast_up if to_up and by_fast_up is not None else None
+    by_fast_down = -w.rate_down * by_fast_down if to_down and by_fast_down is not None else None
+    return by_x, by_up, by_down, by_fast_up, by_fast_down, by_rate_up, by_rate_down
+
+
 class _Branch(torch.autograd.Function):
     """``level_branch``: x, then the six fields of the weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
-        w = LevelWeights(*weights)
         device = x.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
         with torch.autocast(device, enabled=False):
-            n = rms_normalize(x).to(dtype)
-            z = _linear(n, w.up, w.fast_up, w.rate_up).to(dtype)
-            y = _linear(F.silu(z), w.down, w.fast_down, w.rate_down)
+            y, z = _branch(dtype, x, *weights, tokens=x.shape[1])
         ctx.save_for_backward(x, z, *weights)
         ctx.set_materialize_grads(False)
-        return y.to(dtype), z
+        return y, z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None) -> tuple[Any, ...]:
-        x, z, *weights = ctx.saved_tensors
-        w = LevelWeights(*weights)
-        if grad_y is None:
-            grad_y = z.new_zeros(*z.shape[:2], w.down.shape[0])
-        with torch.autocast(x.device.type, enabled=False):
-            inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-            n = x * inverse
-            gate = torch.sigmoid(z)
-            a = z * gate
-            by_a, by_down, by_fast_down, by_rate_down = _linear_backward(
-                grad_y, a, w.down, w.fast_down, w.rate_down
-            )
-            # phi' = g + phi (1 - g)
-            by_z = by_a.mul_(gate.addcmul_(a, 1 - gate))
-            by_z = by_z if grad_z is None else by_z.add_(grad_z)
-            by_n, by_up, by_fast_up, by_rate_up = _linear_backward(
-                by_z, n.to(z.dtype), w.up, w.fast_up, w.rate_up
-            )
-            by_x = _rms_backward(by_n.to(x.dtype), n, inverse)
-        if not ctx.needs_input_grad[3]:
-            by_fast_up = None
-        elif by_fast_up is not None:
-            by_fast_up = -w.rate_up * by_fast_up
-        if not ctx.needs_input_grad[4]:
-            by_fast_down = None
-        elif by_fast_down is not None:
-            by_fast_down = -w.rate_down * by_fast_down
-        return by_x, by_up, by_down, by_fast_up, by_fast_down, by_rate_up, by_rate_down
+        kept = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[3], ctx.needs_input_grad[4])
+        with torch.autocast(kept[0].device.type, enabled=False):
+            return _branch_adjoints(wanted, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
 
 
 def _rms_backward(grad: Tensor, normalized: Tensor, inverse: Tensor) -> Tensor:
@@ -169,9 +182,15 @@ def _rms_backward(grad: Tensor, normalized: Tensor, inverse: Tensor) -> Tensor:
 
 def level_hidden_signal(z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights) -> Tensor:
     """e = (d V) silu'(z): the signal at the pre-activation, (B, T, F)."""
-    back = _pulled(signal_BTD, w.down, w.fast_down, w.rate_down)
-    gate = torch.sigmoid(z_BTF)
-    return back * (gate * (1 + z_BTF * (1 - gate)))
+    parts = (z_BTF, signal_BTD, w.down, w.fast_down, w.rate_down)
+    found: Tensor = _hidden_signal(None, *parts, tokens=z_BTF.shape[1])
+    return found
+
+
+@Program
+def _hidden_signal(_: None, z: Tensor, signal: Tensor, *down: Any) -> Tensor:
+    gate = torch.sigmoid(z)
+    return _pulled(signal, *down) * (gate * (1 + z * (1 - gate)))
 
 
 def _pulled(signal: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
@@ -185,19 +204,31 @@ def level_pull_back(
     x_BTD: Tensor, signal_BTD: Tensor, hidden_signal_BTF: Tensor, w: LevelWeights
 ) -> Tensor:
     """dL/dx of the level: the residual path plus the path through norm and first layer."""
-    g = _pulled(hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
-    inverse = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + NORM_EPS)
-    return signal_BTD + _rms_backward(g, x_BTD * inverse, inverse)
+    parts = (x_BTD, signal_BTD, hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
+    found: Tensor = _pull_back(None, *parts, tokens=x_BTD.shape[1])
+    return found
+
+
+@Program
+def _pull_back(_: None, x: Tensor, signal: Tensor, hidden_signal: Tensor, *up: Any) -> Tensor:
+    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    return signal + _rms_backward(_pulled(hidden_signal, *up), x * inverse, inverse)
 
 
 def level_gradients(
     x_BTD: Tensor, z_BTF: Tensor, signal_BTD: Tensor, hidden_signal_BTF: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Per-row gradient of the summed signal: dU (B, F, D) and dV (B, D, F)."""
-    n = rms_normalize(x_BTD)
-    grad_up = hidden_signal_BTF.transpose(1, 2) @ n
-    grad_down = signal_BTD.transpose(1, 2) @ F.silu(z_BTF)
-    return grad_up, grad_down
+    parts = (x_BTD, z_BTF, signal_BTD, hidden_signal_BTF)
+    up, down = _gradients(None, *parts, tokens=x_BTD.shape[1])
+    return up, down
+
+
+@Program
+def _gradients(
+    _: None, x: Tensor, z: Tensor, signal: Tensor, hidden_signal: Tensor
+) -> tuple[Tensor, Tensor]:
+    return hidden_signal.mT @ rms_normalize(x), signal.mT @ F.silu(z)
 
 
 def level_gradients_reference(

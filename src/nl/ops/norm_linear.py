@@ -13,6 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nl.core.program import Program
+
+
+@Program
+def _projected(dtype: torch.dtype, x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
+    normalized, _ = _normalize(x)
+    return F.linear((normalized * gain).to(dtype), weight.to(dtype))
+
+
+@Program
+def _adjoints(
+    dtype: torch.dtype, grad: Tensor, x: Tensor, gain: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    normalized, inverse = _normalize(x)
+    scaled = (normalized * gain).to(dtype)
+    by_weight = grad.flatten(0, -2).mT @ scaled.flatten(0, -2)
+    by_scaled = (grad @ weight.to(dtype)).to(x.dtype)
+    by_gain = (by_scaled * normalized).flatten(0, -2).sum(0)
+    by_normalized = by_scaled * gain.to(x.dtype)
+    along = (by_normalized * normalized).mean(-1, keepdim=True)
+    by_x = torch.addcmul(by_normalized, normalized, along, value=-1).mul_(inverse)
+    return by_x, by_gain, by_weight
+
 
 class _NormLinear(torch.autograd.Function):
     """``norm_linear`` in a given dtype of the product."""
@@ -22,23 +45,15 @@ class _NormLinear(torch.autograd.Function):
         ctx.dtype = dtype
         ctx.save_for_backward(x, gain, weight)
         with torch.autocast(x.device.type, enabled=False):
-            normalized, _ = _normalize(x)
-            return F.linear((normalized * gain).to(dtype), weight.to(dtype))
+            y: Tensor = _projected(dtype, x, gain, weight, tokens=x.shape[-2])
+            return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, weight = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            normalized, inverse = _normalize(x)
-            scaled = (normalized * gain).to(ctx.dtype)
-            by_weight = grad.flatten(0, -2).mT @ scaled.flatten(0, -2)
-            by_scaled = (grad @ weight.to(ctx.dtype)).to(x.dtype)
-            by_gain = (by_scaled * normalized).flatten(0, -2).sum(0)
-            by_normalized = by_scaled * gain.to(x.dtype)
-            along = (by_normalized * normalized).mean(-1, keepdim=True)
-            by_x = torch.addcmul(by_normalized, normalized, along, value=-1).mul_(inverse)
-        return by_x, by_gain, by_weight, None
+        kept = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return *_adjoints(ctx.dtype, grad, *kept, tokens=grad.shape[-2]), None
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:

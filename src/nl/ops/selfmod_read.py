@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import pad, silu, softplus
 
+from nl.core.program import Program
 from nl.ops.fast_mlp import Activation, FastWeights, fast_mlp, in_force, slope_of
 
 UNIT_EPS = 1e-6
@@ -129,14 +130,14 @@ def _convolve_backward(
     grad: Tensor, split: Tensor, taps: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the inputs (3, N, K, S) and of the taps (W, 3 D)."""
-    length = grad.shape[-1]
-    weights = _per_head(taps.view(len(taps), 3, heads, -1), split.shape[1] // heads)
-    by_split = torch.zeros_like(split[:3])
+    length, width = grad.shape[-1], len(taps)
+    weights = _per_head(taps.view(width, 3, heads, -1), split.shape[1] // heads)
+    by_split = pad(grad * weights[0], (0, width - 1))
     by_taps = []
-    for i in range(len(taps)):
-        part = slice(i, i + length)
-        by_split[..., part].addcmul_(grad, weights[i])
-        by_tap = (grad * split[:3, ..., part]).sum(-1)
+    for i in range(width):
+        if i:
+            by_split = by_split + pad(grad * weights[i], (i, width - 1 - i))
+        by_tap = (grad * split[:3, ..., i : i + length]).sum(-1)
         by_taps.append(by_tap.unflatten(1, (-1, heads)).sum(1).flatten())
     return by_split, torch.stack(by_taps)
 
@@ -184,6 +185,30 @@ def _each(bank: FastWeights) -> Iterator[tuple[Tensor, Tensor]]:
         yield bank.hidden[:, m * size : (m + 1) * size], bank.output[:, m : m + 1]
 
 
+@Program
+def _recalled(
+    spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
+) -> tuple[Tensor, ...]:
+    """What ``Recalled`` holds, then the factors that made keys and values unit vectors."""
+    weights = _weights(banks, spec)
+    heads, makers = banks[0].shape[0], weights.makers.output.shape[1]
+    streams = _streams(padded, taps, heads, makers)
+    made = []
+    for (w2, w1), x in zip(_each(weights.makers), streams.makers, strict=True):
+        x = x.to(spec.dtype)
+        made.append(_answer(w2, w1, x, spec.activation).squeeze(1) + x)
+    keys, key_factor = _unit(made[0])
+    values, value_factor = _unit(made[1])
+    gates = _answer(*weights.gates, streams.gates.to(spec.dtype), spec.activation)
+    gates = gates.squeeze(2).to(logits.dtype) + logits
+    rate, log_decay = torch.sigmoid(gates[:, 0]), -softplus(gates[:, 1])
+    query = unit(made[2] if makers > 2 else streams.query).to(spec.dtype)
+    answers = _answer(*weights.memory, query, spec.activation).squeeze(1)
+    if spec.skip:
+        answers = answers + query
+    return keys, values, rate, log_decay, answers, key_factor, value_factor
+
+
 class _Read(torch.autograd.Function):
     """``selfmod_read`` with flat arguments."""
 
@@ -192,33 +217,22 @@ class _Read(torch.autograd.Function):
         ctx: Any, spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
     ) -> tuple[Tensor, ...]:
         with torch.autocast(padded.device.type, enabled=False):
-            weights = _weights(banks, spec)
-            heads, makers = banks[0].shape[0], weights.makers.output.shape[1]
-            streams = _streams(padded, taps, heads, makers)
-            made = []
-            for (w2, w1), x in zip(_each(weights.makers), streams.makers, strict=True):
-                x = x.to(spec.dtype)
-                made.append(_answer(w2, w1, x, spec.activation).squeeze(1) + x)
-            keys, key_factor = _unit(made[0])
-            values, value_factor = _unit(made[1])
-            gates = _answer(*weights.gates, streams.gates.to(spec.dtype), spec.activation)
-            gates = gates.squeeze(2).to(logits.dtype) + logits
-            rate, log_decay = torch.sigmoid(gates[:, 0]), -softplus(gates[:, 1])
-            query = unit(made[2] if makers > 2 else streams.query).to(spec.dtype)
-            answers = _answer(*weights.memory, query, spec.activation).squeeze(1)
-            if spec.skip:
-                answers = answers + query
+            out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
+        keys, values, rate, log_decay, answers, *factors = out
         ctx.spec = spec
-        ctx.save_for_backward(
-            padded, taps, keys, values, key_factor, value_factor, rate, log_decay, *banks
-        )
+        ctx.save_for_backward(padded, taps, keys, values, *factors, rate, log_decay, *banks)
         return keys, values, rate, log_decay, answers
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        saved = ctx.saved_tensors
         with torch.autocast(grads[0].device.type, enabled=False):
-            return None, *_read_backward(ctx.spec, ctx.saved_tensors, grads)
+            found = _read_adjoints(ctx.spec, *grads, *saved, tokens=grads[0].shape[-1])
+        by_split, by_gates, *rest = found
+        whole = by_split.new_zeros(4, *by_split.shape[1:])
+        whole[:3], whole[3, ..., -by_gates.shape[-1] :] = by_split, by_gates
+        return None, _joined(whole, saved[8].shape[0]), *rest
 
 
 def _weights(banks: Any, spec: _Spec) -> Banks:
@@ -227,7 +241,14 @@ def _weights(banks: Any, spec: _Spec) -> Banks:
     return Banks.of([in_force(start, more).to(spec.dtype) for start, more in pairs])
 
 
-def _read_backward(spec: _Spec, saved: Any, grads: tuple[Tensor, ...]) -> list[Tensor | None]:
+@Program
+def _read_adjoints(spec: _Spec, *tensors: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of the inputs, from those of the results and what was kept.
+
+    That of the projections is in two parts, (3, N, K, S) and (N, K, T): to turn them round is no
+    work for a compiler.
+    """
+    grads, saved = tensors[:5], tensors[5:]
     padded, taps, keys, values, key_factor, value_factor, rate, log_decay, *banks = saved
     by_keys, by_values, by_rate, by_log, by_answers = grads
     weights, dtype, name = _weights(banks, spec), spec.dtype, spec.activation
@@ -266,24 +287,20 @@ def _read_backward(spec: _Spec, saved: Any, grads: tuple[Tensor, ...]) -> list[T
     six = [*found[:2], *(torch.cat(parts, 1) for parts in zip(*by_makers, strict=True))]
     six += by_gates[:2]
     by_mixed = torch.stack([x.to(padded.dtype) for x in by_inputs])
-    by_padded, by_taps = _inputs_backward(by_mixed, by_gates[2], streams, taps, heads)
+    by_split, by_taps = _inputs_backward(by_mixed, streams, taps, heads)
     initial = [g.unflatten(0, (-1, heads)).sum(0) for g in six]
-    return [by_padded, by_taps, by_logits, *initial, *six]
+    return by_split, by_gates[2], by_taps, by_logits, *initial, *six
 
 
 def _inputs_backward(
-    grad: Tensor, by_gates: Tensor, streams: _Streams, taps: Tensor | None, heads: int
+    grad: Tensor, streams: _Streams, taps: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the projections and the taps."""
+    """Gradients of the projections but for the gates (3, N, K, S), and of the taps."""
     by_taps = None
-    by_split = torch.zeros_like(streams.split)
-    if taps is None:
-        by_split[:3] = grad
-    else:
-        grad.mul_(slope_of(streams.mixed, "silu")[1])
-        by_split[:3], by_taps = _convolve_backward(grad, streams.split, taps.to(grad.dtype), heads)
-    by_split[3, ..., -by_gates.shape[-1] :] = by_gates
-    return _joined(by_split, heads), by_taps
+    if taps is not None:
+        grad = grad * slope_of(streams.mixed, "silu")[1]
+        grad, by_taps = _convolve_backward(grad, streams.split, taps.to(grad.dtype), heads)
+    return grad, by_taps
 
 
 def selfmod_read(

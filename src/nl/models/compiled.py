@@ -1,9 +1,10 @@
-"""``train.compile``: torch.compile of a model's shard units, never silently off. Floor 5.
+"""``train.compile``: torch.compile of a model's shard units, never silently off. Floor 3.
 
 Units are compiled one by one, so that all layers of a kind share what was compiled, a chunk loop
-around them stays plain Python, and names of parameters do not change. Inside a unit, what torch
-cannot trace runs as it is: memories whose backward pass is written by hand. A unit that is asked
-for more variants than torch keeps would run uncompiled from then on; that is an error here.
+around them stays plain Python, and names of parameters do not change. A unit with a chunk loop of
+its own would become one program per place in the row: there, and outside units, the operations of
+memories are compiled instead (``nl.core.program``). A unit that is asked for more variants than
+torch keeps would run uncompiled from then on; that is an error here.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from torch import nn
 
 from nl.config import require
 from nl.core.logs import get_logger
+from nl.core.program import set_compiled
 
 log = get_logger(__name__)
 
+RECOMPILE_LIMIT = 32
+"""Variants of one function: a level that has not been written is another one than after."""
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -54,6 +58,8 @@ def check_compile(wanted: bool, needs: Container[str] = ()) -> None:
 def compile_units(model: nn.Module, backend: str = "inductor") -> int:
     """Compile every shard unit in place, forward and backward; the first steps take minutes.
 
+    From here on the operations of memories are compiled in the whole process.
+
     Args:
         model: has ``shard_units()``.
         backend: of torch.compile.
@@ -72,8 +78,12 @@ def compile_units(model: nn.Module, backend: str = "inductor") -> int:
         f"train.compile: true; {type(model).__name__} has no shard units to compile: set "
         "train.compile=false.",
     )
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    config: Any = torch._dynamo.config
+    config.fail_on_recompile_limit_hit = True
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    set_compiled(backend)
     for unit in units:
-        unit.compile(backend=backend)
+        if getattr(unit, "compile_whole", True):
+            unit.compile(backend=backend)
     log.info("torch.compile: %d units, at their first call", len(units))
     return len(units)
