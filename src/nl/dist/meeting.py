@@ -26,7 +26,7 @@ from nl.dist.env import number, spread
 
 PATIENCE = 300.0
 """Seconds that ranks wait for one another to be started."""
-ANSWER = 5.0
+ANSWER = 3.0
 """Seconds that the store may take to answer."""
 GRACE = 3.0
 """Seconds that further complaints may take once there is one."""
@@ -261,44 +261,39 @@ def _store(rank: int, world: int) -> Store:
             "port (1 to 65535) of rank 0. torchrun and deepspeed set both."
         )
     owner = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    end = time.monotonic() + PATIENCE
+    while not owner and not _listens(host, port) and time.monotonic() < end:
+        time.sleep(5 * _POLL)  # rank 0 may still be starting; torch's own waiting is noisy
     found: list[TCPStore | Exception] = []
     ask = partial(_ask, found, host, port, world, owner)
-    asking = threading.Thread(target=ask, daemon=True)  # torch waits for an answer without end
+    asking = threading.Thread(target=ask, daemon=True)  # torch may wait for an answer for ever
     asking.start()
-    answered = time.monotonic()
-    while asking.is_alive():
-        asking.join(_POLL)
-        if time.monotonic() - answered > ANSWER:
-            if _listens(host, port):
-                raise ConfigError(
-                    f"MASTER_PORT={port}: something else than rank 0 of this launch answers at "
-                    f"{host}; choose another port (torchrun and deepspeed: --master_port)."
-                )
-            answered = time.monotonic()
+    asking.join(2 * ANSWER)
+    if not found:
+        raise ConfigError(
+            f"MASTER_PORT={port}: something else than rank 0 of this launch answers at {host}; "
+            "choose another port (torchrun and deepspeed: --master_port)."
+        )
     if isinstance(found[0], Exception):
         raise _complaint(found[0], host, port) from found[0]
     return found[0]
 
 
 def _ask(found: list[Any], host: str, port: int, world: int, owner: bool) -> None:
-    """Open or reach the store; rank 0 may still be starting."""
-    end = time.monotonic() + PATIENCE
-    while not found:
-        try:
-            store = TCPStore(
-                host,
-                port,
-                world,
-                is_master=owner,
-                timeout=timedelta(seconds=2),
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
-            store.set_timeout(timedelta(seconds=PATIENCE + 2 * GRACE))
-            found.append(store)
-        except RuntimeError as error:
-            if owner or time.monotonic() > end:
-                found.append(error)
+    try:
+        store = TCPStore(
+            host,
+            port,
+            world,
+            is_master=owner,
+            timeout=timedelta(seconds=ANSWER),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        store.set_timeout(timedelta(seconds=PATIENCE + 2 * GRACE))
+        found.append(store)
+    except RuntimeError as error:
+        found.append(error)
 
 
 def _listens(host: str, port: int) -> bool:
