@@ -21,12 +21,15 @@ from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
 from nl.data.manifest import data_tokenizer, documents, read_manifest
-from nl.dist.base import Strategy, check_names
+from nl.dist.base import Strategy
 from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
 from nl.dist.env import number
 from nl.dist.export import load_export
+from nl.dist.fsdp import FSDP2
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
+from nl.dist.recompute import check_recompute, recompute_units
+from nl.dist.saved import check_names
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
@@ -59,7 +62,7 @@ __all__ = [
 ]
 
 PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")
-STRATEGIES: dict[str, Any] = {"single": Single, "ddp": DDP}
+STRATEGIES: dict[str, Any] = {"single": Single, "ddp": DDP, "fsdp2": FSDP2}
 
 
 def register() -> None:
@@ -108,6 +111,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         )
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
+    check_recompute(run.train.activation_checkpointing, getattr(run.model, "requires", ()))
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(
@@ -122,7 +126,9 @@ def _check_strategy(run: RunConfig, strategy: Strategy) -> None:
             f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
             "it; set deepspeed=null."
         )
-    for key, part in (("model", run.model), ("objective", run.objective)):
+    strategy.configure(run)
+    parts = (("model", run.model), ("objective", run.objective), ("optim", run.optim))
+    for key, part in parts:
         for need, remedy in getattr(part, "requires", {}).items():
             if not getattr(strategy.capabilities, need):
                 raise ConfigError(
@@ -169,6 +175,8 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
+        if run.train.activation_checkpointing:
+            recompute_units(getattr(objective, "model", objective))
         if run.train.compile:
             compile_units(whole)
     strategy.setup(

@@ -232,7 +232,7 @@ def export_model(options: argparse.Namespace) -> int:
     writable_folder(target.parent, "export")
     run, model = load_run(options.path)
     try:
-        export(model, run, target)
+        export(model.state_dict(), run, target)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in model.parameters())

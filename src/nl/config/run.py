@@ -20,8 +20,8 @@ from nl.config.groups import (
 from nl.config.guards import NonfiniteConfig, ProfileConfig, SpikeConfig, WatchdogConfig
 from nl.config.structure import require, unstructure
 
-NOT_HASHED = ("name", "run", "resume", "logging", "checkpoint")
-WATCHING = ("watchdog", "peak_tflops", "profile")
+NOT_HASHED = ("name", "run", "resume", "logging", "checkpoint", "fsdp")
+WATCHING = ("watchdog", "peak_tflops", "profile", "activation_checkpointing")
 """Keys of ``train`` that are not hashed: they decide no metric."""
 
 
@@ -55,6 +55,9 @@ class TrainConfig:
     """torch.compile every shard unit (block) of the model and the operations of its memories; half
     a minute to minutes at the first step, and the rest of the model stays as it is. Needs a C++
     compiler, and is refused where there is none."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each shard unit (block) and compute its forward pass again for the
+    backward pass: less memory, about a third more arithmetic, the same numbers."""
     carry: bool = False
     """Keep the model State from one step to the next; stream.order must be contiguous. Attention
     over everything read then sees, and keeps, ever more."""
@@ -126,6 +129,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FSDPConfig:
+    """Options of train_fsdp.py; none of them changes a number."""
+
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward pass and gather them again for the
+    backward pass; false: one gathering per step and more memory."""
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in host memory between uses."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
     """Options of train_deepspeed.py."""
 
@@ -153,6 +167,7 @@ class RunConfig:
     run: RunDirConfig = field(default_factory=RunDirConfig)
     resume: str = "none"
     """auto: newest run of this configuration under run.root (or run.dir); a path; or none."""
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     deepspeed: DeepSpeedConfig | None = None
 
     def __post_init__(self) -> None:

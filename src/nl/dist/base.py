@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nl.config import ConfigError
-from nl.config.run import RunConfig
+from nl.config import ConfigError, require
+from nl.config.run import FSDPConfig, RunConfig
 from nl.core.batch import Batch
 from nl.core.output import Knobs, StepOut
 from nl.core.protocols import Capabilities
 from nl.dist.env import local_rank, select_device
 from nl.dist.meeting import LaunchError
+from nl.dist.saved import check_groups, check_names, read_saved
 from nl.dist.serial import (
+    OBJECTIVE,
     host_tensors,
-    load_tensors,
     model_tensors,
     objective_name,
     pack,
     plain_name,
-    unpack,
     write_tensors,
 )
-from nl.run.files import read_json, write_json
+from nl.run.files import write_json
 
 Write = Callable[[Path], None]
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
@@ -54,6 +54,18 @@ class Strategy:
         """
         select_device(run.train.device, local_rank())
 
+    def configure(self, run: RunConfig) -> None:
+        """Take the options meant for this strategy, before anything is built.
+
+        Raises:
+            ConfigError: options of another strategy are set.
+        """
+        require(
+            run.fsdp == FSDPConfig(),
+            f"fsdp: {run.fsdp}; {self.name} training does not read it; launch train_fsdp.py or "
+            "leave fsdp out.",
+        )
+
     def setup(
         self,
         objective: nn.Module,
@@ -70,15 +82,19 @@ class Strategy:
             max_norm: clip the global gradient norm to this; 0: never.
             precision: ``fp32`` or ``bf16`` (autocast; State, reductions and optimizer stay fp32).
         """
-        self.objective = objective.to(self.device)
-        self.wrapped = self.wrap(self.objective)
+        self.max_norm, self.precision = max_norm, precision
+        self.objective = self.place(objective)
         named = [(plain_name(n), p) for n, p in self.objective.named_parameters()]
         self.optimizer = make_optimizer([(n, p) for n, p in named if p.requires_grad])
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
         ids = {id(p): n for n, p in named}
         groups = self.optimizer.param_groups
         self.optimizer_names = [[ids[id(p)] for p in group["params"]] for group in groups]
-        self.max_norm, self.precision = max_norm, precision
+        self.wrapped = self.wrap(self.objective)
+
+    def place(self, objective: nn.Module) -> nn.Module:
+        """Move the objective to where it is trained."""
+        return objective.to(self.device)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """The callable that forward passes go through."""
@@ -166,6 +182,12 @@ class Strategy:
         finally:
             self.objective.train(training)
 
+    def full_model(self) -> dict[str, Tensor]:
+        """The model's whole tensors by plain name (collective); empty on ranks other than 0."""
+        state: Mapping[str, Tensor] = self.objective.state_dict() if self.rank == 0 else {}
+        named = model_tensors(state)
+        return {n: t for n, t in named.items() if not n.startswith(OBJECTIVE)}
+
     def capture(self) -> Write:
         """Copy model and optimizer to the host (collective; rank 0 holds the copies).
 
@@ -197,22 +219,16 @@ class Strategy:
         Raises:
             ConfigError: names or shapes differ from this objective's; the message lists them.
         """
-        named, _ = load_tensors(folder / "model.safetensors")
+        saved = read_saved(folder)
         own = {plain_name(k): k for k in self.objective.state_dict()}
-        found = {objective_name(n): t for n, t in named.items()}
+        found = {objective_name(n): t for n, t in saved.model.items()}
         check_names(folder / "model.safetensors", set(own), set(found))
         try:
             self.objective.load_state_dict({own[n]: t for n, t in found.items()})
         except RuntimeError as error:
             raise ConfigError(f"{folder / 'model.safetensors'}: {error}") from error
-        facts = read_json(folder / "optim.json")
-        if facts["parameters"] != self.optimizer_names:
-            old = {n for group in facts["parameters"] for n in group}
-            new = {n for group in self.optimizer_names for n in group}
-            check_names(folder / "optim.json", new, old)
-            raise ConfigError(f"{folder / 'optim.json'}: parameters are grouped or ordered anew.")
-        tensors, _ = load_tensors(folder / "optim.safetensors")
-        self.optimizer.load_state_dict(unpack(facts["state"], tensors))
+        check_groups(folder, self.optimizer_names, saved.optimizer.parameters)
+        self.optimizer.load_state_dict(saved.state_dict())
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -223,18 +239,3 @@ class Strategy:
 
 def _write_nothing(folder: Path) -> None:
     """What a rank without copies writes."""
-
-
-def check_names(where: Path, wanted: set[str], found: set[str]) -> None:
-    """Complain about names that are only on one side, at most five each.
-
-    Raises:
-        ConfigError: listing them.
-    """
-    if wanted == found:
-        return
-    missing, extra = sorted(wanted - found)[:5], sorted(found - wanted)[:5]
-    raise ConfigError(
-        f"{where}: made for another model. Missing: {', '.join(missing) or 'none'}. "
-        f"Not known here: {', '.join(extra) or 'none'}."
-    )

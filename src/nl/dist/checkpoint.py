@@ -20,6 +20,7 @@ from nl.config.run import RunConfig
 from nl.core.logs import get_logger
 from nl.core.state import flatten, to, unflatten
 from nl.dist.base import Strategy, Write
+from nl.dist.saved import read_model_tensors
 from nl.dist.serial import host_tensors, load_tensors, restore_rng, rng_tensors, write_tensors
 from nl.run.directory import RunDir
 from nl.run.discover import checkpoints, step_of
@@ -279,5 +280,4 @@ def _load_rank(
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration (plain data) and model tensors of a checkpoint, verified."""
     with reading(folder):
-        named, _ = load_tensors(folder / "model.safetensors")
-        return load_config(folder / "config.yaml"), named
+        return load_config(folder / "config.yaml"), read_model_tensors(folder)

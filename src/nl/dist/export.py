@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nl.config import ConfigError, unstructure
 from nl.config.run import RunConfig
@@ -30,15 +30,20 @@ def digest(named: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def export(model: nn.Module, run: RunConfig, path: Path) -> None:
+def export(model: Mapping[str, Tensor], run: RunConfig, path: Path) -> None:
     """Write model weights and configuration to ``path`` (.safetensors), whole or not at all.
+
+    Args:
+        model: its state_dict.
+        run: the configuration that builds it.
+        path: the file.
 
     Raises:
         ConfigError: ``path`` does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: an export is a .safetensors file.")
-    named = {plain_name(k): t for k, t in model.state_dict().items()}
+    named = {plain_name(k): t for k, t in model.items()}
     facts = {
         "format": FORMAT,
         "nl_config": json.dumps(unstructure(run)),

@@ -87,7 +87,9 @@ class Attention(nn.Module):
     def init_state(self, batch: int) -> AttentionState:
         """Nothing read yet."""
         shape = (batch, self.config.heads, 0, self.head_size)
-        return AttentionState(*(self.qkv.weight.new_zeros(shape) for _ in range(2)))
+        like = self.qkv.weight  # may be sharded between calls
+        empty = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+        return AttentionState(*empty)
 
     def forward(
         self, x_BTD: Tensor, state: AttentionState | None, ctx: ReadContext

@@ -27,6 +27,7 @@ class ContinuumMemory(nn.Module):
     """The chain. ``forward`` reads; ``absorb`` takes the signal of read tokens and writes."""
 
     memory_parameters = True
+    read_between_units = True
     reduce: Reduce | None = None
     """Sums over ranks, where the rows of all ranks share a memory; set by the assembly."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from nl.nn.init import zeros_beside
+
 
 class CausalConv(nn.Module):
     """y_t = sum_i w_i x_{t - W + 1 + i} per channel, width W.
@@ -27,8 +29,7 @@ class CausalConv(nn.Module):
 
     def init_tail(self, batch: int) -> Tensor:
         """The tail before the first token: zeros (B, W - 1, D), at least fp32."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        return self.weight.new_zeros(batch, self.width - 1, self.weight.shape[1], dtype=dtype)
+        return zeros_beside(self.weight, batch, self.width - 1, self.weight.shape[1])
 
     def forward(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) and the tail of the tokens before -> (B, T, D) and the new tail."""

@@ -23,7 +23,7 @@ from torch.nn.functional import rms_norm, silu, softplus
 from nl.config import require
 from nl.core.state import state_type
 from nl.nn.conv import CausalConv
-from nl.nn.init import init_linear
+from nl.nn.init import init_linear, zeros_beside
 from nl.ops.gated_delta import gated_delta
 
 _UNIT_EPS = 1e-6
@@ -104,10 +104,9 @@ class GatedDelta(nn.Module):
 
     def init_state(self, batch: int) -> GatedDeltaState:
         """The state before the first token, for ``batch`` rows."""
-        dtype = torch.promote_types(self.gain.dtype, torch.float32)
         shape = (batch, self.config.heads, self.head_size, self.head_size)
         tail = None if self.conv is None else self.conv.init_tail(batch)
-        return GatedDeltaState(self.gain.new_zeros(shape, dtype=dtype), tail, 0)
+        return GatedDeltaState(zeros_beside(self.gain, *shape), tail, 0)
 
     def forward(
         self, x: Tensor, state: GatedDeltaState | None = None, *, position: int, write: bool = True

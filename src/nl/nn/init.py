@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def init_linear(layer: nn.Linear, *, scale: float = 1.0) -> None:
@@ -12,3 +13,9 @@ def init_linear(layer: nn.Linear, *, scale: float = 1.0) -> None:
     keeps its size at any depth (GPT-2's rule).
     """
     nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+
+
+def zeros_beside(parameter: Tensor, *shape: int) -> Tensor:
+    """Zeros for a State, at least fp32, on the device of a parameter that may be sharded."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.zeros(shape, dtype=dtype, device=parameter.device)

@@ -30,7 +30,7 @@ from torch.nn.functional import normalize, pad
 from nl.config import require
 from nl.nn.chunks import pieces
 from nl.nn.conv import CausalConv
-from nl.nn.init import init_linear
+from nl.nn.init import init_linear, zeros_beside
 from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.selfmod_state import Chunk, SelfModState, added_banks, waiting_tokens, with_memories
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp, in_force
@@ -110,11 +110,10 @@ class SelfMod(nn.Module):
 
     def init_state(self, batch: int) -> SelfModState:
         """The state before the first token, for ``batch`` rows."""
-        dtype = torch.promote_types(self.gain.dtype, torch.float32)
         H, K, P = self.heads, self.config.head_size, max(self.period, self.period_other)
 
         def zeros(*shape: int) -> Tensor:
-            return self.gain.new_zeros(batch, *shape, dtype=dtype)
+            return zeros_beside(self.gain, batch, *shape)
 
         def bank(weights: FastWeights) -> FastWeights:
             return FastWeights(zeros(*weights.hidden.shape), zeros(*weights.output.shape))

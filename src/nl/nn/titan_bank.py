@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from nl.config import require
 from nl.core.state import state_type
 from nl.nn.conv import CausalConv, convolve
-from nl.nn.init import init_linear
+from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan
@@ -124,10 +124,9 @@ class TitanBank(nn.Module):
     def init_state(self, batch: int) -> TitanBankState:
         """Nothing written yet."""
         like = self.gates.weight
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        zeros = tuple(like.new_zeros(batch, *w.shape, dtype=dtype) for w in self.weights)
+        zeros = tuple(zeros_beside(like, batch, *w.shape) for w in self.weights)
         rows = 2 * self.config.head_size + (3 if self.config.momentum else 2)
-        waiting = like.new_zeros(batch, self.heads, rows, self.period, dtype=dtype)
+        waiting = zeros_beside(like, batch, self.heads, rows, self.period)
         tail = None if self.conv is None else self.conv.init_tail(batch)
         return TitanBankState(zeros, zeros if self.config.momentum else (), waiting, tail, 0)
 

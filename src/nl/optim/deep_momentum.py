@@ -60,7 +60,7 @@ class DeepMomentumConfig(MatrixConfig):
 
     def over(self, matrices: NamedParameters) -> torch.optim.Optimizer:
         """See the base class."""
-        return DeepMomentum([{"name": "dmgd", "params": matrices}], self)
+        return DeepMomentum([{"name": "dmgd", "whole": True, "params": matrices}], self)
 
 
 class DeepMomentum(torch.optim.Optimizer):

@@ -67,7 +67,7 @@ class M3Config(MatrixConfig):
 
     def over(self, matrices: NamedParameters) -> torch.optim.Optimizer:
         """See the base class."""
-        return M3([{"name": "m3", "params": matrices}], self)
+        return M3([{"name": "m3", "whole": True, "params": matrices}], self)
 
 
 class M3(torch.optim.Optimizer):

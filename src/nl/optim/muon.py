@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -29,6 +29,8 @@ Adjust = Literal["match_rms_adamw", "original"]
 @dataclass(frozen=True, kw_only=True)
 class MatrixConfig(PolicyConfig, ABC):
     """What optimizers share that treat hidden matrices apart."""
+
+    requires: ClassVar[dict[str, str]] = {"whole_matrices": "set optim=adamw"}
 
     lr: float = 1e-3
     """Peak learning rate of the hidden matrices; the schedule multiplies it."""
@@ -86,7 +88,7 @@ class MuonConfig(MatrixConfig):
     def over(self, matrices: NamedParameters) -> torch.optim.Optimizer:
         """See the base class."""
         return torch.optim.Muon(
-            [{"name": "muon", "params": matrices}],
+            [{"name": "muon", "whole": True, "params": matrices}],
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,

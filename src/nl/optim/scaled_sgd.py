@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ SMALLEST = 1e-12
 @dataclass(frozen=True, kw_only=True)
 class ScaledSGDConfig(PolicyConfig):
     """SGD scaled by the norm of each neuron, Adam for weights that belong to none."""
+
+    requires: ClassVar[dict[str, str]] = {
+        "whole_neurons": "set optim=adamw or launch train_dist.py"
+    }
 
     lr: float = 1.0
     """Peak learning rate of the neurons; the schedule multiplies it."""

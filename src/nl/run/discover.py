@@ -56,7 +56,8 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether ``path`` looks like a checkpoint directory."""
-    return (path / MANIFEST).is_file() and (path / "model.safetensors").is_file()
+    held = ("model.safetensors", ".metadata")  # whole, or in DCP files
+    return (path / MANIFEST).is_file() and any((path / name).is_file() for name in held)
 
 
 def _walk(root: Path) -> Iterator[Path]:

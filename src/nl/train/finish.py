@@ -23,8 +23,8 @@ def finish(trainer: Trainer, stop: StopSignals) -> int:
         0, or the number of a signal that arrived before the summary was written.
     """
     run, strategy, state = trainer.run, trainer.strategy, trainer.state
+    model = strategy.full_model() if run.checkpoint.export else {}
     if strategy.rank == 0 and run.checkpoint.export:
-        model: Any = strategy.objective.model
         export(model, run, trainer.run_dir.checkpoints / f"step_{state.step:06d}.safetensors")
     rows = evaluate(trainer, stop)
     received = int(strategy.max(stop.received))
@@ -37,14 +37,15 @@ def finish(trainer: Trainer, stop: StopSignals) -> int:
 def evaluate(trainer: Trainer, stop: StopSignals) -> list[EvalRow]:
     """Run ``config.evals`` on rank 0, one after the other, and record their rows once."""
     rows: list[EvalRow] = []
-    if trainer.strategy.rank == 0 and trainer.run.evals:
+    if trainer.run.evals:
         output = trainer.run_dir.artifacts / "evals"
         with trainer.strategy.evaluating() as objective:
             model: Any = objective
-            for name in trainer.run.evals:
+            for name in trainer.run.evals if trainer.strategy.rank == 0 else ():
                 if stop.received:
                     return rows
                 rows += trainer.evaluate(name, model.model, output, trainer.state.step)
+    if trainer.strategy.rank == 0 and trainer.run.evals:
         record(trainer, rows)
     return rows
 

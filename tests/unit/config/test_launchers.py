@@ -152,7 +152,7 @@ def test_no_wandb_login_is_exit_code_2(launchers, tmp_path: Path) -> None:  # ty
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["train.py", "train_dist.py"])
+@pytest.mark.parametrize("script", ["train.py", "train_dist.py", "train_fsdp.py"])
 def test_a_launcher_trains_into_a_path_with_equals_signs(
     launchers,  # type: ignore[no-untyped-def]
     tmp_path: Path,
@@ -174,7 +174,7 @@ def test_a_launcher_trains_into_a_path_with_equals_signs(
     assert list(folder.parent.parent.iterdir()) == [folder.parent]
 
 
-@pytest.mark.parametrize("script", ["train.py", "train_dist.py"])
+@pytest.mark.parametrize("script", ["train.py", "train_dist.py", "train_fsdp.py"])
 def test_help(launchers, script: str) -> None:  # type: ignore[no-untyped-def]
     code, text = launchers("--help", script=script)
     assert code == 0

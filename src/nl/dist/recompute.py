@@ -1,0 +1,53 @@
+"""``train.activation_checkpointing``: keep what enters a unit, compute the rest again. Floor 4."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nl.config import require
+
+
+def check_recompute(wanted: bool, needs: Container[str] = ()) -> None:
+    """Refuse ``train.activation_checkpointing`` where gradients are taken inside the forward pass.
+
+    Args:
+        wanted: ``train.activation_checkpointing``.
+        needs: what the model asks of a strategy.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    for need, remedy in (
+        ("inner_autograd", "model.cms.signal=head"),
+        ("grad_through_write", "model.cms.write_gradient=stop"),
+    ):
+        require(
+            not wanted or need not in needs,
+            f"train.activation_checkpointing: true; the model needs {need}, whose graph has to "
+            f"stay: set train.activation_checkpointing=false or {remedy}.",
+        )
+
+
+def recompute_units(model: nn.Module) -> int:
+    """Checkpoint every shard unit in place; names of parameters do not change.
+
+    Returns:
+        How many units there are.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    units: Any = getattr(model, "shard_units", list)()
+    require(
+        len(units) > 0,
+        f"train.activation_checkpointing: true; {type(model).__name__} has no shard units: set "
+        "train.activation_checkpointing=false.",
+    )
+    for unit in units:
+        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+    return len(units)
