@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -30,8 +30,6 @@ Adjust = Literal["match_rms_adamw", "original"]
 class MatrixConfig(PolicyConfig, ABC):
     """What optimizers share that treat hidden matrices apart."""
 
-    requires: ClassVar[dict[str, str]] = {"whole_matrices": "set optim=adamw"}
-
     lr: float = 1e-3
     """Peak learning rate of the hidden matrices; the schedule multiplies it."""
     weight_decay: float = 0.1
@@ -42,6 +40,11 @@ class MatrixConfig(PolicyConfig, ABC):
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr: {self.lr}; must be > 0.")
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay}; must be >= 0.")
+
+    @property
+    def requires(self) -> dict[str, str]:
+        """Capabilities of a strategy that the updates need, and what to do without."""
+        return {"whole_matrices": "set optim=adamw or launch train_fsdp.py"}
 
     def build(
         self, named_parameters: NamedParameters, roles: Roles | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ SMALLEST = 1e-12
 class ScaledSGDConfig(PolicyConfig):
     """SGD scaled by the norm of each neuron, Adam for weights that belong to none."""
 
-    requires: ClassVar[dict[str, str]] = {
-        "whole_neurons": "set optim=adamw or launch train_dist.py"
-    }
-
     lr: float = 1.0
     """Peak learning rate of the neurons; the schedule multiplies it."""
     exponent: float = -1.0
@@ -50,6 +46,11 @@ class ScaledSGDConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr: {self.lr}; must be > 0.")
+
+    @property
+    def requires(self) -> dict[str, str]:
+        """Capabilities of a strategy that the updates need, and what to do without."""
+        return {"whole_neurons": "set optim=adamw or launch train_dist.py"}
 
     def build(
         self, named_parameters: NamedParameters, roles: Roles | None = None

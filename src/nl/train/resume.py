@@ -20,7 +20,6 @@ MAY_CHANGE = (
     "evals",
     "hooks",
     "train.steps",
-    "train.activation_checkpointing",
     "train.device",
     "train.threads",
     "train.validate_every",
