@@ -29,6 +29,9 @@ from nl.config.structure import defaults_of, structure, unstructure
 # Groups whose kinds are selected by name inside another config, not as a Hydra option.
 NOT_PUBLISHED = {"block", "inner"}
 
+MOST_VALUES = 100_000
+"""Values in one configuration file, aliases unfolded."""
+
 
 def publish() -> None:
     """Hand the defaults of every registered kind to Hydra as plain nodes (no types, no torch)."""
@@ -268,8 +271,23 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file.")
     try:
         data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}.")
+    _check_size(path, data)
     return data
+
+
+def _check_size(path: Path, data: Any) -> None:
+    """Refuse a file whose aliases (&a, *a) unfold into more than any configuration holds."""
+    waiting, count = [data], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ConfigError(f"{path}: more than {MOST_VALUES} values; not a configuration.")
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)

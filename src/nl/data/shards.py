@@ -111,6 +111,8 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: bo
             holding an id outside the vocabulary.
     """
     path = root / info.file
+    if Path(info.file).is_absolute() or ".." in Path(info.file).parts:
+        raise ConfigError(f"{root}: the manifest names {info.file!r}, outside of it. {RECIPE}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, but the manifest lists it. {RECIPE}")
     dtype = DTYPES[info.dtype]

@@ -72,7 +72,7 @@ def load_export(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConfigError(f"{path}: sha256 differs from the recorded one; the file was changed.")
     try:
         config = json.loads(facts["nl_config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: nl_config is not valid JSON ({error}).") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: nl_config is not a mapping.")

@@ -105,7 +105,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 named[name] = file.get_tensor(name)
         tied = json.loads(metadata.pop(TIED, "{}"))
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable safetensors file ({error}).") from error
     for name, source in tied.items():
         if source not in named:

@@ -79,7 +79,7 @@ def read_state(path: str | Path, device: torch.device | str = "cpu") -> SavedSta
     plain = json.loads(text)
     try:
         state = unflatten(named, plain["skeleton"])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}; it was written by another version.") from error
     return SavedState(to(state, device), plain["facts"])
 

@@ -102,7 +102,7 @@ def read_mapping(path: Path, missing: list[str]) -> Row:
         return {}
     try:
         data = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else load_json(path)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         missing.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}.")
         return {}
     if not isinstance(data, dict):
@@ -124,7 +124,7 @@ def read_rows(path: Path, missing: list[str]) -> list[Row]:
     for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken += 1
             continue
         if isinstance(row, dict):

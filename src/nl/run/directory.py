@@ -149,7 +149,7 @@ class RunDir:
         file.seek(0)
         try:
             owner = json.loads(file.read() or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             owner = {}
         return owner if isinstance(owner, dict) else {}
 

@@ -31,12 +31,21 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row; visible to readers at once."""
-        self._file.write(line(row))
-        self._file.flush()
+        """Write one row; visible to readers at once.
+
+        Raises:
+            OSError: the disk is full; no part of the row stays, so that later rows can be read.
+        """
+        data, before = line(row).encode(), self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) or 0 :]
+        except OSError:
+            self._file.truncate(before)
+            raise
 
     def sync(self) -> None:
         """Survive a power cut."""
@@ -54,7 +63,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for raw in file:
             try:
                 row = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if not raw.endswith(b"\n") or not isinstance(row, dict):
                 return

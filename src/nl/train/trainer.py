@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class Trainer:
             configured=train.peak_tflops,
             precision=train.precision,
         )
+        self._said: set[str] = set()
         self._unread: list[tuple[int, Tensor]] = []
 
     def fit(self, stop: StopSignals) -> int:
@@ -270,7 +272,7 @@ class Trainer:
         for row in rows:
             full = head | {"tokens": self.state.tokens} | row
             for sink in self.sinks:
-                sink.write(full)
+                self._guarded(partial(sink.write, full))
 
     def heartbeat(self, phase: object) -> None:
         """Say in ``status.json`` that the run is alive and where it is."""
@@ -285,7 +287,16 @@ class Trainer:
     def _flush(self) -> None:
         self.state.seconds = self.clock.seconds
         for sink in self.sinks:
-            sink.sync()
+            self._guarded(sink.sync)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """A log that cannot be written is said once per kind of trouble; training goes on."""
+        try:
+            action()
+        except OSError as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                log.error("metrics cannot be written: %s. Training goes on; rows are lost.", error)
 
     def _between_steps(self, step: Step) -> None:
         """Validate, then save: a checkpoint implies that every row up to its step is written."""

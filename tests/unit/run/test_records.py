@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +65,32 @@ def test_rows_after_the_step_are_cut(tmp_path: Path, step: int, kept: list[int] 
 def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
     assert read_records(tmp_path / "none") == []
     assert cut_records(tmp_path / "none", 3) == 0
+
+
+def test_a_full_disk_leaves_no_torn_row_behind(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    writer = RecordWriter(path)
+    writer.append({"step": 1})
+
+    class Full:
+        """Takes half of a row, then refuses."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.calls = file, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: bytes) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                raise OSError(28, "No space left on device")
+            return int(self.file.write(data[: len(data) // 2]))
+
+    real, writer._file = writer._file, Full(writer._file)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space left"):
+        writer.append({"step": 2})
+    writer._file = real
+    writer.append({"step": 3})
+    writer.close()
+    assert [row["step"] for row in read_records(path)] == [1, 3]
