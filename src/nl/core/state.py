@@ -5,7 +5,8 @@ and tensors may appear in a State. That makes it serialisable without pickle: ``
 named tensors and a JSON skeleton, ``unflatten`` builds the same value back.
 
 A type whose used value has another shape than its fresh one (a cache, a waiting label) says itself
-how rows of it become fresh again: it has a method ``reset_rows(fresh, mask)``.
+how rows of it become fresh again: it has a method ``reset_rows(fresh, mask)``. One with another
+form inside a call has a method ``settled()``.
 """
 
 from __future__ import annotations
@@ -106,6 +107,19 @@ def reset_rows(state: Any, fresh: Any, rows: Tensor | Sequence[int]) -> Any:
     return _reset(state, fresh, send(mask, device))
 
 
+def settled(state: Any) -> Any:
+    """The State in the form that does not tell how its tokens were read, call by call.
+
+    A type that has another form inside a call says itself how to leave it: ``settled()``.
+    """
+    if hasattr(state, "settled"):
+        return state.settled()
+    if isinstance(state, tuple):
+        parts = [settled(part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on ``device``, without waiting for what the device is doing."""
     if device.type == "cuda":
@@ -131,6 +145,8 @@ def _reset(state: Any, fresh: Any, mask: Tensor) -> Any:
 
 def _keep_ints(state: Any, fresh: Any) -> Any:
     """``fresh`` with the ints of ``state``."""
+    if hasattr(state, "settled"):  # in pieces, of which the fresh one has none; no ints
+        return fresh
     if isinstance(state, tuple) and isinstance(fresh, tuple):
         parts = [_keep_ints(s, f) for s, f in zip(state, fresh, strict=True)]
         return type(fresh)(*parts) if hasattr(fresh, "_fields") else tuple(parts)

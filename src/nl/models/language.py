@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nl.config import ConfigError, lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import detach, reset_rows, tensors
+from nl.core.state import detach, reset_rows, settled, tensors
 from nl.models.block_signal import PendingTile, TileRead, gather, resume, tile_of
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import Part, Starts, check_starts, cut_call, first_rows, without_crossing
@@ -225,6 +225,7 @@ class LanguageModel(Memories, nn.Module):
                 pending = PendingLabel(hidden[:, newest], cut(traces, newest))
                 pending = pending if self.through else detach(pending)
                 state = state._replace(pending=pending)
+        state = settled(state)
         return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state))
 
     def nll(
@@ -273,6 +274,7 @@ class LanguageModel(Memories, nn.Module):
             elif self.taught and read.write:
                 signal = signal.view_as(hidden) if self.labelled else each_token(hidden)
                 state = absorb(self, state, traces, signal, start, knobs, needed)
+        state = settled(state) if keep else state
         aux = memory_statistics(self._blocks(), state)
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 

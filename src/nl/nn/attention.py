@@ -12,7 +12,7 @@ from nl.config import require
 from nl.core.state import state_type
 from nl.nn.context import ReadContext
 from nl.nn.init import init_linear
-from nl.ops.attention import causal_attention
+from nl.ops.attention import causal_attention, piecewise_attention
 from nl.ops.rotary import apply_rotary
 
 
@@ -34,39 +34,64 @@ class AttentionState(NamedTuple):
     """Keys and values read so far, (B, H, S, K) each.
 
     ``hidden`` (B,) counts the oldest of them that belong to what a row read before it was reset;
-    they are zero and nothing sees them. None: no row was reset.
+    they are zero and nothing sees them. None: no row was reset. ``recent`` are keys and values,
+    call by call, that come after these and that a backward pass will still go through.
     """
 
     keys: Tensor
     values: Tensor
     hidden: Tensor | None = None
+    recent: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def reset_rows(self, fresh: Any, mask: Tensor) -> AttentionState:
         """Rows of ``mask`` see none of the past; it keeps its place in the cache."""
         del fresh
-        count = self.keys.shape[2]
+        count = sum(keys.shape[2] for keys, _ in self.pieces())
         if not count:
             return self
         chosen = mask[:, None, None, None]
         before = torch.zeros_like(mask, dtype=torch.int64) if self.hidden is None else self.hidden
+
+        def erase(tensor: Tensor) -> Tensor:
+            return tensor.masked_fill(chosen, 0.0)
+
         return AttentionState(
-            self.keys.masked_fill(chosen, 0.0),
-            self.values.masked_fill(chosen, 0.0),
+            erase(self.keys),
+            erase(self.values),
             torch.where(mask, count, before),
+            tuple((erase(keys), erase(values)) for keys, values in self.recent),
         )
 
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values, oldest first."""
+        return [(self.keys, self.values), *self.recent]
+
     def extended(self, keys: Tensor, values: Tensor) -> AttentionState:
-        """The past followed by new keys and values, whose dtype it takes."""
-        if not self.keys.shape[2]:
+        """The past followed by new keys and values, whose dtype it takes, as one piece."""
+        pieces = [*((k, v) for k, v in self.pieces() if k.shape[2]), (keys, values)]
+        if len(pieces) == 1:
             return AttentionState(keys, values, self.hidden)
         return AttentionState(
-            torch.cat((self.keys.to(keys.dtype), keys), 2),
-            torch.cat((self.values.to(values.dtype), values), 2),
+            torch.cat([k.to(keys.dtype) for k, _ in pieces], 2),
+            torch.cat([v.to(values.dtype) for _, v in pieces], 2),
             self.hidden,
         )
 
+    def settled(self) -> AttentionState:
+        """The same in one piece."""
+        if not self.recent:
+            return self
+        return self._replace(recent=self.recent[:-1]).extended(*self.recent[-1])
+
+    def followed(self, keys: Tensor, values: Tensor) -> AttentionState:
+        """As ``extended``, in pieces as long as a backward pass will go through them."""
+        past = any(t.requires_grad for pair in self.pieces() for t in pair)
+        if not (past and torch.is_grad_enabled()):
+            return self.extended(keys, values)
+        return self._replace(recent=(*self.recent, (keys, values)))
+
     def without_oldest(self, count: int) -> AttentionState:
-        """What is left when the oldest ``count`` positions are forgotten."""
+        """What is left of one piece when the oldest ``count`` positions are forgotten."""
         hidden = None if self.hidden is None else (self.hidden - count).clamp(min=0)
         return AttentionState(self.keys[:, :, count:], self.values[:, :, count:], hidden)
 
@@ -88,8 +113,8 @@ class Attention(nn.Module):
         """Nothing read yet."""
         shape = (batch, self.config.heads, 0, self.head_size)
         like = self.qkv.weight  # may be sharded between calls
-        empty = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
-        return AttentionState(*empty)
+        keys, values = torch.zeros(2, *shape, dtype=like.dtype, device=like.device).unbind()
+        return AttentionState(keys, values)
 
     def forward(
         self, x_BTD: Tensor, state: AttentionState | None, ctx: ReadContext
@@ -104,9 +129,16 @@ class Attention(nn.Module):
             The branch to add to the residual, and the new state.
         """
         q, k, v = self.project(x_BTD, ctx)
-        seen = AttentionState(k, v) if state is None else state.extended(k, v)
-        y = causal_attention(q, seen.keys.to(q.dtype), seen.values, seen.hidden)
-        return self.join(y), seen
+        if state is None or torch.compiler.is_compiling():
+            seen = AttentionState(k, v) if state is None else state.extended(k, v)
+        else:
+            seen = state.followed(k, v)
+        if not seen.recent:
+            y = causal_attention(q, seen.keys.to(q.dtype), seen.values, seen.hidden)
+            return self.join(y), seen
+        keys = [piece.to(q.dtype) for piece, _ in seen.pieces()]
+        values = [piece.to(v.dtype) for _, piece in seen.pieces()]
+        return self.join(piecewise_attention(q, keys, values, seen.hidden)), seen
 
     def project(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both with their positions) and values of new tokens, (B, H, T, K) each."""

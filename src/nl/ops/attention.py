@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def causal_attention(
@@ -43,6 +46,71 @@ def causal_attention_reference(
 ) -> Tensor:
     """The same, one row and one query at a time: a window that holds everything."""
     return window_attention_reference(q_BHTK, k_BHSK, v_BHSK, k_BHSK.shape[2], None, hidden_B)
+
+
+class _Piecewise(torch.autograd.Function):
+    """``piecewise_attention``: number of pieces, what rows do not see, q, all keys, all values."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, count: int, hidden_B: Tensor | None, q: Tensor, *pieces: Tensor
+    ) -> Tensor:
+        device = q.device.type
+        ctx.count, ctx.hidden = count, hidden_B
+        ctx.half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        ctx.save_for_backward(q, *pieces)
+        return causal_attention(q, *_joined(count, pieces), hidden_B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, *pieces = ctx.saved_tensors
+        device, half = q.device.type, ctx.half
+        given = [t.detach().requires_grad_() for t in (q, *_joined(ctx.count, pieces))]
+        with torch.enable_grad(), torch.autocast(device, half or None, enabled=bool(half)):
+            y = causal_attention(given[0], given[1], given[2], ctx.hidden)
+        by_q, by_k, by_v = torch.autograd.grad(y, given, grad)
+        sizes = [t.shape[2] for t in pieces[: ctx.count]]
+        return None, None, by_q, *by_k.split(sizes, 2), *by_v.split(sizes, 2)
+
+
+def _joined(count: int, pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat(tuple(pieces[:count]), 2), torch.cat(tuple(pieces[count:]), 2)
+
+
+def piecewise_attention(
+    q_BHTK: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    hidden_B: Tensor | None = None,
+) -> Tensor:
+    """``causal_attention`` over keys and values in pieces, which are joined for the moment only.
+
+    For a row that is read in many calls under one backward pass: each call would keep its own copy
+    of everything before it. Nothing but the pieces and the queries is kept; the backward pass
+    attends once more. Differentiable once.
+
+    Args:
+        q_BHTK: (B, H, T, K) queries of the newest T positions.
+        keys, values: (B, H, S_i, K) each, oldest first, of one dtype.
+        hidden_B: as there.
+
+    Returns:
+        (B, H, T, K).
+    """
+    y: Tensor = _Piecewise.apply(len(keys), hidden_B, q_BHTK, *keys, *values)
+    return y
+
+
+def piecewise_attention_reference(
+    q_BHTK: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    hidden_B: Tensor | None = None,
+) -> Tensor:
+    """The same row by row and query by query."""
+    joined = torch.cat(tuple(keys), 2), torch.cat(tuple(values), 2)
+    return causal_attention_reference(q_BHTK, *joined, hidden_B)
 
 
 def window_attention(

@@ -28,3 +28,8 @@ def test_a_self_modifying_block_keeps_at_most_half_more_than_a_transformer() -> 
 
 def test_what_a_token_costs_does_not_grow_with_the_sequence() -> None:
     assert kept("hope_selfmod", 1024) <= 1.05 * kept("hope_selfmod", 512)
+
+
+def test_attention_in_tiles_keeps_the_past_once() -> None:
+    assert kept("hope_attention", 1024) <= 1.05 * kept("hope_attention", 512)
+    assert kept("hope_attention", 512) <= 1.5 * kept("transformer", 512)

@@ -1,0 +1,54 @@
+"""Attention over keys in pieces equals attention over the whole, and so do its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nl.ops.attention import (
+    causal_attention,
+    piecewise_attention,
+    piecewise_attention_reference,
+)
+from tests.unit.ops.twins import assert_twins
+
+B, H, K = 2, 2, 4
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hidden"),
+    [([6], None), ([3, 4], None), ([3, 4], [0, 2]), ([1, 1, 5, 2], None), ([1, 1, 5, 2], [0, 6])],
+)
+def test_pieces_equal_the_loop(sizes: list[int], hidden: list[int] | None) -> None:
+    torch.manual_seed(0)
+    count = len(sizes)
+    q, *pieces = draw(B, H, sizes[-1], K), *(draw(B, H, n, K) for n in sizes * 2)
+    unseen = None if hidden is None else torch.tensor(hidden)
+
+    def run(leaves: list[Tensor], loop: bool) -> list[Tensor]:
+        function = piecewise_attention_reference if loop else piecewise_attention
+        return [function(leaves[0], leaves[1 : 1 + count], leaves[1 + count :], unseen)]
+
+    assert_twins(run, [q, *pieces])
+
+
+def test_half_precision_goes_back_as_it_came() -> None:
+    torch.manual_seed(0)
+    q, *pieces = (torch.randn(B, H, n, K, requires_grad=True) for n in (3, 5, 3, 5, 3))
+    grads = []
+    for piecewise in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if piecewise:
+                y = piecewise_attention(q, pieces[:2], pieces[2:])
+            else:
+                y = causal_attention(q, torch.cat(pieces[:2], 2), torch.cat(pieces[2:], 2))
+        assert y.dtype == torch.bfloat16
+        grads.append(torch.autograd.grad(y.float().square().sum(), [q, *pieces]))
+    for one, other in zip(*grads, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one, other, atol=1e-6)
