@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tiny
 
 import nl.assembly
+from nl.config import ConfigError
 
 
 def free_port() -> int:
@@ -27,6 +28,28 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def fork(action: Callable[[], object], words: Path) -> int:
+    """Do ``action`` in a process of its own, its stderr in a file; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        action()
+        code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    except ConfigError as error:
+        code = 2
+        sys.stderr.write(f"{error}\n")
+    finally:  # whatever happened, a forked process ends here
+        if isinstance(sys.exc_info()[1], Exception):
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def start(
@@ -37,25 +60,18 @@ def start(
     place: Mapping[str, str],
     strategy: str = "ddp",
 ) -> int:
-    """Start one rank in a process of its own; returns its id. Its stderr goes to a file."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        where = Path(f"{changes['run__dir']}-rank{rank}.txt")
-        os.dup2(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    """Start one rank in a process of its own; returns its id."""
+
+    def train() -> None:
         here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in here.items()} | dict(place)
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        if strategy != "single":
+            os.environ |= {name: str(value) for name, value in here.items()}
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ |= dict(place)
         nl.assembly.launch(tiny.tiny_run(**changes), strategy=strategy)
-        code = 0
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    finally:  # whatever happened, a forked process ends here
-        if sys.exc_info()[0] is not None:
-            traceback.print_exc()
-        os._exit(code)
+
+    where = changes.get("run__dir") or changes["run__root"]
+    return fork(train, Path(f"{where}-rank{rank}.txt"))
 
 
 def wait(pids: list[int], seconds: float) -> list[int | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -83,6 +85,15 @@ def crash(name: str) -> None:
     """A signal to this process, or its end without a word."""
     if name == "EXIT":
         os._exit(1)
+    if name == "MEMORY":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, limits[1]))
+        try:
+            torch.zeros(2**28)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        return
     os.kill(os.getpid(), getattr(signal, name))
 
 
@@ -94,6 +105,25 @@ def hang(where: str, index: int) -> None:
         threading.Event().wait()
 
 
+def poisoned(out: Output, index: int) -> Output:
+    """One element of loss, gradient or State is TINY_POISON's number at TINY_POISON_AT."""
+    if index != int(os.environ.get("TINY_POISON_AT", "-1")):
+        return out
+    where, _, number = os.environ["TINY_POISON"].partition(":")
+
+    def poison(tensor: Tensor) -> Tensor:
+        bad = tensor.detach().clone()
+        bad.view(-1)[0] = float(number)
+        return bad
+
+    if where == "state":
+        return Output(out.pred, out.state._replace(hidden=poison(out.state.hidden)))
+    if where == "grad":
+        out.pred.register_hook(poison)
+        return out
+    return Output(out.pred * float(number), out.state)
+
+
 class TinyObjective(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -103,6 +133,8 @@ class TinyObjective(nn.Module):
         if self.training:
             hang("step", batch.tags["index"])
         out = self.model(batch.inputs, state, knobs)
+        if self.training:
+            out = poisoned(out, batch.tags["index"])
         loss = nn.functional.cross_entropy(
             out.pred.flatten(0, 1), batch.targets.flatten(), reduction="sum", ignore_index=-100
         )
@@ -121,7 +153,9 @@ class TinyStreamConfig(StreamConfig):
     """Training batches whose loss is multiplied by ``bad_scale``."""
     bad_scale: str = "nan"
     left_out: int = -1
-    """Training batch that the stream passes over."""
+    """First training batch that the stream passes over."""
+    left_out_count: int = 1
+    """How many it passes over."""
     length: int = -1
     """Training batches before the stream ends; -1: endless."""
     order: ClassVar[str] = "contiguous"
@@ -146,7 +180,9 @@ class TinyStream:
         last = 3 if self.split != "train" else self.config.length
         while self.index != last:
             index, self.index = self.index, self.index + 1
-            if self.split == "train" and index == self.config.left_out:
+            first = self.config.left_out
+            left_out = 0 <= first <= index < first + self.config.left_out_count
+            if self.split == "train" and left_out:
                 continue
             if self.split == "train" and index == int(os.environ.get("TINY_CRASH_AT", "-1")):
                 crash(os.environ["TINY_CRASH_SIGNAL"])
