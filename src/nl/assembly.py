@@ -24,7 +24,8 @@ from nl.data.manifest import data_tokenizer, documents, read_manifest
 from nl.dist.base import Strategy
 from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
-from nl.dist.env import number
+from nl.dist.deepspeed import DeepSpeed
+from nl.dist.env import number, without_local_rank
 from nl.dist.export import load_export
 from nl.dist.fsdp import FSDP2
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
@@ -62,7 +63,12 @@ __all__ = [
 ]
 
 PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")
-STRATEGIES: dict[str, Any] = {"single": Single, "ddp": DDP, "fsdp2": FSDP2}
+STRATEGIES: dict[str, Any] = {
+    "single": Single,
+    "ddp": DDP,
+    "fsdp2": FSDP2,
+    "deepspeed": DeepSpeed,
+}
 
 
 def register() -> None:
@@ -153,7 +159,7 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
     Raises:
         ConfigError: parts that do not fit, missing data.
     """
-    with agreeing(met()):
+    with agreeing(met() if strategy.world > 1 else None):
         check(run, strategy)
         if run.train.threads:
             torch.set_num_threads(run.train.threads)
@@ -370,5 +376,5 @@ def job(cfg: Any, *, strategy: str) -> None:
 def main(hydra_main: Any) -> None:
     """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
     with refusing(tell):
-        sys.argv[1:] = quoted(sys.argv[1:])
+        sys.argv[1:] = quoted(without_local_rank(sys.argv[1:]))
         hydra_main()

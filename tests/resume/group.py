@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 
 import nl.assembly
 from nl.config import ConfigError
+from nl.dist.deepspeed import import_deepspeed
 
 
 def free_port() -> int:
@@ -108,6 +110,8 @@ def main() -> None:
     cases, found = json.loads(sys.argv[1]), []
     warm = {"run__dir": cases[0]["changes"]["run__dir"] + "-warm", "train__steps": 1}
     nl.assembly.launch(tiny.tiny_run(**warm))  # imports what all ranks would import again
+    if any(case.get("strategy") == "deepspeed" for case in cases):
+        import_deepspeed(torch.device("cpu"))
     for case in cases:
         begin = time.monotonic()
         places = {int(rank): place for rank, place in case.get("places", {}).items()}

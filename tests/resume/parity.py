@@ -1,8 +1,9 @@
 """Losses and gradient norms of every case on two gloo ranks beside those of one process.
 
-Usage: parity.py CASES_JSON PORT. CASES_JSON is a list of {"strategy", "kind", "changes"}; prints a
-list of [losses, norms, losses of one process, norms of one process] per case. The two ranks share
-out the runs in one process among themselves.
+Usage: parity.py CASES_JSON PORT. CASES_JSON is a list of {"strategy", "kind", "changes", "beside"},
+where "beside" holds changes that only the spread run has; prints a list of [losses, norms, losses
+of one process, norms of one process] per case. The two ranks share out the runs in one process
+among themselves.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def run_of(kind: str, changes: dict[str, Any]) -> RunConfig:
     return tiny.tiny_run(**plain)
 
 
+def spread(case: dict[str, Any]) -> RunConfig:
+    """The run of a case as its strategy gets it."""
+    return run_of(case["kind"], case["changes"] | case.get("beside", {}))
+
+
 def numbers(strategy: Strategy, run: RunConfig) -> Numbers:
     """Mean loss and gradient norm of every step."""
     batches, fast = iter(build(run, strategy).stream), None
@@ -90,10 +96,10 @@ def rank(number: int, port: int, cases: list[dict[str, Any]]) -> list[Any]:
     both = alone[0] | alone[1]
     return [
         [
-            *numbers(STRATEGIES[case["strategy"]].start("cpu"), run),
+            *numbers(STRATEGIES[case["strategy"]].start("cpu"), spread(case)),
             *both[json.dumps([case["kind"], case["changes"]])],
         ]
-        for case, run in zip(cases, runs, strict=True)
+        for case in cases
     ]
 
 

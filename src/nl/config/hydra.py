@@ -53,7 +53,7 @@ def publish() -> None:
         "checkpoint": defaults_of(CheckpointConfig),
         "run": defaults_of(RunDirConfig),
         "resume": "none",
-        "deepspeed": None,
+        "deepspeed": {"config": None},
         "controller": None,
     }
     store.store(name="run_defaults", node=root, provider="nl")
@@ -253,6 +253,8 @@ def _not_found(wanted: str) -> str:
 
 def run_config(data: dict[str, Any]) -> RunConfig:
     """Plain data to a checked ``RunConfig`` (parts must be registered: import nl.assembly)."""
+    if data.get("deepspeed") == {"config": None}:  # a place for the override, nothing in it
+        data = data | {"deepspeed": None}
     return structure(RunConfig, translate_config(data))
 
 

@@ -181,6 +181,7 @@ class RunConfig:
 def config_hash(run: RunConfig) -> str:
     """12 hex digits over everything that decides the metrics (seed included, names left out)."""
     data = {k: v for k, v in unstructure(run).items() if k not in NOT_HASHED}
+    data["deepspeed"] = None  # changes no number; the key stays, so that hashes do
     data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -87,6 +87,7 @@ class Strategy:
         named = [(plain_name(n), p) for n, p in self.objective.named_parameters()]
         self.optimizer = make_optimizer([(n, p) for n, p in named if p.requires_grad])
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.sizes = {n: p.numel() for n, p in named}  # of whole tensors: nothing is cut yet
         ids = {id(p): n for n, p in named}
         groups = self.optimizer.param_groups
         self.optimizer_names = [[ids[id(p)] for p in group["params"]] for group in groups]
@@ -128,9 +129,16 @@ class Strategy:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def step(self, lr_factor: float) -> None:
-        """One optimizer step at ``lr_factor`` times the configured rates."""
+        """One optimizer step at ``lr_factor`` times the configured rates.
+
+        No gradient counts as zero: the rates of a memory that was not written are stepped like all
+        else, which is what optimizers over flat partitions do.
+        """
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * lr_factor
+            for parameter in group["params"]:
+                if parameter.grad is None and not parameter.is_meta:
+                    parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

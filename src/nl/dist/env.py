@@ -53,6 +53,18 @@ def local_rank() -> int:
     return number("LOCAL_RANK", 0)
 
 
+def without_local_rank(arguments: list[str]) -> list[str]:
+    """Arguments without the ``--local_rank=N`` that the deepspeed launcher puts before them."""
+    kept = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--local_rank", "--local-rank") and equals:
+            os.environ.setdefault("LOCAL_RANK", value)
+        else:
+            kept.append(argument)
+    return kept
+
+
 def adopt_slurm() -> None:
     """Fill in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables.
 

@@ -63,7 +63,7 @@ def summary(trainer: Trainer, rows: list[EvalRow]) -> dict[str, Any]:
     state = trainer.state
     last = {row["split"]: row for row in read_records(trainer.run_dir.metrics)}
     final = clean({f"{split}/loss": row["loss"] for split, row in sorted(last.items())})
-    parameters = sum(p.numel() for p in trainer.strategy.objective.parameters())
+    parameters = sum(trainer.strategy.sizes.values())
     return {
         "final": final,
         "best": vars(state.best) if state.best else {},

@@ -17,6 +17,7 @@ log = get_logger(__name__)
 
 MAY_CHANGE = (
     *NOT_HASHED,
+    "deepspeed",
     "evals",
     "hooks",
     "train.steps",

@@ -110,7 +110,7 @@ def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
     """Write config, overrides and, last, the meta.json that makes the directory a run."""
     save_config(run, run_dir.config)
     write_atomic(run_dir.overrides, _overrides())
-    parameters = sum(p.numel() for p in strategy.objective.parameters())
+    parameters = sum(strategy.sizes.values())
     write_json(
         run_dir.meta,
         {
@@ -126,10 +126,12 @@ def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
             "optimizer": [
                 {
                     "group": group.get("name", ""),
-                    "tensors": len(group["params"]),
-                    "numbers": sum(p.numel() for p in group["params"]),
+                    "tensors": len(names),
+                    "numbers": sum(strategy.sizes[name] for name in names),
                 }
-                for group in strategy.optimizer.param_groups
+                for group, names in zip(
+                    strategy.optimizer.param_groups, strategy.optimizer_names, strict=True
+                )
             ],
             "resumes": [],
         },

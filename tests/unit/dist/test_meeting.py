@@ -188,6 +188,34 @@ def test_the_launcher_for_one_device(launch: Launch) -> None:
     refused(found, "train.py: started as one of WORLD_SIZE=2 processes")
 
 
+ZERO = "deepspeed.config=configs/deepspeed/zero3.json"
+
+
+def test_zero_trains_and_the_flag_of_its_launcher_is_taken_off(launch: Launch) -> None:
+    codes, texts, _ = launch(
+        ZERO, "--local_rank=0", one=("--local_rank=1",), script="train_deepspeed.py"
+    )
+    assert codes == [0, 0], texts
+    assert "step 2/2" in texts[0]
+
+
+def test_zero_without_its_package(launch: Launch) -> None:
+    before = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "deepspeed" else find(name)
+"""
+    message = "deepspeed: not installed; uv sync --extra deepspeed"
+    refused(launch(ZERO, script="train_deepspeed.py", before=before), message)
+
+
+def test_zero_that_contradicts_the_run(launch: Launch, tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"train_batch_size": 7, "zero_optimization": {"stage": 1}}')
+    found = launch(f"deepspeed.config={path}", script="train_deepspeed.py")
+    refused(found, "train_batch_size: 7, but stream.batch_size=")
+
+
 def test_slurm_names_become_torch_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
