@@ -117,7 +117,8 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         )
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
-    check_recompute(run.train.activation_checkpointing, getattr(run.model, "requires", ()))
+    needs = getattr(run.model, "requires", ())
+    check_recompute(run.train.activation_checkpointing, needs, compiled=run.train.compile)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(

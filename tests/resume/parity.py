@@ -52,7 +52,7 @@ def run_of(kind: str, changes: dict[str, Any]) -> RunConfig:
         "train__carry": True,
     }
     for key, value in changes.items():
-        merged = isinstance(plain.get(key), dict) and isinstance(value, dict)
+        merged = isinstance(plain.get(key), dict) and "kind" not in value
         plain[key] = plain[key] | value if merged else value
     return tiny.tiny_run(**plain)
 
@@ -82,25 +82,20 @@ def numbers(strategy: Strategy, run: RunConfig) -> Numbers:
 
 def rank(number: int, port: int, cases: list[dict[str, Any]]) -> list[Any]:
     """All cases on this rank."""
+    keys = [json.dumps([case["kind"], case["changes"]]) for case in cases]
+    mine = list(dict.fromkeys(keys))[number::2]
+    single = {key: numbers(Single.start("cpu"), run_of(*json.loads(key))) for key in mine}
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     meet()
-    STRATEGIES["ddp"].start("cpu")
-    runs = [run_of(case["kind"], case["changes"]) for case in cases]
-    plain = {json.dumps([c["kind"], c["changes"]]): run for c, run in zip(cases, runs, strict=True)}
-    mine = list(plain)[number::2]
-    alone: list[Any] = [None, None]
-    found = {key: numbers(Single.start("cpu"), plain[key]) for key in mine}
-    torch.distributed.all_gather_object(alone, found)
-    both = alone[0] | alone[1]
-    return [
-        [
-            *numbers(STRATEGIES[case["strategy"]].start("cpu"), spread(case)),
-            *both[json.dumps([case["kind"], case["changes"]])],
-        ]
-        for case in cases
-    ]
+    found, both = [], [None, None]
+    for case in cases:
+        strategy = STRATEGIES[case["strategy"]].start("cpu")
+        found.append(numbers(strategy, spread(case)))
+    torch.distributed.all_gather_object(both, single)
+    alone: dict[str, Numbers] = {k: v for part in both for k, v in (part or {}).items()}
+    return [[*own, *alone[key]] for own, key in zip(found, keys, strict=True)]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from nl.config.run import RunConfig
 from nl.core.logs import get_logger
 from nl.core.state import flatten, to, unflatten
 from nl.dist.base import Strategy, Write
+from nl.dist.rows import read_rows
 from nl.dist.saved import read_model_tensors
 from nl.dist.serial import host_tensors, load_tensors, restore_rng, rng_tensors, write_tensors
 from nl.run.directory import RunDir
@@ -234,17 +235,12 @@ def load(strategy: Strategy, folder: Path) -> Snapshot:
     """Read a checkpoint into the strategy and the global generators (collective).
 
     Raises:
-        ConfigError: damaged, or made by another model, or a carried State with another world size.
+        ConfigError: damaged, made by another model, or a carried State whose rows cannot be shared.
     """
     with reading(folder):
         facts = trainer_facts(folder)
         strategy.load(folder)
-        named, metadata = _load_rank(strategy, folder, facts)
-        state = None
-        if named is not None:
-            restore_rng(named)
-            skeleton = json.loads(metadata["skeleton"])
-            state = to(unflatten(named, skeleton), strategy.device)
+        state = to(_load_state(strategy, folder, facts), strategy.device)
     strategy.barrier()
     return Snapshot(step=int(facts["step"]), trainer=facts, state=state)
 
@@ -262,19 +258,16 @@ def trainer_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _load_rank(
-    strategy: Strategy, folder: Path, facts: dict[str, Any]
-) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-    if facts.get("world") == strategy.world:
-        return load_tensors(folder / _state_file(strategy.rank))
-    named, metadata = load_tensors(folder / _state_file(0))
-    if unflatten(named, json.loads(metadata["skeleton"])) is not None:
-        raise ConfigError(
-            f"{folder}: carries the State of {facts.get('world')} processes, now there are "
-            f"{strategy.world}; resume with {facts.get('world')} or train with train.carry=false."
-        )
-    log.warning("resuming with %d processes, was %s", strategy.world, facts.get("world"))
-    return None, {}
+def _load_state(strategy: Strategy, folder: Path, facts: dict[str, Any]) -> Any:
+    """The carried State of this rank; its generators go on only where the world is the same."""
+    old = int(facts["world"])
+    if old == strategy.world:
+        named, metadata = load_tensors(folder / _state_file(strategy.rank))
+        restore_rng(named)
+        return unflatten(named, json.loads(metadata["skeleton"]))
+    log.warning("resuming with %d processes, was %d: random numbers anew", strategy.world, old)
+    place = {"rank": strategy.rank, "world": strategy.world}
+    return read_rows(folder, _state_file, old=old, **place)
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

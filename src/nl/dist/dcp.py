@@ -7,8 +7,10 @@ reads that file with a bare pickle; here nothing but the types of such a file is
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +127,8 @@ def write_sharded(folder: Path, named: dict[str, Tensor], *, alone: bool = False
     """
     writer = _Writer(str(folder), thread_count=1)
     try:
-        save(dict(named), storage_writer=writer, no_dist=alone)
+        with _quiet():
+            save(dict(named), storage_writer=writer, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{folder}: {_causes(error)}") from error
 
@@ -146,7 +149,8 @@ def read_sharded(folder: Path, into: dict[str, Tensor]) -> None:
     if not into:
         return
     try:
-        load(dict(into), storage_reader=_Reader(str(folder)), no_dist=True)
+        with _quiet():
+            load(dict(into), storage_reader=_Reader(str(folder)), no_dist=True)
     except CheckpointException as error:
         raise ConfigError(f"{folder}: {_causes(error)}") from error
 
@@ -166,6 +170,14 @@ def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
     }
     read_sharded(folder, found)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remark that one process reads or writes alone: that is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _causes(error: CheckpointException) -> str:

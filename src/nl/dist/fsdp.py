@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group as internals
 from torch.distributed.tensor import DTensor
 
 from nl.config import require
@@ -35,13 +37,29 @@ from nl.dist.serial import OBJECTIVE, model_tensors, plain_name
 from nl.dist.whole import WholeMatrices
 
 
+class _PostBackward:
+    """Stands in for torch's hook at the inputs of a unit; only inputs with a gradient count.
+
+    Torch's is one autograd node over all of them, and hands zeros or nothing to the inputs that
+    the loss does not reach: the backward pass of a write that nobody reads would run, and the
+    optimizer would move parameters that have no gradient on one device.
+    """
+
+    @staticmethod
+    def apply(group: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors, with ``group.post_backward`` called after the last of their gradients."""
+        marked = tuple(tensor.view_as(tensor) for tensor in tensors)
+        register_multi_grad_hook(marked, lambda _: group.post_backward())
+        return marked
+
+
 class FSDP2(Distributed):
     """Parameters, gradients and optimizer state are cut over the ranks."""
 
     name = "fsdp2"
     capabilities = Capabilities(
         inner_autograd=False,
-        grad_through_write=False,
+        grad_through_write=True,
         asynchronous_save=False,
         whole_neurons=False,
     )
@@ -61,6 +79,7 @@ class FSDP2(Distributed):
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Shard in place, then hand the sharded parameters to the optimizer."""
+        _register_post_backward()
         # A State leaves its unit as views; nothing writes into them.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         model: Any = getattr(objective, "model", objective)
@@ -140,8 +159,7 @@ class FSDP2(Distributed):
         grads = [local(p.grad) for p in self.objective.parameters() if p.grad is not None]
         square = torch.zeros((), device=self.device)
         if grads:
-            norms = torch._foreach_norm(grads)
-            square = torch.stack([n.to(torch.float32) for n in norms]).square().sum()
+            square = torch.stack(torch._foreach_norm(grads)).square().sum()
         norm = self.reduce(square.to(self.device)).sqrt()
         if self.max_norm:
             shrink = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
@@ -195,6 +213,10 @@ class FSDP2(Distributed):
             if self.rank == 0 and not name.startswith(OBJECTIVE):
                 named[name] = full.to("cpu")
         return named
+
+
+def _register_post_backward() -> None:
+    internals.RegisterPostBackwardFunction = _PostBackward  # type: ignore[assignment, misc]
 
 
 def read_between_units(unit: nn.Module) -> set[nn.Parameter]:

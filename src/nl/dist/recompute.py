@@ -12,16 +12,22 @@ from torch.utils.checkpoint import checkpoint
 from nl.config import require
 
 
-def check_recompute(wanted: bool, needs: Container[str] = ()) -> None:
+def check_recompute(wanted: bool, needs: Container[str] = (), *, compiled: bool) -> None:
     """Refuse ``train.activation_checkpointing`` where gradients are taken inside the forward pass.
 
     Args:
         wanted: ``train.activation_checkpointing``.
         needs: what the model asks of a strategy.
+        compiled: ``train.compile``.
 
     Raises:
         ConfigError: naming the keys.
     """
+    require(
+        not wanted or not compiled,
+        "train.activation_checkpointing: true, train.compile: true; a checkpointed block would not "
+        "be compiled: set one of them to false.",
+    )
     for need, remedy in (
         ("inner_autograd", "model.cms.signal=head"),
         ("grad_through_write", "model.cms.write_gradient=stop"),

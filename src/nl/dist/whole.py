@@ -53,8 +53,7 @@ class WholeMatrices:
     def scatter(self) -> None:
         """Bring the owners' matrices to the shards, and forget their gradients (collective)."""
         for name, parameter in self.sharded.items():
-            if parameter.grad is not None:
-                self._scatter(self.held[name], parameter, self.owner[name])
+            self._scatter(self.held[name], parameter, self.owner[name])
         self.forget()
 
     def forget(self) -> None:
