@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_export,
         add_help,
         add_audit,
+        add_plan,
     ):
         add(commands)
     return parser
@@ -228,6 +229,29 @@ def add_audit(commands: Commands) -> None:
     parser.add_argument(
         "--write-docs", action="store_true", help="write docs/paper_compliance.md instead"
     )
+
+
+def add_plan(commands: Commands) -> None:
+    """``nl plan``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_plan import show_plan
+
+        return show_plan(options)
+
+    example = "nl plan --config-name mid --gpus 8,64 --memory 80"
+    summary = "say what a run needs on many devices: memory, communication, expected speed"
+    parser = add_command(commands, "plan", summary, example, run)
+    flag = parser.add_argument
+    flag("--config-name", default="pilot", help="a config, as for nl train")
+    flag("overrides", nargs="*", metavar="key=value", help="overrides")
+    flag("--gpus", default="8", help="devices; several (8,64): one plan each")
+    flag("--memory", type=float, default=80.0, help="GiB per device")
+    flag("--tflops", type=float, default=989.0, help="peak of a device at the run's precision")
+    flag("--share", type=float, default=0.35, help="of that peak that a step reaches")
+    flag("--bandwidth", type=float, default=50.0, help="GB/s that a device sends")
+    flag("--json", action="store_true", help="print the plan as JSON")
+    flag("--write-docs", action="store_true", help="write docs/scaling.md instead")
 
 
 def add_help(commands: Commands) -> None:

@@ -30,7 +30,7 @@ FLOORS: dict[str, set[str]] = {
 }
 CONCRETE = {*FLOORS}
 FLOORS["assembly"] = CONCRETE - {"sweep", "report"}
-FLOORS["bench"] = {"config", "core", "run", "ops", "nn", "models", "report"}
+FLOORS["bench"] = {"config", "core", "dist", "run", "ops", "nn", "models", "report"}
 FLOORS["cli"] = {*CONCRETE, "assembly", "bench", "cli"}
 FLOORS["__main__"] = {"cli"}
 FLOORS["__init__"] = {"assembly", "config"}
