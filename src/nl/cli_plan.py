@@ -40,6 +40,12 @@ peak of {tflops:.0f} TFLOP/s (training FLOPs with writes), {bandwidth:.0f} GB/s 
 {usable:.0%} of {memory:.0f} GiB are assumed; `nl plan --help` names the flags that say otherwise.
 Tokens per second are those of the slower of arithmetic and sending. "rows per GPU" 0: one row does
 not fit. The rows of a step stay those of the configuration, so that every line is the same run.
+
+What to read from it: sharding parameters pays where they, not activations, fill the device; with
+many micro-batches per step it sends everything again and again. Activations dominate: rows that
+write their levels have weights of their own after every write, kept for the backward pass (layers of
+width d keep about 2 d_h d numbers per write of a level of width d_h and row), which is why they grow
+faster than the width.
 """
 
 
@@ -142,7 +148,7 @@ def page() -> str:
         fitting = [n for n in GPUS if total % n == 0]
         rows = [row for n in fitting for row in plan(run, found, Devices(gpus=n))]
         text += (
-            f"\n## {name}\n\n`nl plan --config-name {name} --gpus {' '.join(map(str, fitting))}`: "
+            f"\n## {name}\n\n`nl plan --config-name {name} --gpus {','.join(map(str, fitting))}`: "
         )
         text += f"{about(found)}; {total} rows of {stream.seq_len} tokens per step.\n\n"
         text += markdown(rows) + "\n"

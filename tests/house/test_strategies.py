@@ -20,7 +20,8 @@ def documented(text: str) -> dict[str, dict[str, bool]]:
     names = rows[start][1:]
     found = {}
     for row in rows[start + 2 :]:
-        found[row[0]] = {n: {"yes": True, "no": False}[c] for n, c in zip(names, row[1:], strict=True)}
+        words = zip(names, row[1:], strict=True)
+        found[row[0]] = {name: {"yes": True, "no": False}[word] for name, word in words}
     return found
 
 
