@@ -43,9 +43,9 @@ not fit. The rows of a step stay those of the configuration, so that every line 
 
 What to read from it: sharding parameters pays where they, not activations, fill the device; with
 many micro-batches per step it sends everything again and again. Activations dominate: rows that
-write their levels have weights of their own after every write, kept for the backward pass (layers of
-width d keep about 2 d_h d numbers per write of a level of width d_h and row), which is why they grow
-faster than the width.
+write their levels have weights of their own after every write, kept for the backward pass (about
+2 d_h d numbers per row and write of a level of width d_h), which is why they grow faster than the
+width.
 """
 
 
