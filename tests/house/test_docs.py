@@ -44,8 +44,9 @@ def without_prefix(words: list[str]) -> list[str]:
         words = words[1:]
     if words[:2] == ["uv", "run"]:
         words = words[2:]
-    if words[:1] == ["torchrun"]:
-        words = ["python", *(w for i, w in enumerate(words) if i and not w.startswith("--nproc"))]
+    if words[:1] in (["torchrun"], ["deepspeed"]):
+        own = ("--nproc", "--num_gpus")
+        words = ["python", *(w for i, w in enumerate(words) if i and not w.startswith(own))]
     return words
 
 

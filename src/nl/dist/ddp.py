@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 from torch import nn
@@ -19,12 +20,15 @@ class DDP(Distributed):
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Averaging hooks on every parameter; parameters are broadcast from rank 0 once."""
         model = getattr(objective, "model", objective)
-        return DistributedDataParallel(
-            objective,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=bool(getattr(model, "may_skip_parameters", False)),
-        )
+        with warnings.catch_warnings():
+            # Its successor is not in every version of torch that nl runs with.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(
+                objective,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=bool(getattr(model, "may_skip_parameters", False)),
+            )
 
     @contextlib.contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:

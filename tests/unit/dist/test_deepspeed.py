@@ -98,6 +98,7 @@ def resumed(folder: Path, stage: int) -> Part:
     """A run, and the same run stopped and resumed."""
     options = {"deepspeed": zero(folder, stage), "train__steps": 8, "train__grad_accum": 2}
     whole = case(folder / f"whole{stage}", "deepspeed", 2, **options)
+    options |= {"checkpoint__asynchronous": True, "checkpoint__every": 2}
     parts = case(folder / f"parts{stage}", "deepspeed", 2, **options)
     again = case(folder / f"parts{stage}", "deepspeed", 2, **options, resume="auto")
     return [whole, stopped(parts, 6), again], [[0, 0], [143, 143], [0, 0]]
