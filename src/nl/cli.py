@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_report,
         add_bench,
         add_export,
+        add_checkpoint,
         add_help,
         add_audit,
         add_plan,
@@ -210,6 +211,35 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
     parser.add_argument("file", help="the .safetensors file to write")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def add_checkpoint(commands: Commands) -> None:
+    """``nl checkpoint verify | ls | convert``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_checkpoint import run as act
+
+        return act(options)
+
+    example = "nl checkpoint ls runs/pilot_smoke/<run>"
+    summary = "verify, list or convert checkpoints of any strategy"
+    parser = add_command(commands, "checkpoint", summary, example, run)
+    actions = parser.add_subparsers(dest="action", metavar="<action>", required=True)
+    told = "runs/mid_smoke/<run>"
+    checks = "check every digest, and that model and optimizer can be read"
+    for name, text in (("verify", checks), ("ls", "show one line per checkpoint")):
+        example = f"nl checkpoint {name} {told}"
+        action = add_command(actions, name, text, example, run)
+        action.add_argument("path", help="run directory or checkpoint directory")
+        action.add_argument("--json", action="store_true", help="print as JSON")
+    text = "write a checkpoint in another format; training goes on from either"
+    step = "checkpoints/step_000040"
+    example = f"nl checkpoint convert {told}/{step} elsewhere/{step} --to single"
+    action = add_command(actions, "convert", text, example, run)
+    action.add_argument("path", help="checkpoint directory, <run>/checkpoints/step_<n>")
+    action.add_argument("target", help="directory to make, called step_<n> as well")
+    formats = "single: whole files, as of every strategy but fsdp2; dcp: files of fsdp2"
+    action.add_argument("--to", required=True, choices=("single", "dcp"), help=formats)
 
 
 def add_audit(commands: Commands) -> None:
