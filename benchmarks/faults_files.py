@@ -220,7 +220,7 @@ def other_schema(ground: Ground, count: int) -> Outcomes:
     path = folder / "checkpoints" / "step_000004" / MANIFEST
     whole = json.loads(path.read_text())
     for schema in (0, 2, None)[:count]:
-        path.write_text(json.dumps(whole | {"schema": schema}))
+        path.write_text(json.dumps(whole | {"schema": schema}) + "\n")
         try:
             verify(path.parent)
             found.append(f"{schema}: not refused")

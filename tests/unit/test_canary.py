@@ -172,7 +172,7 @@ def test_names_that_lead_elsewhere(run: Path, tmp_path: Path) -> None:
     for name in ("../../../meta.json", "/etc/hostname", ".."):
         manifest = json.loads((run / "checkpoints/step_000002" / MANIFEST).read_text())
         manifest["files"][name] = {"bytes": 1, "sha256": "0"}
-        (target / MANIFEST).write_text(json.dumps(manifest))
+        (target / MANIFEST).write_text(json.dumps(manifest) + "\n")
         found, complaints = newest_valid(folder)
         assert found == folder / "checkpoints" / "step_000001"
         assert "is not a plain file name" in complaints[0]

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, as the script finds its neighbours."""
+def faults(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module, as the script finds its neighbours; parts are registered once per process."""
+    monkeypatch.setitem(sys.modules, "tiny", tiny)
     for folder in ("benchmarks", "tests/resume"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     return importlib.import_module("faults")

@@ -95,6 +95,8 @@ def save_tensors(
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (tied names filled in) and metadata of a safetensors file.
 
+    The tensors lie in memory as those of a run that was never interrupted do: aligned.
+
     Raises:
         ConfigError: missing, truncated or not a safetensors file.
     """
@@ -103,7 +105,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             for name in file.keys():  # noqa: SIM118 - not a mapping
-                named[name] = file.get_tensor(name)
+                # In the file a tensor may begin at any byte; sums over it then round otherwise.
+                named[name] = file.get_tensor(name).clone()
         tied = json.loads(metadata.pop(TIED, "{}"))
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable safetensors file ({error}).") from error

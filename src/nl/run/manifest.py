@@ -35,6 +35,8 @@ def verify(folder: Path) -> None:
         RunError: naming the first file that is missing, cut, changed or not a plain file.
     """
     manifest = read_json(folder / MANIFEST)
+    if not (folder / MANIFEST).read_bytes().endswith(b"\n"):
+        raise RunError(f"{folder / MANIFEST}: does not end with a line end; truncated?")
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files:
         raise RunError(f"{folder / MANIFEST}: lists no files; the checkpoint is unusable.")

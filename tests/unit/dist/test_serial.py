@@ -78,6 +78,15 @@ def test_tied_tensors_are_stored_once_and_come_back_tied(tmp_path: Path) -> None
     assert (tmp_path / "x.safetensors").stat().st_size < 600
 
 
+def test_loaded_tensors_are_aligned_as_new_ones_are(tmp_path: Path) -> None:
+    """Sums over memory that begins elsewhere round otherwise: resuming would not be bitwise."""
+    named = {f"t{i}": torch.randn(1 + i % 5) for i in range(40)}
+    save_tensors(tmp_path / "x.safetensors", named)
+    loaded, _ = load_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in named.items())
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.values())
+
+
 def test_names_lose_wrappers_and_nothing_else() -> None:
     assert plain_name("_orig_mod.model.module.head.weight") == "model.head.weight"
     named = {"model.head.weight": torch.zeros(1), "scale": torch.ones(1)}

@@ -81,9 +81,16 @@ def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, manifest: str, complaint: str) -> None:
     folder = make_checkpoint(make_run(tmp_path / "r", 1.0), 5)
-    (folder / "manifest.json").write_text(manifest)
+    (folder / "manifest.json").write_text(manifest + "\n")
     with pytest.raises(RunError, match=complaint):
         verify(folder)
+
+
+def test_a_manifest_without_its_last_byte_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(make_run(tmp_path / "r", 1.0), 5) / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"manifest\.json: does not end with a line end"):
+        verify(path.parent)
 
 
 def test_newest_valid_passes_over_damage_and_other_names(tmp_path: Path) -> None:
