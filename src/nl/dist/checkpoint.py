@@ -21,7 +21,7 @@ from nl.core.logs import get_logger
 from nl.core.state import flatten, to, unflatten
 from nl.dist.base import Strategy, Write
 from nl.dist.rows import read_rows
-from nl.dist.saved import read_model_tensors
+from nl.dist.saved import read_model_tensors, seal
 from nl.dist.serial import host_tensors, load_tensors, restore_rng, rng_tensors, write_tensors
 from nl.run.directory import RunDir
 from nl.run.discover import checkpoints, step_of
@@ -136,6 +136,7 @@ def capture(strategy: Strategy, snapshot: Snapshot) -> Write:
 
 def commit(scratch: Path, final: Path, run: RunConfig, world: int, snapshot: Snapshot) -> None:
     """Make ``scratch`` the checkpoint ``final``: facts, digests, rename, ``latest`` (rank 0)."""
+    seal(scratch)
     facts = {"step": snapshot.step, "world": world, **snapshot.trainer}
     write_json(scratch / "trainer.json", facts)
     save_config(run, scratch / "config.yaml")

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nl.config import ConfigError
-from nl.dist.dcp import entries, is_sharded, read_sharded, write_sharded
+from nl.dist.base import Write
+from nl.dist.dcp import entries, is_sharded, read_sharded
 from nl.dist.saved import (
     MODEL,
     OPTIM,
     OptimizerFacts,
+    capture_parts,
     check_groups,
     check_names,
     read_facts,
     read_saved,
     split_slot,
-    write_facts,
 )
 from nl.dist.serial import model_tensors
 
@@ -31,36 +30,24 @@ Held = Mapping[str, Tensor]
 """By name, the parameters as the optimizer holds them; on the meta device: held by another rank."""
 
 
-def save_cut(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, names: list[list[str]]
-) -> None:
-    """Write this rank's shards of model and optimizer (collective).
+def capture_cut(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, names: list[list[str]], rank: int
+) -> Write:
+    """Copy this rank's shards of model and optimizer to the host (not collective).
 
     Args:
-        folder: empty so far of such files.
         objective: its sharded state_dict is stored.
         optimizer: its state is stored by parameter, whichever rank has it.
         names: of its parameters, by group.
+        rank: of this process.
 
-    Raises:
-        OSError: on every rank, where any rank could not write.
+    Returns:
+        What writes the copies into a folder, from any thread.
     """
-    named = {MODEL + n: t for n, t in model_tensors(objective.state_dict()).items()}
     state = optimizer.state_dict()
     facts = OptimizerFacts(names, state["param_groups"], {})
-    values: dict[str, dict[str, Any]] = {}
-    for i, held in state["state"].items():
-        for slot, value in held.items():
-            if isinstance(value, Tensor):
-                named[f"{OPTIM}{facts.names[i]}/{slot}"] = value
-            else:
-                values.setdefault(facts.names[i], {})[slot] = value
-    write_sharded(folder, named)
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, values)
-    if dist.get_rank() == 0:
-        merged = {name: slots for part in everywhere for name, slots in part.items()}
-        write_facts(folder, replace(facts, values=merged))
+    slots = {facts.names[i]: held for i, held in state["state"].items()}
+    return capture_parts(model_tensors(objective.state_dict()), facts, slots, rank=rank)
 
 
 def load_cut(

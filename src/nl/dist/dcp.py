@@ -1,8 +1,9 @@
 """Sharded tensors in a checkpoint: PyTorch's DCP files under our manifest. Floor 4.
 
-Every rank writes what it holds into ``__<rank>_<n>.distcp``; ``.metadata`` says which file holds
+Every rank writes what it holds into ``__<rank>_0.distcp``; ``.metadata`` says which file holds
 which part of which tensor, so any number of ranks, or one process alone, can read them. PyTorch
 reads that file with a bare pickle; here nothing but the types of such a file is ever built.
+``nl.dist.dcp_write`` writes both.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from nl.config import ConfigError
 
@@ -106,31 +106,6 @@ class _Reader(FileSystemReader):
         found = read_index(Path(self.path))
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
-
-
-class _Writer(FileSystemWriter):
-    def storage_meta(self) -> StorageMeta | None:
-        """Nothing: the directory is renamed when it is whole."""
-        return None
-
-
-def write_sharded(folder: Path, named: dict[str, Tensor], *, alone: bool = False) -> None:
-    """Write tensors (collective): every rank its shards, what all hold is stored once.
-
-    Args:
-        folder: empty so far of such files, seen by all ranks.
-        named: sharded or plain tensors; ranks may hold different names.
-        alone: this process writes everything; no process group is needed.
-
-    Raises:
-        OSError: on every rank, where any rank could not write.
-    """
-    writer = _Writer(str(folder), thread_count=1)
-    try:
-        with _quiet():
-            save(dict(named), storage_writer=writer, no_dist=alone)
-    except CheckpointException as error:
-        raise OSError(f"{folder}: {_causes(error)}") from error
 
 
 def read_sharded(folder: Path, into: dict[str, Tensor]) -> None:

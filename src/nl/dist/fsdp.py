@@ -31,7 +31,8 @@ from torch.distributed.tensor import DTensor
 from nl.config import require
 from nl.config.run import FSDPConfig, RunConfig
 from nl.core.protocols import Capabilities
-from nl.dist.cut import load_cut, save_cut
+from nl.dist.base import Write
+from nl.dist.cut import capture_cut, load_cut
 from nl.dist.group import Distributed
 from nl.dist.serial import OBJECTIVE, model_tensors, plain_name
 from nl.dist.whole import WholeMatrices
@@ -60,7 +61,6 @@ class FSDP2(Distributed):
     capabilities = Capabilities(
         inner_autograd=False,
         grad_through_write=True,
-        asynchronous_save=False,
         whole_neurons=False,
     )
     options = FSDPConfig()
@@ -194,9 +194,9 @@ class FSDP2(Distributed):
                     again = self.options.reshard_after_forward and module is not self.root
                     module.set_reshard_after_forward(again, recurse=False)
 
-    def save(self, folder: Path) -> None:
-        """See the base class; every rank writes its shards."""
-        save_cut(folder, self.objective, self.optimizer, self.optimizer_names)
+    def capture(self) -> Write:
+        """See the base class; every rank holds and writes its shards."""
+        return capture_cut(self.objective, self.optimizer, self.optimizer_names, self.rank)
 
     def load(self, folder: Path) -> None:
         """See the base class; each rank reads its part, whatever wrote the checkpoint."""

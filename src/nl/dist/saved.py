@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from nl.config import ConfigError
-from nl.dist.dcp import INDEX, is_sharded, read_all, write_sharded
+from nl.dist.dcp import INDEX, is_sharded, read_all
+from nl.dist.dcp_write import piece_of, write_index, write_part
 from nl.dist.serial import load_tensors, pack, save_tensors, unpack
 from nl.run.files import read_json, write_json
 
@@ -112,16 +115,6 @@ def read_facts(folder: Path) -> OptimizerFacts:
         raise ConfigError(f"{folder / 'optim.json'}: not beside {INDEX} ({error}).") from error
 
 
-def write_facts(folder: Path, facts: OptimizerFacts) -> None:
-    """``optim.json`` of a sharded checkpoint."""
-    plain = {
-        "parameters": facts.parameters,
-        "groups": pack(facts.groups, {}),
-        "values": pack(facts.values, {}),
-    }
-    write_json(folder / "optim.json", plain)
-
-
 def write_plain(folder: Path, saved: Saved) -> None:
     """Write model and optimizer as single-device training does."""
     save_tensors(folder / "model.safetensors", saved.model)
@@ -134,17 +127,51 @@ def write_plain(folder: Path, saved: Saved) -> None:
 
 def write_dcp(folder: Path, saved: Saved) -> None:
     """Write model and optimizer as sharded training does, from this process alone."""
-    named = {MODEL + name: tensor for name, tensor in saved.model.items()}
+    capture_parts(saved.model, saved.optimizer, saved.slots, rank=0)(folder)
+    seal(folder)
+
+
+def capture_parts(
+    model: Mapping[str, Tensor],
+    facts: OptimizerFacts,
+    slots: Mapping[str, Mapping[str, Any]],
+    *,
+    rank: int,
+) -> Callable[[Path], None]:
+    """Copy this rank's part of model and optimizer to the host (not collective).
+
+    Args:
+        model: sharded or whole tensors, the same names on every rank.
+        facts: of the optimizer, the same on every rank.
+        slots: by parameter; a whole matrix has its slots on one rank only.
+        rank: of this process; rank 0 writes what all ranks have whole.
+
+    Returns:
+        What writes the copies, from any thread; ``seal`` has to follow when all ranks have.
+    """
+    pieces = [piece_of(MODEL + name, tensor, rank == 0) for name, tensor in model.items()]
     values: dict[str, dict[str, Any]] = {}
-    for name, held in saved.slots.items():
+    for name, held in slots.items():
+        # Slots of a matrix that lives here whole are on no other rank.
+        mine = rank == 0 or not any(isinstance(v, DTensor) for v in held.values())
         for slot, value in held.items():
             if isinstance(value, Tensor):
-                named[f"{OPTIM}{name}/{slot}"] = value
+                pieces.append(piece_of(f"{OPTIM}{name}/{slot}", value, mine))
             else:
                 values.setdefault(name, {})[slot] = value
-    write_sharded(folder, named, alone=True)
-    facts = saved.optimizer
-    write_facts(folder, OptimizerFacts(facts.parameters, facts.groups, values))
+    plain = {"parameters": facts.parameters, "groups": pack(facts.groups, {})}
+    plain |= {"values": pack(values, {})}
+    kept = [piece for piece in pieces if piece is not None]
+    return lambda folder: write_part(folder, rank, kept, plain)
+
+
+def seal(folder: Path) -> None:
+    """Make one checkpoint of the parts of all ranks, if there are any (one process)."""
+    facts = write_index(folder)
+    if facts:
+        values = {n: v for part in facts for n, v in unpack(part["values"], {}).items()}
+        whole = {"parameters": facts[0]["parameters"], "groups": facts[0]["groups"]}
+        write_json(folder / "optim.json", whole | {"values": pack(values, {})})
 
 
 def check_names(where: Path, wanted: set[str], found: set[str]) -> None:

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 import nl
 from nl.config import ConfigError
 from nl.dist.checkpoint import reading
-from nl.dist.dcp import INDEX, entries, read_all, read_index, read_sharded, write_sharded
+from nl.dist.dcp import INDEX, entries, read_all, read_index, read_sharded
+from nl.dist.dcp_write import Piece, piece_of, write_index, write_part
 from nl.dist.saved import read_saved, write_dcp, write_plain
 from nl.run.discover import newest_valid
 from nl.run.manifest import MANIFEST, write_manifest
@@ -184,8 +188,14 @@ def test_both_formats_hold_the_same(step: Path, tmp_path: Path) -> None:
             assert all(torch.equal(again.slots[parameter][s], v) for s, v in slots.items())
 
 
+def stored(folder: Path, tensors: dict[str, Tensor]) -> None:
+    pieces = [piece_of(name, tensor, True) for name, tensor in tensors.items()]
+    write_part(folder, 0, [piece for piece in pieces if piece is not None], {"x": 1})
+    assert write_index(folder) == [{"x": 1}]
+
+
 def test_what_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
-    write_sharded(tmp_path, {"model/a": torch.arange(6.0).view(2, 3)}, alone=True)
+    stored(tmp_path, {"model/a": torch.arange(6.0).view(2, 3)})
     assert entries(tmp_path)["model/a"].shape == (2, 3)
     assert torch.equal(read_all(tmp_path, "model/")["a"], torch.arange(6.0).view(2, 3))
     for name, shape in (("model/b", (2, 3)), ("model/a", (3, 2))):
@@ -193,12 +203,32 @@ def test_what_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
             read_sharded(tmp_path, {name: torch.zeros(shape)})
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_pytorch_reads_the_files_too(tmp_path: Path) -> None:
+    whole = {
+        "model/a": torch.arange(10.0).view(5, 2),
+        "optim/a/step": torch.tensor(3.0),
+        "model/b": torch.arange(4, dtype=torch.bfloat16),
+    }
+    for rank, rows in enumerate((slice(0, 3), slice(3, 5))):
+        part = Piece("model/a", (5, 2), 3 * rank, whole["model/a"][rows].clone())
+        more = [piece_of(n, t, rank == 0) for n, t in whole.items() if n != "model/a"]
+        write_part(tmp_path, rank, [part, *(p for p in more if p is not None)], None)
+    assert write_index(tmp_path) == [None, None]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [INDEX, "__0_0.distcp", "__1_0.distcp"]
+    into = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
+    load(into, storage_reader=FileSystemReader(tmp_path), no_dist=True)
+    for name, tensor in whole.items():
+        assert torch.equal(into[name], tensor)
+        assert torch.equal(read_all(tmp_path, "")[name], tensor)
+
+
 def test_a_full_disk_is_an_error_of_the_operating_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("PytorchStreamWriter failed writing file: unexpected pos")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"rank 0: .*No space left"):
-        write_sharded(tmp_path, {"model/a": torch.zeros(3)}, alone=True)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"__0_0\.distcp: cannot be written"):
+        stored(tmp_path, {"model/a": torch.zeros(3)})

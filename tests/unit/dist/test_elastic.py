@@ -78,14 +78,18 @@ def flat(folder: Path) -> dict[str, Any]:
 
 def train_everything(root: Path, tiny: ModuleType) -> None:
     """Runs of 8 steps: ``one`` at a stretch on one process; ``<strategy>`` on 1, 2, 4, 1 ranks;
-    ``<strategy>-2`` at a stretch on two and ``<strategy>-2-again`` stopped and resumed."""
+    ``<strategy>-2`` at a stretch on two and ``<strategy>-2-again`` saved beside training, stopped
+    and resumed."""
     nl.launch(tiny.tiny_run(**case(root / "one", "single", 1, 8)["changes"]))
     cases = []
     for name in ("ddp", "fsdp2"):
         worlds = [(1, 2), (2, 4), (4, 6), (1, 8)]
         cases += [case(root / name, name, world, steps) for world, steps in worlds]
         cases.append(case(root / f"{name}-2", name, 2, 8, every=1))
-        cases += [case(root / f"{name}-2-again", name, 2, steps) for steps in (4, 8)]
+        again = [case(root / f"{name}-2-again", name, 2, steps) for steps in (4, 8)]
+        for one in again:
+            one["changes"]["checkpoint__asynchronous"] = True
+        cases += again
     groups(cases)
 
 

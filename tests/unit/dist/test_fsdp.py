@@ -48,7 +48,6 @@ def hope(tiny: ModuleType, **changes: Any) -> Any:
     [
         ({"cms": {"signal": "block"}}, "needs inner_autograd, .*model.cms.signal=head"),
         ({"fsdp__cpu_offload": True}, "fsdp.cpu_offload: true, but training runs on the CPU"),
-        ({"checkpoint__asynchronous": True}, "checkpoint.asynchronous: true, which fsdp2 cannot"),
         ({"optim": {"kind": "scaled_sgd"}}, "needs whole_neurons, .*train_dist.py"),
     ],
 )
