@@ -29,7 +29,12 @@ from nl.dist.env import number, without_local_rank
 from nl.dist.export import load_export
 from nl.dist.fsdp import FSDP2
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
-from nl.dist.recompute import check_recompute, recompute_units
+from nl.dist.recompute import (
+    check_recompute,
+    check_segments,
+    recompute_segments,
+    recompute_units,
+)
 from nl.dist.saved import check_names
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
@@ -119,6 +124,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
     needs = getattr(run.model, "requires", ())
     check_recompute(run.train.activation_checkpointing, needs, compiled=run.train.compile)
+    check_segments(run.train.recompute_every, needs, scope)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(
@@ -128,6 +134,12 @@ def check(run: RunConfig, strategy: Strategy) -> None:
 
 def _check_strategy(run: RunConfig, strategy: Strategy) -> None:
     """What this strategy cannot do, with the key to change."""
+    if run.train.recompute_every and not strategy.capabilities.segments:
+        raise ConfigError(
+            f"train.recompute_every: {run.train.recompute_every}; {strategy.name} has not gathered "
+            "the parameters that a segment is read with again: set train.recompute_every=0 or "
+            "launch train_dist.py."
+        )
     if run.deepspeed is not None and strategy.name != "deepspeed":
         raise ConfigError(
             f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
@@ -183,7 +195,9 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
         if run.train.activation_checkpointing:
-            recompute_units(getattr(objective, "model", objective))
+            recompute_units(whole)
+        if run.train.recompute_every:
+            recompute_segments(whole, run.train.recompute_every)
         if run.train.compile:
             compile_units(whole)
     strategy.setup(

@@ -87,7 +87,7 @@ def configured(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 def build(run: RunConfig) -> tuple[Any, Any]:
     """Objective and optimizer, as a launcher builds them."""
     from nl.assembly import build_objective
-    from nl.dist.recompute import recompute_units
+    from nl.dist.recompute import recompute_segments, recompute_units
     from nl.dist.serial import plain_name
     from nl.optim.policy import apply_policy
     from nl.optim.roles import parameter_roles
@@ -98,6 +98,8 @@ def build(run: RunConfig) -> tuple[Any, Any]:
     apply_policy(objective, config.optim.policy, roles)
     if run.train.activation_checkpointing:
         recompute_units(objective.model)
+    if run.train.recompute_every:
+        recompute_segments(objective.model, run.train.recompute_every)
     named = [(plain_name(n), p) for n, p in objective.named_parameters() if p.requires_grad]
     return objective, config.optim.build(named, roles=roles)
 

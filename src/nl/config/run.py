@@ -58,6 +58,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Keep only what enters each shard unit (block) and compute its forward pass again for the
     backward pass: less memory, about a third more arithmetic, the same numbers."""
+    recompute_every: int = 0
+    """Keep only the State every so many tokens of a row and read what lies between again in the
+    backward pass: long rows in little memory, a forward pass more, the same numbers (models without
+    levels are then read in pieces, which may change the last digits); 0: keep everything."""
     carry: bool = False
     """Keep the model State from one step to the next; stream.order must be contiguous. Attention
     over everything read then sees, and keeps, ever more."""
@@ -77,7 +81,8 @@ class TrainConfig:
         for name in ("steps", "grad_accum"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
-        numbers = ("max_norm", "threads", "validate_every", "validate_batches", "peak_tflops")
+        numbers = ["max_norm", "threads", "validate_every", "validate_batches", "peak_tflops"]
+        numbers += ["recompute_every"]
         for name in numbers:
             value = getattr(self, name)
             require(value >= 0, f"{name}: {value}; must be >= 0.")

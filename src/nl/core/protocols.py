@@ -60,6 +60,8 @@ class Capabilities:
     """Optimizers whose update of a matrix needs all of its gradient."""
     whole_neurons: bool = True
     """Optimizers whose update of a tensor needs other tensors, too."""
+    segments: bool = True
+    """Reading parts of a row again in the backward pass."""
 
 
 class Strategy(Protocol):

@@ -41,6 +41,7 @@ class DeepSpeed(Distributed):
         grad_through_write=False,
         whole_matrices=False,
         whole_neurons=False,
+        segments=False,
     )
 
     @classmethod

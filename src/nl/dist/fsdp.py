@@ -62,6 +62,7 @@ class FSDP2(Distributed):
         inner_autograd=False,
         grad_through_write=True,
         whole_neurons=False,
+        segments=False,
     )
     options = FSDPConfig()
 

@@ -1,4 +1,8 @@
-"""``train.activation_checkpointing``: keep what enters a unit, compute the rest again. Floor 4."""
+"""Keep less and compute it again in the backward pass. Floor 4.
+
+``train.activation_checkpointing`` keeps what enters a unit (block); ``train.recompute_every`` keeps
+the State between segments of a row.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +61,45 @@ def recompute_units(model: nn.Module) -> int:
     for unit in units:
         unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
     return len(units)
+
+
+def check_segments(every: int, needs: Container[str], scope: str) -> None:
+    """Refuse ``train.recompute_every`` where a second reading would not be the first again.
+
+    Args:
+        every: ``train.recompute_every``.
+        needs: what the model asks of a strategy.
+        scope: ``model.cms.scope``.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    for need, remedy in (
+        ("inner_autograd", "model.cms.signal=head"),
+        ("grad_through_write", "model.cms.write_gradient=stop"),
+    ):
+        require(
+            not every or need not in needs,
+            f"train.recompute_every: {every}; the model needs {need}, whose graph has to stay: set "
+            f"train.recompute_every=0 or {remedy}.",
+        )
+    require(
+        not every or scope == "row",
+        f"train.recompute_every: {every}; with model.cms.scope={scope} ranks would sum their "
+        "writes during the backward pass: set train.recompute_every=0 or model.cms.scope=row.",
+    )
+
+
+def recompute_segments(model: nn.Module, every: int) -> None:
+    """Let a model keep only the State every so many tokens.
+
+    Raises:
+        ConfigError: the model cannot.
+    """
+    require(
+        hasattr(model, "recompute_every"),
+        f"train.recompute_every: {every}; {type(model).__name__} does not read in segments: set "
+        "train.recompute_every=0.",
+    )
+    owner: Any = model
+    owner.recompute_every = every

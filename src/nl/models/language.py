@@ -32,6 +32,7 @@ from nl.models.language_state import (
     each_token,
 )
 from nl.models.memories import Memories, check_writes, permitted
+from nl.models.scoring import Call, score
 from nl.models.statistics import memory_statistics
 from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
@@ -41,7 +42,7 @@ from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise
 from nl.nn.titan_config import TitanConfig
-from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy, teach_signal
+from nl.ops.losses import teach_signal
 from nl.ops.rotary import rotary_table
 
 # Smaller than 1: what blocks add then weighs more than the token itself, which learns faster.
@@ -134,6 +135,8 @@ class LanguageModel(Memories, nn.Module):
         built = [lookup("block", kind, "model.block")().build(config) for kind in kinds]
         self.blocks = nn.ModuleList(built)
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        # Tokens between the States that a backward pass starts again from; 0: everything is kept.
+        self.recompute_every = 0
         self.taught = any(b.levels is not None for b in built)
         self.through = self.taught and config.cms.write_gradient == "through"
         self.inner = self.taught and config.cms.signal == "block"
@@ -247,33 +250,13 @@ class LanguageModel(Memories, nn.Module):
             nll (B, T), differentiable, and an Output whose ``pred`` (B, T) is whether the argmax
             was right.
         """
-        losses, hits = [], []
         read = Read(write, keep, knobs)
         state = self._resume(inputs, state, knobs, write, starts)
         targets = without_crossing(targets, starts)
         parts = self._parts(state.position, inputs.shape[1], read.write, starts)
         needed = None if read.keep else state.position + parts[-1].tokens.start
-        for tile, begins in parts:
-            state = self.reset_rows(state, begins) if begins else state
-            start, before = state.position, state
-            outputs: list[Tensor] | None = [] if self.inner and torch.is_grad_enabled() else None
-            dropped = not read.keep and tile is parts[-1].tokens
-            step = read._replace(keep=not dropped)
-            hidden, traces, state = self.read(inputs[:, tile], state, step, outputs)
-            target = targets[:, tile]
-            entropy = differentiable_cross_entropy if self.through else linear_cross_entropy
-            nll, signal, logits = entropy(hidden.flatten(0, 1), self.head.weight, target.flatten())
-            losses.append(nll.view_as(target))
-            hits.append(logits.argmax(-1).view_as(target) == target)
-            if self.inner and read.write:
-                found = TileRead(tile_of(before, inputs[:, tile], target))
-                if outputs and found.tokens.begin == start:
-                    live = (nll.sum(), (tuple(outputs),), traces, signal.view_as(hidden))
-                    found = TileRead(found.tokens, *live)
-                state = gather(self, state, found, knobs, needed)
-            elif self.taught and read.write:
-                signal = signal.view_as(hidden) if self.labelled else each_token(hidden)
-                state = absorb(self, state, traces, signal, start, knobs, needed)
+        call = Call(inputs, targets, read, parts, needed)
+        losses, hits, state = score(self, state, call)
         state = settled(state) if keep else state
         aux = memory_statistics(self._blocks(), state)
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
@@ -317,10 +300,9 @@ class LanguageModel(Memories, nn.Module):
         return [b for b in self.blocks if isinstance(b, Block)]
 
     def _parts(self, position: int, length: int, write: bool, starts: Starts | None) -> list[Part]:
-        """Cut a call where documents begin and, if levels are taught, where a period ends."""
-        tile = min(self.config.cms.periods)
-        taught = self.taught and write
-        return cut_call(length, range(-position % tile, length, tile) if taught else (), starts)
+        """Cut a call where documents begin, and where a period of levels or a segment ends."""
+        tile = min(self.config.cms.periods) if self.taught and write else self.recompute_every
+        return cut_call(length, range(-position % tile, length, tile) if tile else (), starts)
 
     def _resume(
         self,

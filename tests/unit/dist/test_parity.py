@@ -60,7 +60,9 @@ def every_option() -> list[dict[str, Any]]:
     frozen = {"optim": {"policy": "memory_only"}}
     more = {"strategy": "fsdp2", "kind": "hope_attention"}
     options = (again, own, through, shared, frozen)
-    return [more | kept, *(more | {"changes": changes} for changes in options)]
+    segments = {"strategy": "ddp", "changes": {"train__recompute_every": 4}}
+    cases = [more | kept, *(more | {"changes": changes} for changes in options)]
+    return [*cases, more | segments]
 
 
 def every_matrix_optimizer() -> list[dict[str, Any]]:
