@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class DeepSpeed(Distributed):
     name = "deepspeed"
     capabilities = Capabilities(
         inner_autograd=False,
-        grad_through_write=False,
+        grad_through_write=True,
         whole_matrices=False,
         whole_neurons=False,
         segments=False,
@@ -59,6 +60,8 @@ class DeepSpeed(Distributed):
         super().configure(run)
         self.config = merged(run, self.world)
         self.stage: int = self.config[ZERO]["stage"]
+        if self.stage < 3:
+            self.capabilities = replace(self.capabilities, inner_autograd=True)
         require(
             not run.train.compile,
             "train.compile: true; not known to work under deepspeed: set train.compile=false or "
@@ -119,16 +122,25 @@ class DeepSpeed(Distributed):
         """See the base class."""
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * lr_factor
+        self._end_step()
+
+    def _end_step(self) -> None:
+        """Let the engine step or refuse.
+
+        Stage 3 adds to what an earlier step left where a parameter had no part in the first
+        micro-batch, and steps by that alone where it had none in any: nothing is left there.
+        """
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
+        if self.stage == 3:
+            self.zero.grad_partitions_flat_buffer.zero_()
 
     def skip(self) -> None:
         """Have the engine refuse the step as it refuses one that overflows."""
         for parts in self.zero.averaged_gradients.values():
             for part in parts or ():
                 part.fill_(torch.nan)
-        self.engine.set_gradient_accumulation_boundary(True)
-        self.engine.step()
+        self._end_step()
         assert not self.engine.was_step_applied()
 
     @contextlib.contextmanager

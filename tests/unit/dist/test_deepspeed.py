@@ -68,15 +68,41 @@ def blocks(folder: Path, stage: int, *accumulated: int) -> list[dict[str, Any]]:
     return cases
 
 
+def options(folder: Path, *stages: int) -> list[dict[str, Any]]:
+    """What else touches sharding, on the block with levels; two micro-batches per step.
+
+    Keys and values of ``signal: self`` have no part in a micro-batch in which nothing is written.
+    """
+    cms = {"periods": [4, 8], "hidden": 10, "rate": 0.3, "allow_short_periods": True}
+    own = {"model": {"cms": cms | {"signal": "self", "write_gradient": "through"}}}
+    through = {"model": {"cms": cms | {"write_gradient": "through"}}}
+    block = {"model": {"cms": cms | {"signal": "block"}}}
+    shared = {"model": {"cms": cms | {"scope": "batch"}}, "train__carry": False}
+    again = {"train__activation_checkpointing": True}
+    frozen = {"optim": {"policy": "memory_only"}}
+    return [
+        {
+            "strategy": "deepspeed",
+            "kind": "hope_attention",
+            "changes": changes | {"train__grad_accum": 2},
+            "beside": {"deepspeed": zero(folder, stage)},
+        }
+        for stage in stages
+        for changes in (own, through, shared, again, frozen, block)
+        if stage < 3 or changes is not block
+    ]
+
+
 def test_every_block_trains_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     first = [c for c in blocks(tmp_path, 1, 1, 2) if c["kind"] in ("hope_attention", "titan_mac")]
-    cases = first + blocks(tmp_path, 2, 1) + blocks(tmp_path, 3, 2)
+    cases = first + blocks(tmp_path, 2, 1) + blocks(tmp_path, 3, 2) + options(tmp_path, 3)
     check_parity(cases, parity(cases))
 
 
 @pytest.mark.slow
 def test_every_block_stage_and_accumulation(tmp_path: Path) -> None:
     cases = [c for stage in (1, 2, 3) for c in blocks(tmp_path, stage, 1, 2)]
+    cases += options(tmp_path, 1, 2, 3)
     check_parity(cases, parity(cases, timeout=900))
 
 
@@ -214,16 +240,16 @@ def test_what_cannot_work_is_refused_before_a_model_is_built(
         check(run, DeepSpeed(torch.device("cpu")))
 
 
-def test_signals_inside_the_step_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+def test_signals_inside_the_step_need_whole_parameters(tiny: ModuleType, tmp_path: Path) -> None:
     model = {"kind": "language", "vocab_size": 11, "dim": 8, "layers": 1, "block": "hope_attention"}
-    for key, value in (("signal", "block"), ("write_gradient", "through")):
-        run = tiny.tiny_run(
-            model=model | {"attention": {"heads": 1}, "cms": {key: value}},
-            objective={"kind": "next_token"},
-            deepspeed=zero(tmp_path, 3),
-        )
-        with pytest.raises(ConfigError, match="which deepspeed cannot do"):
-            check(run, DeepSpeed(torch.device("cpu")))
+    model |= {"attention": {"heads": 1}, "cms": {"signal": "block"}}
+    changes = {"model": model, "objective": {"kind": "next_token"}}
+    third, second = (tiny.tiny_run(deepspeed=zero(tmp_path, n), **changes) for n in (3, 2))
+    with pytest.raises(ConfigError, match="needs inner_autograd, which deepspeed cannot do"):
+        check(third, DeepSpeed(torch.device("cpu")))
+    strategy = DeepSpeed(torch.device("cpu"))
+    check(second, strategy)
+    assert strategy.capabilities.inner_autograd
 
 
 def test_the_options_are_refused_elsewhere(tiny: ModuleType, tmp_path: Path) -> None:
