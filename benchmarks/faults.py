@@ -42,6 +42,19 @@ class Row:
     note: str = ""
 
 
+FOUND = """## What it found
+
+Faults of earlier versions, each mended with a test:
+
+- Row 12: after a kill inside a period one parameter was off by one unit in the last place. Tensors
+  read from a safetensors file may begin at any byte, and sums over such memory round otherwise;
+  they are copied to aligned memory now.
+- Row 5: a manifest without its last byte was taken for whole.
+- Row 23: JSON with an integer of 5000 digits, and JSON or YAML of great depth, ended in a
+  traceback; YAML aliases could unfold without bound.
+- Rows 8 and 29: a full disk under metrics.jsonl ended the run, or left half a row in the middle
+  of the file, where readers stopped."""
+
 RESUMES = "resumes bit by bit; nothing promised is lost"
 ROWS = {
     1: Row("SIGKILL while saving", 100, RESUMES, kill.kill_saving),
@@ -96,7 +109,7 @@ ROWS = {
         "noticed before the next start.",
     ),
     23: Row("broken manifest JSON", 10, "clean error, 1 s, 100 MB", files.broken_json),
-    24: Row("bad configuration", 47, "refused with the key", files.bad_configurations),
+    24: Row("bad configuration", 46, "refused with the key", files.bad_configurations),
     25: Row(
         "numerics at the edges",
         60,
@@ -191,6 +204,7 @@ def page(results: list[Result], share: float, seed: int) -> str:
     lines += ["", "## Notes", ""]
     lines += [f"- Row {r.row}: {r.note}" for r in results if r.note]
     failed = [(r.row, text) for r in results for text in r.failures]
+    lines += ["", FOUND]
     lines += ["", "## Failures", "", *[f"- Row {n}: {' '.join(t.split())}" for n, t in failed]]
     lines += [] if failed else ["None."]
     return "\n".join(lines) + "\n"
@@ -225,7 +239,13 @@ def main() -> int:
 
 
 def write(output: Path, results: list[Result], share: float, seed: int) -> None:
-    """Both files, after every row."""
+    """Both files, after every row; other rows of an earlier call of this share and seed stay."""
+    path = output.with_suffix(".json")
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if (before.get("share"), before.get("seed")) == (share, seed):
+        done = {r.row for r in results}
+        kept = [Result(**row) for row in before["rows"] if row["row"] not in done]
+        results = sorted([*results, *kept], key=lambda r: r.row)
     facts = {
         "share": share,
         "seed": seed,
@@ -233,7 +253,7 @@ def write(output: Path, results: list[Result], share: float, seed: int) -> None:
         "torch": torch.__version__,
         "rows": [asdict(r) for r in results],
     }
-    output.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    path.write_text(json.dumps(facts, indent=1) + "\n")
     output.with_suffix(".md").write_text(page(results, share, seed))
 
 

@@ -16,7 +16,10 @@ from faults_ground import ROOT, Ground
 from nl.assembly import check
 from nl.config import ConfigError
 from nl.config.hydra import compose, run_config
+from nl.data.documents import Document
 from nl.data.manifest import read_manifest
+from nl.data.prep.corpus import Work, write_corpus
+from nl.data.prep.shard import shard_corpus
 from nl.dist.checkpoint import reading, trainer_facts
 from nl.dist.single import Single
 from nl.run import RunError
@@ -197,17 +200,27 @@ BAD_KEYS = (
 """Overrides of pilot_smoke, each wrong in one key."""
 
 
+def small_data(root: Path) -> Path:
+    """A data directory of a few documents, as bytes."""
+    works = [Work((Document(f"number {n} " * 200, f"text:{n}"),)) for n in range(40)]
+    write_corpus(root / "corpus", "small", {"text": works}, limit_bytes=10**9, recipe={})
+    shard_corpus(root / "corpus", "bytes", root, shard_tokens=10**6)
+    return root
+
+
 def bad_configurations(ground: Ground, count: int) -> Outcomes:
     """Row 24: refused before a model is built, with the key in the message."""
-    found, house = [], Single(Single.start("cpu").device)
+    found, house, data = [], Single.start("cpu"), small_data(ground.folder())
     for override in ground.draw.sample(BAD_KEYS, min(count, len(BAD_KEYS))):
-        key = override.lstrip("+").partition("=")[0]
-        changes = ["deepspeed={config: x.json}"] if key.startswith("deepspeed") else [override]
+        key, _, value = override.lstrip("+").partition("=")
+        changes = [f"stream.path={data}", override]
+        if key.startswith("deepspeed"):
+            changes = [changes[0], "deepspeed={config: x.json}"]
         try:
             check(run_config(compose("pilot_smoke", changes)), house)
             found.append(f"{override}: not refused")
         except ConfigError as error:
-            told = key.rpartition(".")[2] in str(error) or key.partition(".")[0] in str(error)
+            told = key.rpartition(".")[2] in str(error) or value in str(error)
             found.append("" if told else f"{override}: {error}")
         except RunError as error:
             found.append(f"{override}: {error!r}")

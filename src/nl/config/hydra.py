@@ -273,7 +273,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file.")
     try:
         data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}.")

@@ -73,7 +73,7 @@ def read_jsonl(path: Path) -> Iterator[Document]:
             try:
                 row = json.loads(line)
                 text = row["text"]
-            except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: expected a JSON object with 'text'."
                 ) from error
