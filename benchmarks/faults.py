@@ -44,7 +44,7 @@ class Row:
 
 FOUND = """## What it found
 
-Faults of earlier versions, each mended with a test:
+Faults of earlier versions, each mended with a test, and the row run again:
 
 - Row 12: after a kill inside a period one parameter was off by one unit in the last place. Tensors
   read from a safetensors file may begin at any byte, and sums over such memory round otherwise;
@@ -192,8 +192,9 @@ def page(results: list[Result], share: float, seed: int) -> str:
         "",
         "Every trial damages a run of the tests' tiny model (a recurrent model with dropout, a "
         "carried State and tied weights) and says what came of it. Made by "
-        f"`python benchmarks/faults.py --share {share:g} --seed {seed}`; the bound is that of the "
-        "failure rate at 95 % confidence, 3/N where none of N trials failed.",
+        f"`python benchmarks/faults.py --share {share:g} --seed {seed}`, in one or several calls, "
+        "on two busy CPU cores; the bound is that of the failure rate at 95 % confidence, 3/N "
+        "where none of N trials failed.",
         "",
         "| # | fault | must | full N | trials | passed | bound | s |",
         "|---|---|---|---|---|---|---|---|",

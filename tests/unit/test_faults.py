@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,6 @@ def test_quick_rows_of_the_campaign(tmp_path: Path) -> None:
         (31, 0, 0),
         (32, 1, 1),
     ]
-    again = [*command[:4], "--rows", "6", "--output", str(output)]
-    assert subprocess.run(again, capture_output=True, timeout=120, check=False).returncode == 0
-    both = json.loads(output.with_suffix(".json").read_text())["rows"]
-    assert [r["row"] for r in both] == sorted(r["row"] for r in rows)
     text = output.with_suffix(".md").read_text()
     assert (
         "| 6 | one bit flipped | named, previous checkpoint taken | 500 | 50 | 50 | < 0.06 |"
@@ -61,6 +58,18 @@ def test_a_failure_is_counted_and_shown(
     result = faults.measure(99, ground)
     assert (result.trials, result.passed, result.bound) == (4, 3, "failed")
     assert "- Row 99: broke" in faults.page([result], 1.0, 0)
+
+
+def test_rows_of_an_earlier_call_stay(faults: ModuleType, tmp_path: Path) -> None:
+    def result(row: int, passed: int) -> Any:
+        return faults.Result(row, "fault", "must", 4, 4, passed, 0.1, "")
+
+    for share, results in ((1.0, [result(2, 3), result(5, 4)]), (1.0, [result(2, 4)])):
+        faults.write(tmp_path / "page", results, share, 0)
+    rows = json.loads((tmp_path / "page.json").read_text())["rows"]
+    assert [(r["row"], r["passed"]) for r in rows] == [(2, 4), (5, 4)]
+    faults.write(tmp_path / "page", [result(9, 4)], 0.1, 0)
+    assert len(json.loads((tmp_path / "page.json").read_text())["rows"]) == 1
 
 
 def test_every_row_of_the_specification_has_a_place(faults: ModuleType) -> None:

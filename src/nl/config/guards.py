@@ -68,7 +68,8 @@ class WatchdogConfig:
     data_seconds: float = 60.0
     """For a batch of the training stream; 0: for ever."""
     step_seconds: float = 60.0
-    """For a step in one process, however short the usual ones are; 0: for ever."""
+    """For a step in one process, however short the usual ones are; the first five may take any
+    time. 0: for ever."""
     step_factor: float = 10.0
     """For a step, in median steps, where that is longer."""
     collective_seconds: float = 300.0

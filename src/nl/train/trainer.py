@@ -252,6 +252,7 @@ class Trainer:
             self.heartbeat(step.tags.get("phase"))
         for hook in self.hooks:
             if self.state.step % hook.every == 0:
+                self.watch.phase("hook", self.state.step)
                 self._call(hook, row, step.tags)
 
     def _call(self, hook: Hook, row: dict[str, float], tags: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ class Watchdog:
         self._now: tuple[str, int, float] = ("start", 0, time.monotonic())
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        limits = [x for x in (config.data_seconds, self.step_limit()) if x]
+        every = (config.data_seconds, config.step_seconds, config.collective_seconds)
+        limits = [seconds for seconds in every if seconds]
         self.interval = min(1.0, *(x / 8 for x in limits)) if limits else 1.0
 
     def phase(self, name: str, step: int) -> None:
@@ -91,8 +92,8 @@ class Watchdog:
         if not floor:
             return 0.0
         floor = max(floor, config.step_seconds)
-        if self._steps < WARM_UP:
-            return floor * PATIENT if self.compiled else floor
+        if self._steps < WARM_UP:  # what is usual is not known yet
+            return floor * (PATIENT if self.compiled else 1) if together else 0.0
         usual = list(self.durations)  # a device may work behind the host: the mean counts too
         return max(floor, config.step_factor * max(median(usual), fmean(usual)))
 
@@ -163,6 +164,8 @@ class Watchdog:
         }
         try:
             write_json(heartbeat_file(self.logs, self.rank), row, durable=False)
+            if self.rank == 0 and self.run_dir.status.is_file():
+                os.utime(self.run_dir.status)  # another host takes a lock over by its age
         except OSError as error:
             log.warning("rank %d: no heartbeat (%s)", self.rank, error)
 

@@ -36,6 +36,9 @@ def test_limits(tmp_path: Path) -> None:
     )
     assert watch.overdue(now + 6) == told
     watch.phase("step", 4)
+    assert watch.overdue(now + 1e6) == ""  # no step is usual yet
+    watch._steps = 5
+    watch.durations.extend([0.1] * 5)
     assert watch.overdue(now + 2) == ""
     assert "rank 0: step 4 has not ended after 4 s in step" in watch.overdue(now + 4)
     watch.phase("save", 4)
@@ -49,6 +52,7 @@ def test_a_step_may_take_ten_times_the_usual(tmp_path: Path) -> None:
     assert watch.step_limit() == 10.0
     assert watchdog(tmp_path, world=2).step_limit() == 300.0
     assert watchdog(tmp_path, world=2, compiled=True).step_limit() == 3600.0
+    assert watchdog(tmp_path).step_limit() == 0.0
     for world, key in ((1, "step_seconds"), (2, "collective_seconds")):
         assert watchdog(tmp_path, world=world, **{key: 0}).step_limit() == 0.0
 
@@ -69,6 +73,15 @@ def test_a_process_that_was_stopped_did_not_wait(
         assert ended == []
         time.sleep(0.5)
     assert len(ended) == 1
+
+
+def test_the_heartbeat_keeps_the_lock_of_a_slow_run_fresh(tmp_path: Path) -> None:
+    status = tmp_path / "status.json"
+    status.write_text("{}")
+    os.utime(status, (1.0, 1.0))
+    watchdog(tmp_path).beat()
+    assert time.time() - status.stat().st_mtime < 60
+    assert status.read_text() == "{}"
 
 
 def test_heartbeats_tell_who_is_gone(tmp_path: Path) -> None:
