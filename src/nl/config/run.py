@@ -139,7 +139,9 @@ class FSDPConfig:
 
     reshard_after_forward: bool = True
     """Free a block's gathered parameters after its forward pass and gather them again for the
-    backward pass; false: one gathering per step and more memory."""
+    backward pass; false: at most one gathering per micro-batch, and more memory. A block with
+    levels runs once per smallest period: true then gathers it twice as often as there are periods,
+    false once per step."""
     cpu_offload: bool = False
     """Keep parameters, gradients and optimizer state in host memory between uses."""
 

@@ -91,6 +91,10 @@ class FSDP2(Distributed):
         root: Any = objective
         self.root: FSDPModule = root
         self.root.set_manual_backward_finalization(self.once)
+        # Each of its runs would gather it again on the way back.
+        self.kept = self.once and not self.options.reshard_after_forward
+        for unit in self.units:
+            unit.set_reshard_after_backward(not self.kept)
         self._hand_over()
         return objective
 
@@ -153,6 +157,8 @@ class FSDP2(Distributed):
         if self.once and self.last:
             self.root.set_requires_gradient_sync(True)
             self.root.finalize_backward()
+            for unit in self.units if self.kept else ():
+                unit.reshard()
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:

@@ -82,6 +82,18 @@ def test_units_hold_blocks_and_the_root_what_is_read_between_them(
     assert all(isinstance(p, DTensor) for p in alone.objective.parameters())
 
 
+def test_blocks_stay_gathered_for_the_whole_step_where_wanted(
+    tiny: ModuleType, alone: FSDP2
+) -> None:
+    parts = build(hope(tiny, fsdp__reshard_after_forward=False), alone)
+    for last in (False, True):
+        with alone.microbatch(last):
+            alone.backward(alone.forward(next(iter(parts.stream)), None, None).loss)
+        cut = {isinstance(p, DTensor) for unit in alone.units for p in unit.mixers.parameters()}
+        assert cut == {last}
+    assert all(isinstance(p.grad, DTensor) for p in alone.objective.parameters())
+
+
 def test_bf16_keeps_memories_state_gradients_and_moments_in_fp32(
     tiny: ModuleType, alone: FSDP2
 ) -> None:

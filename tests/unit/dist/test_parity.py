@@ -61,7 +61,8 @@ def every_option() -> list[dict[str, Any]]:
     more = {"strategy": "fsdp2", "kind": "hope_attention"}
     options = (again, own, through, shared, frozen)
     segments = {"strategy": "ddp", "changes": {"train__recompute_every": 4}}
-    cases = [more | kept, *(more | {"changes": changes} for changes in options)]
+    keeps = [more | kept, more | kept | {"changes": {"train__grad_accum": 2}}]
+    cases = [*keeps, *(more | {"changes": changes} for changes in options)]
     return [*cases, more | segments]
 
 
