@@ -128,9 +128,10 @@ class FSDP2(Distributed):
     def _low(self, unit: nn.Module) -> set[nn.Parameter]:
         """Weights that autocast would round anyway: they are gathered in bf16.
 
-        Memories and all they are read and written with stay fp32.
+        Memories and all they are read and written with stay fp32. So does a unit that runs many
+        times: its gradients would be added up in bf16.
         """
-        if self.precision != "bf16":
+        if self.precision != "bf16" or self.once:
             return set()
         linear = [m for m in outside_memories(unit) if isinstance(m, nn.Linear)]
         return {p for m in linear for n, p in m.named_parameters() if n == "weight"}
