@@ -355,10 +355,10 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
     forget()
     try:
         meeting = None if strategy == "single" else meet()
-        with agreeing(meeting, lambda: json.dumps(unstructure(run))):
+        with agreeing(meeting, lambda: json.dumps(unstructure(run) | {"here": here})):
             run = cfg if isinstance(cfg, RunConfig) else run_config(_data(cfg))
             _check_launcher(strategy)
-            kind.ready(run)
+            here = kind.ready(run)
         with naming_rank():
             house: Strategy = kind.start(run.train.device)
             try:

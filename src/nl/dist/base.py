@@ -46,13 +46,17 @@ class Strategy:
         self.precision = "fp32"
 
     @classmethod
-    def ready(cls, run: RunConfig) -> None:
+    def ready(cls, run: RunConfig) -> dict[str, Any]:
         """Complain of what this process lacks for ``run``, before it joins the others.
+
+        Returns:
+            What has to be the same on every rank beside the configuration (plain data).
 
         Raises:
             ConfigError: no such device, a missing extra.
         """
         select_device(run.train.device, local_rank())
+        return {"torch": torch.__version__}
 
     def configure(self, run: RunConfig) -> None:
         """Take the options meant for this strategy, before anything is built.

@@ -46,14 +46,15 @@ class DeepSpeed(Distributed):
     )
 
     @classmethod
-    def ready(cls, run: RunConfig) -> None:
+    def ready(cls, run: RunConfig) -> dict[str, Any]:
         """See the base class."""
         require(
             importlib.util.find_spec("deepspeed") is not None,
             "deepspeed: not installed; uv sync --extra deepspeed, or launch train_fsdp.py.",
         )
-        merged(run, 1)
-        import_deepspeed(select_device(run.train.device, local_rank()))
+        engine = merged(run, 1)
+        package = import_deepspeed(select_device(run.train.device, local_rank()))
+        return super().ready(run) | {"deepspeed": package.__version__, "engine": engine}
 
     def configure(self, run: RunConfig) -> None:
         """See the base class."""
@@ -149,10 +150,10 @@ class DeepSpeed(Distributed):
         whole = self.twin
         if self.stage == 3:
             whole = self.twin.to_empty(device=self.device)
-            tensors = self._state_dict(everywhere=True)
-            own = dict(whole.state_dict())
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+            held = dict(whole.named_buffers()) | whole.state_dict()
+            held = {plain_name(name): tensor for name, tensor in held.items()}
+            for name, tensor in self._whole():
+                held[name].copy_(tensor.detach())
         training = self.objective.training
         whole.eval()
         try:
@@ -199,25 +200,26 @@ class DeepSpeed(Distributed):
         self._fill_model(found)
         self._fill_slots(folder, saved)
 
-    def _state_dict(self, everywhere: bool = False) -> dict[str, Tensor]:
-        """The objective's whole tensors, copied to the host of rank 0 or left on every device."""
-        keep = everywhere or self.rank == 0
-        here = self.device if everywhere else torch.device("cpu")
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
+        """The objective's tensors, one whole tensor at a time on every rank (collective)."""
         cut = {id(p) for _, p in self.named} if self.stage == 3 else set()
-        found = {}
-        for name, tensor in self.objective.state_dict(keep_vars=True).items():
-            if keep and id(tensor) not in cut:
-                found[plain_name(name)] = tensor.detach().to(here, copy=True)
-        copies: dict[int, Tensor] = {}
-        for name, parameter in self.named if cut else ():
-            with self._gathered(parameter):
-                if keep and id(parameter) not in copies:
-                    copies[id(parameter)] = parameter.detach().to(here, copy=True)
-            if keep:
-                found[plain_name(name)] = copies[id(parameter)]
+        kept = self.objective.state_dict(keep_vars=True)
+        for name, tensor in (dict(self.objective.named_buffers()) | kept).items():
+            with self._gathered(tensor) if id(tensor) in cut else contextlib.nullcontext():
+                yield plain_name(name), tensor
+
+    def _state_dict(self) -> dict[str, Tensor]:
+        """The objective's whole state_dict on the host of rank 0, empty elsewhere (collective)."""
+        names = {plain_name(name) for name in self.objective.state_dict()}
+        found, copies = {}, dict[int, Tensor]()
+        for name, tensor in self._whole():
+            if self.rank == 0 and name in names:
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+                found[name] = copies[id(tensor)]
         return found
 
-    def _gathered(self, parameter: nn.Parameter, writer: int | None = None) -> Any:
+    def _gathered(self, parameter: Tensor, writer: int | None = None) -> Any:
         """Stage 3: the parameter is whole inside; what rank ``writer`` sets is everyone's."""
         if self.stage != 3:
             return contextlib.nullcontext()

@@ -209,6 +209,19 @@ importlib.util.find_spec = lambda name: None if name == "deepspeed" else find(na
     refused(launch(ZERO, script="train_deepspeed.py", before=before), message)
 
 
+def test_ranks_with_different_json(launch: Launch, tmp_path: Path) -> None:
+    """The same file name holds something else on another machine."""
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 1}}')
+    before = """
+if number == 1:
+    import nl.dist.deepspeed_config as config
+    config.read = lambda path: {"zero_optimization": {"stage": 2}}
+"""
+    found = launch(f"deepspeed.config={path}", script="train_deepspeed.py", before=before)
+    refused(found, "They differ in here.engine.zero_optimization.stage (1, 2).")
+
+
 def test_zero_that_contradicts_the_run(launch: Launch, tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text('{"train_batch_size": 7, "zero_optimization": {"stage": 1}}')
