@@ -29,6 +29,8 @@ WARM_UP = 5
 """Steps before the median counts."""
 PATIENT = 12
 """How many times longer the first steps of a compiled model may take."""
+SEEN_WITHIN = 2.0
+"""Seconds in which the death of another process shows."""
 NAMED = 8
 """At most so many other ranks are named."""
 
@@ -170,13 +172,22 @@ class Watchdog:
             log.warning("rank %d: no heartbeat (%s)", self.rank, error)
 
     def others(self) -> str:
-        """The ranks that are gone, failed or elsewhere than this one, for a message."""
-        return missing_ranks(self.logs, self.rank, self.world)
+        """The ranks that are gone, failed or elsewhere than this one, for a message.
+
+        A collective can fail a moment before its cause can be seen, so that is waited for.
+        """
+        deadline = time.monotonic() + SEEN_WITHIN
+        while True:
+            found = [look(other, self.logs) for other in range(self.world) if other != self.rank]
+            if not all(fine for fine, _ in found) or time.monotonic() > deadline or not found:
+                return missing_ranks(self.logs, self.rank, self.world)
+            time.sleep(0.05)
 
     def _end(self, complaint: str) -> None:
         """Say why, dump the stacks of all threads and leave with exit code 1."""
         self.beat(f"failed: {complaint}")
-        text = f"{complaint}.{self.others()} Stacks follow in logs/rank_{self.rank:02d}.log."
+        peers = missing_ranks(self.logs, self.rank, self.world)
+        text = f"{complaint}.{peers} Stacks follow in logs/rank_{self.rank:02d}.log."
         log.error("%s", text)
         if self.rank == 0:
             error = {"type": "Watchdog", "message": text, "traceback_tail": ""}
@@ -194,16 +205,16 @@ def missing_ranks(logs: Path, rank: int, world: int) -> str:
     found = []
     for other in range(world):
         if other != rank:
-            found.append(_describe(other, heartbeat_file(logs, other)))
+            found.append(look(other, logs))
     unusual = [text for alive, text in found if not alive] or [text for _, text in found]
     more = f", and {len(unusual) - NAMED} more" if len(unusual) > NAMED else ""
     return f" {'; '.join(unusual[:NAMED])}{more}." if unusual else ""
 
 
-def _describe(rank: int, path: Path) -> tuple[bool, str]:
+def look(rank: int, logs: Path) -> tuple[bool, str]:
     """(whether it looks alive, one phrase) of another rank."""
     try:
-        row: dict[str, Any] = read_json(path)
+        row: dict[str, Any] = read_json(heartbeat_file(logs, rank))
         since = time.time() - float(row["updated"])
         where = f"at step {row['step']} ({row['phase']})"
         if not str(row["state"]).startswith(("running", "ended")):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,20 @@ def test_heartbeats_tell_who_is_gone(tmp_path: Path) -> None:
     assert missing_ranks(logs, 0, 2) == " rank 1 failed: disk at step 7 (step)."
     heartbeat_file(logs, 1).write_text("[1")
     assert missing_ranks(logs, 0, 2) == " rank 1 has no heartbeat."
+
+
+def test_a_rank_that_dies_a_moment_later_is_still_named(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    watch = watchdog(tmp_path, world=2)
+    watch.beat()
+    path = heartbeat_file(tmp_path / "logs", 1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": child.pid}))
+    ours = Watchdog(WatchdogConfig(), RunDir(tmp_path), rank=0, world=2)
+    killer = threading.Timer(0.3, child.kill)
+    killer.start()
+    assert ours.others().startswith(f" rank 1 (process {child.pid}) is gone, last seen at step 0")
+    killer.join()
+    child.wait()
 
 
 LIMITS = {"data_seconds": 1.0, "step_seconds": 1.0, "collective_seconds": 2.0}
