@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 import nl
+from nl.assembly import build
 from nl.config.guards import NonfiniteConfig, SpikeConfig
 from nl.config.run import TrainConfig
-from nl.run import read_records
+from nl.dist.single import Single
+from nl.run import RunDir, read_records
 from nl.train.guard import Guard, NonFiniteError, SpikeError, is_outlier
+from nl.train.hooks.stop import StopSignals
 from nl.train.state import TrainState
+from nl.train.trainer import Trainer
 
 
 def guard(policy: str = "skip", spike: str = "off", **limits: Any) -> Guard:
@@ -117,3 +121,22 @@ def test_a_spike_is_logged_and_changes_nothing(tiny: ModuleType, tmp_path: Path)
         for policy in ("log", "off")
     ]
     assert losses[0] == losses[1]
+
+
+class Behind(str):
+    """A device whose numbers are read late, as a GPU's are."""
+
+    type = "cuda"
+
+
+def test_verdicts_that_are_read_late_name_the_step(tiny: ModuleType, tmp_path: Path) -> None:
+    changes = {"stream__bad_rows": [6], "logging__every": 10, "train__validate_every": 0}
+    strategy = Single.start("cpu")
+    run = tiny.tiny_run(checkpoint__every=0, **changes)
+    trainer = Trainer(build(run, strategy), RunDir.create(tmp_path / "r"))
+    strategy.device = Behind("cpu")
+    with pytest.raises(NonFiniteError, match="non-finite numbers at step 7 "):
+        trainer.fit(StopSignals())
+    assert trainer.state.step == 9  # read when step 10 was to be logged
+    assert len(trainer.state.losses) == 6
+    trainer.run_dir.release()
