@@ -120,10 +120,22 @@ ROWS = {
         "document boundaries",
         20,
         "no trace of the document before",
-        tests=(f"{LAWS}/test_document_laws.py::test_nothing_of_a_document_reaches_the_next",),
+        tests=(
+            f"{LAWS}/test_document_laws.py::test_nothing_of_a_document_reaches_the_next",
+            f"{LAWS}/test_document_laws.py::test_documents_are_independent_of_the_cut",
+        ),
     ),
     27: Row("same seed, another seed", 5, "bitwise, different", loop.same_seed),
-    28: Row("malicious files", 24, "refused, no code runs", tests=("tests/unit/test_canary.py",)),
+    28: Row(
+        "malicious files",
+        24,
+        "refused, no code runs",
+        tests=(
+            "tests/unit/test_canary.py",
+            "tests/unit/dist/test_dcp.py::test_a_crafted_index_runs_nothing",
+            "tests/unit/dist/test_dcp.py::test_a_crafted_shard_runs_nothing",
+        ),
+    ),
     29: Row("metrics cannot be written, log cut", 10, "training unaffected", kill.broken_log),
     30: Row("clock, time zone, locale", 4, "no effect", loop.other_clocks),
     31: Row(

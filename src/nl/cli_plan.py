@@ -106,9 +106,11 @@ def build(run: RunConfig) -> tuple[Any, Any]:
 
 def about(found: Footprint) -> str:
     """One line on the model."""
+    rows = ", ".join(str(rows) for rows, _ in found.samples)
+    sizes = ", ".join(f"{size / GIB:.2f}" for _, size in found.samples)
     return (
         f"{found.parameters:,} parameters, optimizer state {found.optimizer / GIB:.2f} GiB, "
-        f"activations {found.base / GIB:.2f} + {found.row / GIB:.2f} GiB per row, "
+        f"activations {sizes} GiB of {rows} rows, "
         f"{found.flops / 1e9:.2f} GFLOP per token"
     )
 

@@ -2,13 +2,14 @@
 
 The step is taken with fake tensors: shapes, dtypes and lifetimes are real, numbers are not there.
 Every layer of a kind costs the same, so models of one and of two cycles of blocks say what all of
-them cost; in the same way one and two rows say what a batch costs.
+them cost. The peak of few rows is at another moment than that of many, so three sizes of a batch
+say what others cost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ from nl.dist.fsdp import read_between_units
 Build = Callable[[RunConfig], tuple[nn.Module, torch.optim.Optimizer]]
 """Objective and optimizer of a run: ``nl.assembly`` has it."""
 FP32 = 4
+ROWS = (1, 4, 16)
+"""Batches that are measured."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Footprint:
         taught: whether the model writes levels after the head has spoken.
         unit: how many numbers the largest shard unit has beside those.
         optimizer: the optimizer's state.
-        base, row: activations, State and temporaries at their peak: base + rows * row.
+        samples: activations, State and temporaries at their peak by rows, few rows first.
         flops: training FLOPs per token, writes included.
     """
 
@@ -47,13 +50,15 @@ class Footprint:
     taught: bool
     unit: int
     optimizer: float
-    base: float
-    row: float
+    samples: tuple[tuple[int, float], ...]
     flops: float
 
     def activations(self, rows: int) -> float:
         """Activations, State and temporaries of a micro-batch at their peak."""
-        return self.base + rows * self.row
+        pairs = list(itertools.pairwise(self.samples))
+        below = [pair for pair in pairs if pair[0][0] <= rows]
+        (few, less), (many, more) = below[-1] if below else pairs[0]
+        return less + (rows - few) * (more - less) / (many - few)
 
     def whole(self, rows: int) -> float:
         """Everything a device holds that shares nothing."""
@@ -79,13 +84,12 @@ def footprint(run: RunConfig, build: Build) -> Footprint:
         f"model.layers: {model.layers}; a plan needs a multiple of the {cycle} block kinds.",
     )
     cycles = model.layers // cycle
-    cells = {(c, r): _step(_with(run, c * cycle), build, r) for c in (1, 2) for r in (1, 2)}
+    cells = {(c, r): _step(_with(run, c * cycle), build, r) for c in (1, 2) for r in ROWS}
 
     def grown(rows: int, key: str) -> float:
         one, two = (getattr(cells[c, rows], key) for c in (1, 2))
         return float(one + (cycles - 1) * (two - one))
 
-    one, two = grown(1, "activations"), grown(2, "activations")
     with FakeTensorMode():
         whole = model.build()
         inside, between = _split(whole)
@@ -95,8 +99,7 @@ def footprint(run: RunConfig, build: Build) -> Footprint:
             taught=bool(getattr(whole, "taught", False)),
             unit=inside,
             optimizer=grown(1, "optimizer"),
-            base=2 * one - two,
-            row=two - one,
+            samples=tuple((rows, grown(rows, "activations")) for rows in ROWS),
             flops=algorithmic_flops(whole, stream.seq_len),
         )
 
@@ -155,8 +158,3 @@ def _tensors(state: Any) -> list[Tensor]:
     if isinstance(state, list | tuple):
         return [t for part in state for t in _tensors(part)]
     return []
-
-
-def rows_that_fit(room: float, footprint: Footprint) -> int:
-    """Rows whose activations fit into ``room`` bytes."""
-    return max(0, math.floor((room - footprint.base) / footprint.row))

@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nl.bench.footprint import FP32, Footprint, rows_that_fit
+from nl.bench.footprint import FP32, Footprint
 from nl.config import require
 from nl.config.run import RunConfig
 
@@ -84,8 +84,8 @@ def row(name: str, found: Footprint, devices: Devices, total: int, seq_len: int)
     fixed = held(name, found, devices.gpus)
     room = devices.usable * devices.memory * GIB - fixed
     each = total // devices.gpus
-    fitting = rows_that_fit(room, found)
-    rows = max((r for r in range(1, each + 1) if each % r == 0 and r <= fitting), default=0)
+    parts = (r for r in range(1, each + 1) if each % r == 0)
+    rows = max((r for r in parts if found.activations(r) <= room), default=0)
     micro = each // max(rows, 1)
     compute = total * seq_len * found.flops / (devices.gpus * devices.tflops * 1e12 * devices.share)
     sending = sent(name, found, devices.gpus, micro) / (devices.bandwidth * 1e9)

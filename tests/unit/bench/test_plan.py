@@ -22,8 +22,7 @@ FOUND = Footprint(
     taught=True,
     unit=200,
     optimizer=8000.0,
-    base=100.0,
-    row=50.0,
+    samples=((1, 150.0), (4, 300.0), (16, 1500.0)),
     flops=6000.0,
 )
 
@@ -56,13 +55,13 @@ def test_a_fake_step_is_as_large_as_a_real_one(block: str) -> None:
     assert found.optimizer == pytest.approx(8 * found.parameters, rel=0.01)
     for parameter in objective.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for rows in (2, 4):
+    for rows in (1, 2, 8, 20):
         tokens = torch.randint(0, model.vocab_size, (rows, 129))
         with LiveBytes() as live:
             nll, out = objective.model.nll(tokens[:, :-1], tokens[:, 1:], keep=False)
             nll.sum().backward()
             del nll, out
-        assert found.activations(rows) == pytest.approx(live.peak, rel=0.05)
+        assert found.activations(rows) == pytest.approx(live.peak, rel=0.1)
 
 
 def test_what_a_device_holds_by_hand() -> None:
@@ -80,6 +79,10 @@ def test_what_a_device_holds_by_hand() -> None:
     assert held("ddp", FOUND, 1) + FOUND.activations(3) == FOUND.whole(3)
 
 
+def test_activations_between_and_beyond_the_samples() -> None:
+    assert [FOUND.activations(n) for n in (1, 2, 4, 10, 18)] == [150, 200, 300, 900, 1700]
+
+
 def test_what_a_device_sends_by_hand() -> None:
     P, B = FP32 * 1000, FP32 * 300
     assert {name: sent(name, FOUND, 4, 2) for name in STRATEGIES} == {
@@ -94,7 +97,7 @@ def test_what_a_device_sends_by_hand() -> None:
 
 def test_rows_per_device_are_the_most_that_fit_and_divide(tiny: ModuleType) -> None:
     run = configured("pilot_smoke", ["stream.batch_size=24", "train.grad_accum=2"])
-    big = replace(FOUND, row=1.0 * GIB, base=0.0)
+    big = replace(FOUND, samples=((1, 1.0 * GIB), (4, 4.0 * GIB), (16, 16.0 * GIB)))
     rows = {row["strategy"]: row for row in plan(run, big, Devices(gpus=4, memory=10.0))}
     assert rows["ddp"]["rows"] == 6
     assert rows["ddp"]["grad_accum"] == 2
