@@ -205,7 +205,7 @@ def page(results: list[Result], share: float, seed: int) -> str:
         "Every trial damages a run of the tests' tiny model (a recurrent model with dropout, a "
         "carried State and tied weights) and says what came of it. Made by "
         f"`python benchmarks/faults.py --share {share:g} --seed {seed}`, in one or several calls, "
-        "on two busy CPU cores; the bound is that of the failure rate at 95 % confidence, 3/N "
+        "on two CPU cores; the bound is that of the failure rate at 95 % confidence, 3/N "
         "where none of N trials failed.",
         "",
         "| # | fault | must | full N | trials | passed | bound | s |",
