@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import nl.assembly  # noqa: F401 - registers the parts
 from nl.config import ConfigError
 from nl.config.hydra import compose, run_config
+from nl.config.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NOT_COMPOSED = {"data", "deepspeed", "sweep"}
@@ -39,6 +41,10 @@ def check(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_every_file_composes(name: str) -> None:
     check(name)
+
+
+def test_every_field_of_a_run_can_be_set_on_the_command_line() -> None:
+    assert {field.name for field in fields(RunConfig)} <= set(compose(BASE))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from nl.config.legacy import owner, translate, translate_config
 from nl.config.registry import ConfigError, groups, table, unknown
 from nl.config.run import (
     CheckpointConfig,
+    FSDPConfig,
     LoggingConfig,
     RunConfig,
     RunDirConfig,
@@ -53,6 +54,7 @@ def publish() -> None:
         "checkpoint": defaults_of(CheckpointConfig),
         "run": defaults_of(RunDirConfig),
         "resume": "none",
+        "fsdp": defaults_of(FSDPConfig),
         "deepspeed": {"config": None},
         "controller": None,
     }
