@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError, unstructure
-from nl.config.hydra import compose, config_dir, run_config
+from nl.cli_page import write_page
+from nl.config import unstructure
+from nl.config.hydra import compose, run_config
 from nl.models.audit import MECHANISMS, used_by, value_at
 from nl.models.mechanism import Mechanism
-from nl.run.files import write_atomic
 
 PAGE = "paper_compliance.md"
 HEAD = """# Compliance with the papers
@@ -26,7 +25,7 @@ one run uses and the options it chose.
 def audit(options: argparse.Namespace) -> int:
     """Print the mechanisms of a run, or write the page of all of them."""
     if options.write_docs:
-        print(write_page())
+        print(write_page(PAGE, page()))
         return 0
     import nl.assembly  # noqa: F401 - registers every part
 
@@ -78,16 +77,3 @@ def _section(mechanism: Mechanism) -> str:
     lines += [f"- Proof: `{test}`" for test in mechanism.tests]
     name = mechanism.part[0].upper() + mechanism.part[1:]
     return f"\n## {name}\n\n{mechanism.source}\n\n{equation}\n\n" + "\n".join(lines) + "\n"
-
-
-def write_page() -> Path:
-    """Write the page into the checkout.
-
-    Raises:
-        ConfigError: this is an installed package without docs.
-    """
-    folder = config_dir().parent / "docs"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; --write-docs works in a checkout only.")
-    write_atomic(folder / PAGE, page())
-    return folder / PAGE

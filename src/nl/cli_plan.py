@@ -6,15 +6,15 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from nl.bench.footprint import Footprint, footprint
 from nl.bench.plan import GIB, Devices, plan
+from nl.bench.show import aligned
+from nl.cli_page import docs_folder, write_page
 from nl.config import ConfigError
-from nl.config.hydra import compose, config_dir, run_config
+from nl.config.hydra import compose, run_config
 from nl.config.run import RunConfig
-from nl.run.files import write_atomic
 
 PAGE = "scaling.md"
 CONFIGS = ("pilot", "mid", "target")
@@ -42,7 +42,9 @@ Tokens per second are those of the slower of arithmetic and sending. "rows per G
 not fit. The rows of a step stay those of the configuration, so that every line is the same run.
 
 What to read from it: sharding parameters pays where they, not activations, fill the device; with
-many micro-batches per step it sends everything again and again. Activations dominate: rows that
+many micro-batches per step it sends everything again and again, and with levels once more for every
+tile of a row (`fsdp.reshard_after_forward=false` gathers units once). Strategies that refuse a run
+are left out. Activations dominate: rows that
 write their levels have weights of their own after every write, kept for the backward pass (about
 2 d_h d numbers per row and write of a level of width d_h), which is why they grow faster than the
 width.
@@ -53,7 +55,8 @@ def show_plan(options: argparse.Namespace) -> int:
     """Print the plan of a run, or write the page of the configurations at size."""
     logging.getLogger("nl").setLevel(logging.WARNING)
     if options.write_docs:
-        print(write_page())
+        docs_folder()  # refused before the minutes that the page takes
+        print(write_page(PAGE, page()))
         return 0
     counts = numbers(options.gpus)
     run = configured(options.config_name, options.overrides)
@@ -65,7 +68,7 @@ def show_plan(options: argparse.Namespace) -> int:
         print(json.dumps({"footprint": vars(found), "rows": rows}, indent=1))
     else:
         print(about(found))
-        print(aligned(rows))
+        print(aligned(cells(rows)))
     return 0
 
 
@@ -123,16 +126,6 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def aligned(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a terminal."""
-    lines = cells(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table for a page."""
     head, *body = cells(rows)
@@ -157,16 +150,3 @@ def page() -> str:
         text += f"{about(found)}; {total} rows of {stream.seq_len} tokens per step.\n\n"
         text += markdown(rows) + "\n"
     return text
-
-
-def write_page() -> Path:
-    """Write the page into the checkout.
-
-    Raises:
-        ConfigError: this is an installed package without docs.
-    """
-    folder = config_dir().parent / "docs"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; --write-docs works in a checkout only.")
-    write_atomic(folder / PAGE, page())
-    return folder / PAGE

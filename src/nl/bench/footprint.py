@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ class Footprint:
         parameters: how many numbers.
         between: how many of them lie outside shard units or are read between their passes.
         taught: whether the model writes levels after the head has spoken.
+        tiles: parts of a row that go through all units one after the other.
         unit: how many numbers the largest shard unit has beside those.
         optimizer: the optimizer's state.
         samples: activations, State and temporaries at their peak by rows, few rows first.
@@ -48,10 +50,13 @@ class Footprint:
     parameters: int
     between: int
     taught: bool
+    tiles: int
     unit: int
     optimizer: float
     samples: tuple[tuple[int, float], ...]
     flops: float
+    given_back: bool = True
+    """Whether units are gathered for one use at a time."""
 
     def activations(self, rows: int) -> float:
         """Activations, State and temporaries of a micro-batch at their peak."""
@@ -96,7 +101,8 @@ def footprint(run: RunConfig, build: Build) -> Footprint:
         return Footprint(
             parameters=sum(p.numel() for p in whole.parameters()),
             between=between,
-            taught=bool(getattr(whole, "taught", False)),
+            taught=whole.taught,
+            tiles=math.ceil(stream.seq_len / min(model.cms.periods)) if whole.taught else 1,
             unit=inside,
             optimizer=grown(1, "optimizer"),
             samples=tuple((rows, grown(rows, "activations")) for rows in ROWS),

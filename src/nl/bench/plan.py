@@ -4,17 +4,19 @@ With P parameters of 4 bytes, optimizer state O, N devices, activations A(r) of 
 shard unit U and B what is read between units (bytes of parameters), a device holds
 
     ddp         2 P + O + A(r)
-    fsdp2       (2 P + O) / N + B + 2 U + G + A(r)   G = P where memories are taught, else B + U
+    fsdp2       (2 P + O) / N + B + W + G + A(r)   G = P where levels are taught, else B + U
     zero1       2 P + O / N + A(r)
     zero2       P + (P + O) / N + A(r)
     zero3       (2 P + O) / N + B + 2 U + A(r)
 
-and sends, per step with m micro-batches, f = (N - 1) / N,
+with W = 2 U where units are given back after use (fsdp.reshard_after_forward), else P - B. Levels
+cut a row into t tiles that go through all blocks one after the other. It sends, per step with m
+micro-batches, f = (N - 1) / N,
 
-    ddp         2 f P                 one all-reduce in a ring
-    fsdp2       f (2 m (P - B) + m B + P)   units gathered twice, the rest once, one reduction
-    zero1, 2    2 f P                 a reduction, and the new parameters
-    zero3       f (2 m P + P)
+    ddp         2 f P                           one all-reduce in a ring
+    fsdp2       f (m g (P - B) + m B + P)       g = 2 t where units are given back, else 1
+    zero1, 2    2 f P                           a reduction, and the new parameters
+    zero3       f (2 m t P + P)
 
 (DeepSpeed's own buckets come on top.) Speed is devices * peak * share / FLOPs per token; the share
 of the peak (MFU with writes) is an assumption that the caller states. Communication is hidden
@@ -23,14 +25,24 @@ behind arithmetic as far as it takes less time; its time is given beside the ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nl.bench.footprint import FP32, Footprint
 from nl.config import require
 from nl.config.run import RunConfig
+from nl.core.protocols import Capabilities
+from nl.dist.ddp import DDP
+from nl.dist.deepspeed import DeepSpeed
+from nl.dist.fsdp import FSDP2
 
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+STRATEGIES: dict[str, Any] = {
+    "ddp": DDP,
+    "fsdp2": FSDP2,
+    "zero1": DeepSpeed,
+    "zero2": DeepSpeed,
+    "zero3": DeepSpeed,
+}
 GIB = 2**30
 
 
@@ -62,12 +74,13 @@ class Devices:
 
 
 def plan(run: RunConfig, found: Footprint, devices: Devices) -> list[dict[str, Any]]:
-    """One row per strategy; memory in GiB, communication in GB, ``rows`` 0 where nothing fits.
+    """One row per strategy that takes the run; memory in GiB, communication in GB.
 
-    ``rows`` is the largest micro-batch per device that fits and divides the rows of a step.
+    ``rows`` is the largest micro-batch per device that fits and divides the rows of a step, 0 where
+    nothing fits.
 
     Raises:
-        ConfigError: fewer rows per step than devices.
+        ConfigError: the devices do not divide the rows of a step.
     """
     stream: Any = run.stream
     total = stream.batch_size * run.train.grad_accum
@@ -76,7 +89,16 @@ def plan(run: RunConfig, found: Footprint, devices: Devices) -> list[dict[str, A
         f"--gpus: {devices.gpus}; must divide the {total} rows of a step "
         "(stream.batch_size * train.grad_accum).",
     )
-    return [row(name, found, devices, total, stream.seq_len) for name in STRATEGIES]
+    found = replace(found, given_back=run.fsdp.reshard_after_forward)
+    names = [name for name, kind in STRATEGIES.items() if takes(kind.capabilities, run)]
+    return [row(name, found, devices, total, stream.seq_len) for name in names]
+
+
+def takes(capabilities: Capabilities, run: RunConfig) -> bool:
+    """Whether a strategy that can do this would not refuse the run."""
+    needs = [need for part in (run.model, run.optim) for need in getattr(part, "requires", ())]
+    needs += ["segments"] if run.train.recompute_every else []
+    return all(getattr(capabilities, need) for need in needs)
 
 
 def row(name: str, found: Footprint, devices: Devices, total: int, seq_len: int) -> dict[str, Any]:
@@ -115,6 +137,7 @@ def held(name: str, found: Footprint, gpus: int) -> float:
         return numbers + (numbers + moments) / gpus
     gathered = between + 2 * unit
     if name == "fsdp2":
+        gathered = numbers if not found.given_back else gathered
         gathered += numbers if found.taught else between + unit
     return (2 * numbers + moments) / gpus + gathered
 
@@ -123,8 +146,10 @@ def sent(name: str, found: Footprint, gpus: int, micro: int) -> float:
     """Bytes that a device sends per step of ``micro`` micro-batches."""
     numbers, between = FP32 * found.parameters, FP32 * found.between
     share = (gpus - 1) / gpus
+    again = 2 * found.tiles
     if name == "fsdp2":
-        return share * (micro * (2 * (numbers - between) + between) + numbers)
+        times = again if found.given_back else 1
+        return share * (micro * (times * (numbers - between) + between) + numbers)
     if name == "zero3":
-        return share * (2 * micro + 1) * numbers
+        return share * (micro * again + 1) * numbers
     return share * 2 * numbers

@@ -29,7 +29,12 @@ def as_table(result: dict[str, Any]) -> str:
     lines: list[Sequence[str]] = [[head for _, head, _ in COLUMNS]]
     for row in result["rows"]:
         lines.append([shown(row.get(key), form) for key, _, form in COLUMNS])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Words in columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
         for line in lines

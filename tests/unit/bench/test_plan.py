@@ -12,7 +12,8 @@ import torch
 from nl.bench.footprint import FP32, Footprint, footprint
 from nl.bench.live import LiveBytes
 from nl.bench.plan import GIB, STRATEGIES, Devices, held, plan, sent
-from nl.cli_plan import aligned, build, configured, numbers
+from nl.bench.show import aligned
+from nl.cli_plan import build, cells, configured, numbers
 from nl.config import ConfigError
 
 SMALL = ("model.dim=64", "model.attention.heads=2", "stream.batch_size=2", "stream.seq_len=128")
@@ -20,6 +21,7 @@ FOUND = Footprint(
     parameters=1000,
     between=300,
     taught=True,
+    tiles=3,
     unit=200,
     optimizer=8000.0,
     samples=((1, 150.0), (4, 300.0), (16, 1500.0)),
@@ -89,9 +91,12 @@ def test_what_a_device_sends_by_hand() -> None:
         "ddp": 0.75 * 2 * P,
         "zero1": 0.75 * 2 * P,
         "zero2": 0.75 * 2 * P,
-        "zero3": 0.75 * 5 * P,
-        "fsdp2": 0.75 * (2 * (2 * (P - B) + B) + P),
+        "zero3": 0.75 * (2 * 6 + 1) * P,
+        "fsdp2": 0.75 * (2 * (6 * (P - B) + B) + P),
     }
+    kept = replace(FOUND, given_back=False)
+    assert sent("fsdp2", kept, 4, 2) == 0.75 * (2 * P + P)
+    assert held("fsdp2", kept, 4) == (2 * P + FOUND.optimizer) / 4 + P + P
     assert all(sent(name, FOUND, 1, 2) == 0 for name in STRATEGIES)
 
 
@@ -105,7 +110,24 @@ def test_rows_per_device_are_the_most_that_fit_and_divide(tiny: ModuleType) -> N
     none = plan(run, big, Devices(gpus=4, memory=0.5))
     assert {row["rows"] for row in none} == {0}
     assert {row["tokens_per_s"] for row in none} == {0.0}
-    assert len(aligned(none).splitlines()) == 1 + len(STRATEGIES)
+    assert len(aligned(cells(none)).splitlines()) == 1 + len(STRATEGIES)
+
+
+def test_strategies_that_refuse_the_run_are_left_out() -> None:
+    def names(*overrides: str) -> list[str]:
+        run = configured("pilot_smoke", overrides)
+        return [row["strategy"] for row in plan(run, FOUND, Devices(gpus=2))]
+
+    assert names() == list(STRATEGIES)
+    assert names("train.recompute_every=64") == ["ddp"]
+    assert names("optim=muon") == ["ddp", "fsdp2"]
+
+
+def test_options_of_a_strategy_are_planned_with() -> None:
+    run = configured("pilot_smoke", ["fsdp.reshard_after_forward=false"])
+    rows = {row["strategy"]: row for row in plan(run, FOUND, Devices(gpus=2))}
+    kept = replace(FOUND, given_back=False)
+    assert rows["fsdp2"]["fixed"] == held("fsdp2", kept, 2) / GIB
 
 
 def test_what_cannot_be_planned_is_refused(tiny: ModuleType) -> None:
