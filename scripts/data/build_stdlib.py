@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nl.data.documents import total_bytes, total_documents
 from nl.data.prep.command import run
 from nl.data.prep.stdlib import build_stdlib
 
@@ -26,8 +27,9 @@ def main() -> None:
     manifest, written = build_stdlib(args.output_dir, limit_mb=args.limit_mb)
     print(f"{args.output_dir}: {'written' if written else 'up to date, nothing to do'}")
     for split, domains in manifest.splits.items():
-        for domain, text in domains.items():
-            print(f"  {split}/{domain}: {text.documents:,} documents, {text.bytes:,} bytes")
+        for domain, texts in domains.items():
+            documents, size = total_documents(texts), total_bytes(texts)
+            print(f"  {split}/{domain}: {documents:,} documents, {size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ PLACES: dict[str, dict[str, str]] = {
     "sentencepiece": {"data/prep/": LAZY, "data/tokenizer.py": LAZY},
     "datasets": {"data/prep/": LAZY},
     "datatrove": {"data/prep/": LAZY},
-    "zstandard": {"data/prep/": LAZY},
+    "zstandard": {"data/prep/": LAZY, "data/documents.py": LAZY},
     "py3langid": {"data/prep/": LAZY},
     "lm_eval": {"eval/": LAZY},
     "sklearn": {"eval/": LAZY, "report/": LAZY},

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nl.config import ConfigError, structure
-from nl.data.documents import RECIPE, Document, TextFile, read_jsonl
+from nl.data.documents import RECIPE, Document, TextFile, check_schema, read_jsonl, upgraded
 from nl.data.files import read_json, sha256_file
 from nl.data.tokenizer import Tokenizer, load_tokenizer
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +37,16 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainInfo:
-    """One domain of one split; ``bytes`` is the UTF-8 size of its text, without EOS."""
+    """One domain of one split; ``bytes`` is the UTF-8 size of its text, without EOS.
+
+    ``texts`` are the files that were tokenized, in the order of the shards.
+    """
 
     shards: tuple[ShardInfo, ...]
     tokens: int
     documents: int
     bytes: int
-    text: TextFile
+    texts: tuple[TextFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +81,18 @@ def read_manifest(path: str | Path) -> DataManifest:
         ConfigError: no manifest (with the recipe that builds it), or a malformed one.
     """
     file = Path(path) / "manifest.json"
-    manifest = structure(DataManifest, read_json(file, RECIPE), str(file))
-    if manifest.schema != SCHEMA:
-        raise ConfigError(f"{file}: schema {manifest.schema}; this version reads schema {SCHEMA}.")
+    data = read_json(file, RECIPE)
+    if isinstance(data, dict) and data.get("schema") == 1:
+        data = upgraded(data, _with_texts)
+    manifest = structure(DataManifest, data, str(file))
+    check_schema(manifest.schema, file)
     return manifest
+
+
+def _with_texts(domain: Any) -> Any:
+    if not isinstance(domain, dict) or "text" not in domain:
+        return domain
+    return {k: v for k, v in domain.items() if k != "text"} | {"texts": [domain["text"]]}
 
 
 def data_tokenizer(path: str | Path) -> Tokenizer:
@@ -106,8 +116,11 @@ def documents(
     Raises:
         ConfigError: unknown split or domain, or the text is missing or was changed.
     """
-    text = read_manifest(path).domain(split, domain, Path(path)).text
-    file = Path(path) / text.file
-    if verify and file.is_file() and sha256_file(file) != text.sha256:
-        raise ConfigError(f"{file}: its sha256 is not the manifest's; build the data again.")
-    return read_jsonl(file)
+    texts = read_manifest(path).domain(split, domain, Path(path)).texts
+    if not texts:
+        raise ConfigError(f"{path}: its shards were imported; the text of {domain!r} is not here.")
+    files = [Path(path) / text.file for text in texts]
+    for file, text in zip(files, texts, strict=True):
+        if verify and file.is_file() and sha256_file(file) != text.sha256:
+            raise ConfigError(f"{file}: its sha256 is not the manifest's; build the data again.")
+    return itertools.chain.from_iterable(map(read_jsonl, files))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from nl.config import ConfigError
 from nl.data.documents import Document, encode_jsonl, read_corpus, read_jsonl
@@ -46,6 +49,51 @@ def test_changed_text_is_refused(own_tiny: Path) -> None:
         documents(own_tiny, "dev", "code")
 
 
+def test_several_files_of_a_domain_and_manifests_of_schema_1(own_tiny: Path) -> None:
+    path = own_tiny / "manifest.json"
+    data = json.loads(path.read_text())
+    before = [d.text for d in documents(own_tiny, "val", "code")]
+    domain = data["splits"]["val"]["code"]
+    (text,) = domain["texts"]
+    domain["texts"] = [text, text]
+    path.write_text(json.dumps(data))
+    assert [d.text for d in documents(own_tiny, "val", "code")] == before * 2
+    domain["texts"] = []
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="the text of 'code' is not here"):
+        documents(own_tiny, "val", "code")
+    del domain["texts"]
+    domain["text"] = text
+    path.write_text(json.dumps(data | {"schema": 1}))
+    assert [d.text for d in documents(own_tiny, "val", "code")] == before
+
+
+def test_a_corpus_of_schema_1(own_tiny: Path) -> None:
+    path = own_tiny / "corpus/manifest.json"
+    now = read_corpus(own_tiny / "corpus")
+    data = json.loads(path.read_text())
+    for domains in data["splits"].values():
+        domains.update({name: files[0] for name, files in domains.items()})
+    path.write_text(json.dumps(data | {"schema": 1}))
+    assert read_corpus(own_tiny / "corpus") == now
+
+
+def test_compressed_files_and_torn_ones(tmp_path: Path) -> None:
+    rows = [Document(f"line {i}\n" * 200, f"s{i}") for i in range(50)]
+    raw = encode_jsonl(rows)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "d.jsonl.zst").write_bytes(zstandard.compress(raw))
+    for name in ("d.jsonl.gz", "d.jsonl.zst"):
+        assert list(read_jsonl(tmp_path / name)) == rows
+    whole = (tmp_path / "d.jsonl.gz").read_bytes()
+    (tmp_path / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"d.jsonl.gz: not readable after line \d+"):
+        list(read_jsonl(tmp_path / "d.jsonl.gz"))
+    (tmp_path / "d.jsonl.zst").write_bytes(b"no zstandard frame")
+    with pytest.raises(ConfigError, match=r"d.jsonl.zst: not readable after line 0"):
+        list(read_jsonl(tmp_path / "d.jsonl.zst"))
+
+
 def test_jsonl_round_trip(tmp_path: Path) -> None:
     rows = [Document("a\u2028b\n\u00e9", "x"), Document("", "y")]
     (tmp_path / "d.jsonl").write_bytes(encode_jsonl(rows))
@@ -62,8 +110,8 @@ def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
 
 def test_corpus_of_another_schema(own_tiny: Path) -> None:
     path = own_tiny / "corpus/manifest.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ConfigError, match="schema 2"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(ConfigError, match="schema 3; this version reads schema 2"):
         read_corpus(own_tiny / "corpus")
 
 

@@ -43,8 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = root / "corpus" / split / f"{domain}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(raw)
-            splits.setdefault(split, {})[domain] = text_file(root, file, documents, raw)
-    write_json(root / "corpus" / "manifest.json", {"schema": 1, "name": "t", "splits": splits})
+            splits.setdefault(split, {})[domain] = [text_file(root, file, documents, raw)]
+    write_json(root / "corpus" / "manifest.json", {"schema": 2, "name": "t", "splits": splits})
     shard_corpus(root / "corpus", "bytes", root / "data")
     return root / "data"
 

@@ -6,10 +6,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nl.config import unstructure
-from nl.data.documents import SPLITS, CorpusManifest, Document, TextFile, encode_jsonl
+from nl.data.documents import (
+    SCHEMA,
+    SPLITS,
+    CorpusManifest,
+    Document,
+    Files,
+    TextFile,
+    encode_jsonl,
+)
 from nl.data.files import move_into, sha256_file, staging, write_json
 
 PERCENT = {"train": 80, "val": 10, "test": 10}
@@ -91,7 +98,7 @@ def write_corpus(
         The manifest.
     """
     seen: set[str] = set()
-    splits: dict[str, dict[str, TextFile]] = {split: {} for split in SPLITS}
+    splits: dict[str, dict[str, tuple[TextFile, ...]]] = {split: {} for split in SPLITS}
     with staging(output) as folder:
         for domain, works in domains.items():
             rows: dict[str, list[Document]] = {split: [] for split in SPLITS}
@@ -101,13 +108,14 @@ def write_corpus(
                 file = folder / split / f"{domain}.jsonl"
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(encode_jsonl(rows[split]))
-                splits[split][domain] = TextFile(
+                text = TextFile(
                     file=f"{split}/{domain}.jsonl",
                     documents=len(rows[split]),
                     bytes=sum(len(d.text.encode()) for d in rows[split]),
                     sha256=sha256_file(file),
                 )
-        manifest = CorpusManifest(schema=1, name=name, recipe=dict(recipe), splits=splits)
+                splits[split][domain] = (text,)
+        manifest = CorpusManifest(schema=SCHEMA, name=name, recipe=dict(recipe), splits=splits)
         (output / "manifest.json").unlink(missing_ok=True)
         for split in SPLITS:
             move_into(folder / split, output / split)
@@ -115,9 +123,9 @@ def write_corpus(
     return manifest
 
 
-def is_current(corpus: Path, splits: Mapping[str, Mapping[str, Any]]) -> bool:
+def is_current(corpus: Path, splits: Files) -> bool:
     """Whether every text file of a corpus still has its digest."""
-    files = [text for domains in splits.values() for text in domains.values()]
+    files = [text for domains in splits.values() for texts in domains.values() for text in texts]
     return all(
         (corpus / t.file).is_file() and sha256_file(corpus / t.file) == t.sha256 for t in files
     )

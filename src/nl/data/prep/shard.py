@@ -6,16 +6,24 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from nl.config import ConfigError, unstructure
-from nl.data.documents import Document, TextFile, read_corpus, read_jsonl
+from nl.data.documents import (
+    SCHEMA,
+    Document,
+    TextFile,
+    read_corpus,
+    read_jsonl,
+    total_bytes,
+    total_documents,
+)
 from nl.data.files import move_into, sha256_file, staging, write_atomic, write_json
 from nl.data.manifest import (
-    SCHEMA,
     DataManifest,
     DomainInfo,
     ShardInfo,
@@ -67,29 +75,35 @@ def shard_corpus(
     with staging(output) as folder:
         for split, domains in source.splits.items():
             splits[split] = {}
-            for domain, text in domains.items():
+            for domain, texts in domains.items():
                 where = Path(split) / domain
-                _check_text(corpus, text)
-                stream = _tokenized(corpus / text.file, tokenizer, f"{split}/{domain}", text.bytes)
+                for text in texts:
+                    _check_text(corpus, text)
+                paths = [corpus / text.file for text in texts]
+                size = total_bytes(texts)
+                stream = _tokenized(paths, tokenizer, f"{split}/{domain}", size)
                 shards = _write_shards(folder, where, stream, info, shard_tokens)
-                relative = os.path.relpath(corpus / text.file, output)
                 splits[split][domain] = DomainInfo(
                     shards=shards,
                     tokens=sum(s.tokens for s in shards),
-                    documents=text.documents,
-                    bytes=text.bytes,
-                    text=TextFile(**(unstructure(text) | {"file": Path(relative).as_posix()})),
+                    documents=total_documents(texts),
+                    bytes=size,
+                    texts=tuple(_seen_from(output, corpus, text) for text in texts),
                 )
         (output / "manifest.json").unlink(missing_ok=True)
         for split in splits:
             move_into(folder / split, output / split)
-    if info.path is not None and not _same_file(Path(tokenizer_path), output / info.path):
-        write_atomic(output / info.path, Path(tokenizer_path).read_bytes())
+    _copy_model(Path(tokenizer_path), output, info)
     manifest = DataManifest(
         schema=SCHEMA, name=source.name, tokenizer=info, splits=splits, inputs=inputs
     )
     write_json(output / "manifest.json", unstructure(manifest))
     return manifest, True
+
+
+def _seen_from(output: Path, corpus: Path, text: TextFile) -> TextFile:
+    relative = Path(os.path.relpath(corpus / text.file, output))
+    return replace(text, file=relative.as_posix())
 
 
 def _describe(tokenizer: Tokenizer) -> TokenizerInfo:
@@ -101,8 +115,12 @@ def _describe(tokenizer: Tokenizer) -> TokenizerInfo:
     )
 
 
-def _same_file(first: Path, second: Path) -> bool:
-    return second.exists() and first.samefile(second)
+def _copy_model(model: Path, output: Path, info: TokenizerInfo) -> None:
+    if info.path is None:
+        return
+    copy = output / info.path
+    if not (copy.exists() and model.samefile(copy)):
+        write_atomic(copy, model.read_bytes())
 
 
 def _is_whole(output: Path, manifest: DataManifest) -> bool:
@@ -130,11 +148,13 @@ def _check_text(corpus: Path, text: TextFile) -> None:
         )
 
 
-def _tokenized(path: Path, tokenizer: Tokenizer, label: str, size: int) -> Iterator[list[int]]:
+def _tokenized(
+    paths: Sequence[Path], tokenizer: Tokenizer, label: str, size: int
+) -> Iterator[list[int]]:
     """Ids of each document with EOS, with a line of progress every few seconds."""
     start = shown = time.perf_counter()
     done = 0
-    stream: Iterator[Document] = read_jsonl(path)
+    stream: Iterator[Document] = itertools.chain.from_iterable(map(read_jsonl, paths))
     while batch := list(itertools.islice(stream, BATCH)):
         for ids in tokenizer.encode([d.text for d in batch]):
             yield [*ids, tokenizer.eos_id]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def train_tokenizer(
     """
     model, log = output / "tokenizer.model", log_file or output / "tokenizer_log.json"
     files = read_corpus(corpus).splits.get("train", {})
-    inputs = {name: text.sha256 for name, text in files.items()}
+    inputs = {name: [text.sha256 for text in texts] for name, texts in files.items()}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
     if model.is_file() and log.is_file():
         old = earlier(log)
@@ -78,8 +79,8 @@ def train_tokenizer(
         if same and old.get("sha256") == sha256_file(model):
             return old, False
     start = time.perf_counter()
-    paths = [corpus / text.file for text in files.values()]
-    sentences = list(sample(paths, int(options.sample_mb * 1e6)))
+    domains = [[corpus / text.file for text in texts] for texts in files.values()]
+    sentences = list(sample(domains, int(options.sample_mb * 1e6)))
     size = sum(len(s.encode()) for s in sentences)
     LOG.info("training %s %d on %.1f MB", options.model_type, options.vocab_size, size / 1e6)
     data = fit(sentences, options)
@@ -104,12 +105,12 @@ def earlier(log: Path) -> dict[str, Any]:
     return old if isinstance(old, dict) else {}
 
 
-def sample(paths: Iterable[Path], limit: int) -> Iterator[str]:
-    """Sentences of the documents of lowest hash, the same number of bytes from each file."""
-    files = list(paths)
-    for path in files:
-        left = limit // len(files)
-        for document in sorted(read_jsonl(path), key=lambda d: d.id):
+def sample(domains: Sequence[Sequence[Path]], limit: int) -> Iterator[str]:
+    """Sentences of the documents of lowest hash, the same number of bytes from each domain."""
+    for paths in domains:
+        left = limit // len(domains)
+        documents = itertools.chain.from_iterable(map(read_jsonl, paths))
+        for document in sorted(documents, key=lambda d: d.id):
             left -= len(document.text.encode())
             if left < 0:
                 break

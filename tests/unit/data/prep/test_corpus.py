@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nl.config import ConfigError
-from nl.data.documents import SPLITS, Document, read_corpus, read_jsonl
+from nl.data.documents import SPLITS, Document, read_corpus, read_jsonl, total_documents
 from nl.data.files import sha256_file
 from nl.data.prep.corpus import Work, is_current, limited, split_of, write_corpus
 
@@ -28,7 +28,7 @@ def write(root: Path, domains: dict[str, list[Work]], limit: int = 10**9) -> dic
         found = [
             document.text
             for domain in domains
-            for document in read_jsonl(root / manifest.splits[split][domain].file)
+            for document in read_jsonl(root / manifest.splits[split][domain][0].file)
         ]
         assert len(found) == len(set(found))
         texts[split] = set(found)
@@ -51,7 +51,7 @@ def test_exact_duplicates_go_within_and_across_domains(tmp_path: Path) -> None:
     texts = write(tmp_path, {"one": twice, "two": works(35)})
     assert sum(map(len, texts.values())) == 70
     manifest = read_corpus(tmp_path)
-    assert sum(manifest.splits[s]["two"].documents for s in SPLITS) == 10
+    assert sum(total_documents(manifest.splits[s]["two"]) for s in SPLITS) == 10
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
@@ -67,13 +67,13 @@ def test_manifest_says_what_the_files_hold(tmp_path: Path) -> None:
     write(tmp_path, {"one": works(50)})
     manifest = read_corpus(tmp_path)
     for split in SPLITS:
-        info = manifest.splits[split]["one"]
+        (info,) = manifest.splits[split]["one"]
         rows = list(read_jsonl(tmp_path / info.file))
         assert info.documents == len(rows)
         assert info.bytes == sum(len(d.text.encode()) for d in rows)
         assert info.sha256 == sha256_file(tmp_path / info.file)
     assert is_current(tmp_path, manifest.splits)
-    (tmp_path / manifest.splits["val"]["one"].file).write_text("")
+    (tmp_path / manifest.splits["val"]["one"][0].file).write_text("")
     assert not is_current(tmp_path, manifest.splits)
 
 

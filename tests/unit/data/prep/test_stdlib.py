@@ -110,7 +110,7 @@ def test_build_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, written = build_stdlib(tmp_path, limit_mb=0.4)
     assert written
     for domain in ("prose", "code"):
-        infos = [manifest.splits[split][domain] for split in SPLITS]
+        infos = [manifest.splits[split][domain][0] for split in SPLITS]
         assert 15_000 < sum(i.bytes for i in infos) <= 400_000
         assert infos[0].documents > 2
     sources = {d.source.split(":")[0] for d in read_jsonl(tmp_path / "train/prose.jsonl")}

@@ -83,10 +83,10 @@ def test_training_sees_the_train_split_only(corpus: Path, tmp_path: Path) -> Non
     assert train_tokenizer(copy, tmp_path, OPTIONS)[1]
 
 
-def test_sample_takes_whole_documents_equally_from_each_file(corpus: Path) -> None:
+def test_sample_takes_whole_documents_equally_from_each_domain(corpus: Path) -> None:
     paths = [corpus / "train/a.jsonl", corpus / "train/b.jsonl"]
     texts = ["".join(sentences_of(d.text)) for p in paths for d in read_jsonl(p)]
-    got = "".join(sample(paths, 60_000))
+    got = "".join(sample([[p] for p in paths], 60_000))
     assert 20_000 < len(got.encode()) <= 60_000
     rest = got
     for text in texts:
