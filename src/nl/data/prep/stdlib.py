@@ -7,6 +7,7 @@ so that no sentence is in both domains. Pieces of one file share a split.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import platform
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from nl.config import ConfigError
 from nl.data.documents import CorpusManifest, Document, read_corpus
+from nl.data.files import sha256_text
 from nl.data.prep.corpus import Work, is_current, write_corpus
 
 MIN_DOCSTRING = 40
@@ -28,6 +30,8 @@ MAX_FILE = 400_000
 SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 GENERATED = re.compile(r"(auto-?)?generated (from|by|automatically)|gencodec", re.IGNORECASE)
 VERSION = "1"
+GROUP_MARK = "#"
+"""Stands between the name of a file and the number of its piece."""
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -64,6 +68,37 @@ def build_stdlib(output: Path, *, limit_mb: float) -> tuple[CorpusManifest, bool
         recipe=recipe,
     )
     return manifest, True
+
+
+def stdlib_documents(domain: str, limit_bytes: int | None = None) -> Iterator[Document]:
+    """Documents of ``prose`` or ``code``; pieces of one file are ``<file>#0``, ``<file>#1`` ...
+
+    Args:
+        domain: which.
+        limit_bytes: UTF-8 bytes of text at most: whole files, chosen by the hash of their names.
+
+    Raises:
+        ConfigError: this Python has no source files.
+    """
+    prose, code = _works(Path(sysconfig.get_path("stdlib")))
+    works = [*topic_works(), *prose] if domain == "prose" else code
+    names = [work.documents[0].source for work in works]
+    chosen, size = set(), 0
+    for _, name, number in sorted((sha256_text(n), n, i) for i, n in enumerate(names)):
+        size += works[number].bytes
+        if limit_bytes is not None and size > limit_bytes:
+            break
+        chosen.add(name)
+    for name, work in zip(names, works, strict=True):
+        if name in chosen:
+            for piece, document in enumerate(work.documents):
+                yield Document(document.text, f"{name}{GROUP_MARK}{piece}")
+
+
+@functools.cache
+def _works(root: Path) -> tuple[list[Work], list[Work]]:
+    """The library is parsed once for both domains."""
+    return stdlib_works(root)
 
 
 def topic_works() -> Iterator[Work]:

@@ -1,0 +1,185 @@
+"""Where documents come from: local files, the Hugging Face hub, this Python, a generator. Floor 1.
+
+``units`` cuts a source into pieces that can be read apart from each other (files, shards of a hub
+data set); ``read_unit`` reads one of them and counts what it could not use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from nl.config import ConfigError
+from nl.data.documents import Document
+from nl.data.prep import stdlib, synthetic
+from nl.data.prep.sources_files import LocalFile, Record, by_heading, of_row, records
+from nl.data.prep.sources_hub import Hub, find_hub
+from nl.data.prep.sources_local import find_local
+from nl.data.prep.sources_spec import GENERATED, Source
+
+LOG = logging.getLogger("nl.data")
+UNIT_BYTES = 1 << 28
+"""Small files are read together up to this many bytes on disk; a larger file is a unit."""
+
+
+@dataclass
+class Tally:
+    """What became of the records of a source: ``read`` = documents + sum of ``reasons``."""
+
+    read: int = 0
+    documents: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    """Place of the first record of every reason."""
+    columns: tuple[str, ...] = ()
+    """Columns of the last record that had no text."""
+
+    def add_bad(self, record: Record) -> None:
+        """Count a record that cannot be used; the first of a reason is logged by its place."""
+        if record.reason not in self.first:
+            self.first[record.reason] = record.place
+            LOG.warning("%s: left out (%s)", record.place, record.reason)
+        self.reasons[record.reason] += 1
+        self.columns = record.columns or self.columns
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a source that is read by one task: files, a hub shard or a generator."""
+
+    origin: tuple[LocalFile, ...] | Hub | str
+    number: int = 0
+    count: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk; 0 where it is not known."""
+        return sum(f.bytes for f in self.origin) if isinstance(self.origin, tuple) else 0
+
+    def identity(self) -> Any:
+        """Plain data that changes when the input does: names, sizes and times of files."""
+        if not isinstance(self.origin, tuple):
+            name = self.origin if isinstance(self.origin, str) else self.origin.identity()
+            return [name, self.number, self.count]
+        rows = [(f, f.path.stat()) for f in self.origin]
+        return [[f.name, f.format, s.st_size, s.st_mtime_ns] for f, s in rows]
+
+
+def units(source: Source, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
+    """The units of a source; with a limit, or where order matters, there is one.
+
+    Raises:
+        ConfigError: nothing is there; the line says what was looked for and where.
+    """
+    if source.dataset in GENERATED:
+        return (Unit(f"{source.dataset}:{source.subset or ''}"),)
+    found = find_local(source.paths, source.split, source)
+    if found is not None:
+        whole = source.limited
+        groups = [found] if whole else _grouped(found, unit_bytes)
+        return tuple(Unit(group, i, len(groups)) for i, group in enumerate(groups))
+    hub = find_hub(source)
+    count = 1 if source.limited or source.sample_by == "heading" else hub.shards
+    return tuple(Unit(hub, i, count) for i in range(count))
+
+
+def _grouped(files: Sequence[LocalFile], limit: int) -> list[tuple[LocalFile, ...]]:
+    groups: list[list[LocalFile]] = []
+    size = limit
+    for file in files:
+        if size + file.bytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.bytes
+    return [tuple(group) for group in groups]
+
+
+def read_unit(source: Source, unit: Unit, tally: Tally | None = None) -> Iterator[Document]:
+    """Documents of one unit in order; ``tally`` counts every record as it passes.
+
+    Raises:
+        ConfigError: a file that ends too early, or no record at all could be used.
+    """
+    tally = Tally() if tally is None else tally
+    left = float("inf") if source.max_mb is None else source.max_mb * 1e6
+    for document in islice(_documents(source, unit, tally), source.max_records):
+        left -= len(document.text.encode())
+        if left < 0:
+            tally.documents -= 1
+            tally.read -= 1
+            break
+        yield document
+    if tally.read and not tally.documents:
+        raise ConfigError(_nothing(source, tally))
+
+
+def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document]:
+    """All documents of a source, unit after unit.
+
+    Raises:
+        ConfigError: see ``units`` and ``read_unit``.
+    """
+    for unit in units(source):
+        yield from read_unit(source, unit, tally)
+
+
+def _nothing(source: Source, tally: Tally) -> str:
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(tally.reasons.items()))
+    first = next(iter(tally.first.values()))
+    columns = f" Columns that exist: {', '.join(tally.columns)}." if tally.columns else ""
+    return (
+        f"{source.name}: none of {tally.read:,} records has a text in column "
+        f"{source.text_column!r} ({reasons}; the first is {first}).{columns} "
+        "Set text_column (--text-column) or the format (--dataset)."
+    )
+
+
+def _documents(source: Source, unit: Unit, tally: Tally) -> Iterator[Document]:
+    for record in _records(source, unit):
+        tally.read += 1
+        if record.text is None:
+            tally.add_bad(record)
+            continue
+        try:
+            record.text.encode()
+        except UnicodeEncodeError:
+            tally.add_bad(Record(record.place, None, "broken_utf8"))
+            continue
+        tally.documents += 1
+        yield Document(record.text, record.place)
+
+
+def _records(source: Source, unit: Unit) -> Iterator[Record]:
+    if isinstance(unit.origin, str):
+        yield from _generated(source)
+        return
+    if isinstance(unit.origin, tuple):
+        rows = (
+            record
+            for file in unit.origin
+            for record in records(file, source.text_column, source.sample_by)
+        )
+        lines = any(file.format not in ("text", "wikitext") for file in unit.origin)
+    else:
+        hub = unit.origin
+        rows = (
+            of_row(row, source.text_column, f"{hub.dataset}:{unit.number}:{i}")
+            for i, row in enumerate(hub.rows(unit.number, unit.count))
+        )
+        lines = True
+    yield from by_heading(rows) if lines and source.sample_by == "heading" else rows
+
+
+def _generated(source: Source) -> Iterator[Record]:
+    if source.dataset == "stdlib":
+        limit = None if source.max_mb is None else int(source.max_mb * 1e6)
+        made = stdlib.stdlib_documents(source.subset or "", limit)
+    else:
+        made = synthetic.synthetic_documents(source.name, source.subset or "0")
+    for document in made:
+        yield Record(document.source, document.text)
