@@ -25,7 +25,11 @@ class TokenizerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard file, relative to the data directory."""
+    """One shard file, relative to the data directory.
+
+    ``blocks`` is the SHA-256 of the table of block digests at its end; empty for a shard of
+    format version 1, which has none.
+    """
 
     file: str
     tokens: int
@@ -33,6 +37,7 @@ class ShardInfo:
     sha256: str
     dtype: Literal["uint16", "uint32"]
     max_id: int
+    blocks: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from nl.data.manifest import read_manifest
 from nl.data.order import Ints, Shuffler
 from nl.data.shard_stream import boundaries, held_out_stream
 from nl.data.stream import RowStream
-from nl.data.windows import TokenWindows
+from nl.data.windows import TokenWindows, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,10 @@ class PhaseStreamConfig(StreamConfig):
     documents: Literal["ignore", "reset"] = "ignore"
     """reset: a document that begins inside a row begins with a fresh State and knows nothing of
     the one before; the last token of a document has no target."""
-    verify: bool = True
-    """Compare the SHA-256 of every shard with the manifest when it is opened."""
+    verify: bool | Literal["full", "sample", "header"] = True
+    """How much of every shard is compared with the manifest when it is opened. true or full: its
+    SHA-256; sample: the digests of a few blocks, drawn anew each time; false or header: sizes and
+    header."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size"):
@@ -98,7 +100,8 @@ class PhaseStreamConfig(StreamConfig):
 
     def splits(self) -> tuple[str, ...]:
         """``train`` and one ``val/<domain>`` per domain of the phases."""
-        return ("train", *(f"val/{name}" for name in self.domains))
+        known = readable(read_manifest(self.path), "val", self.seq_len, self.domains)
+        return ("train", *(f"val/{name}" for name in known))
 
     def vocab_size(self) -> int | None:
         """The tokenizer's vocabulary."""

@@ -9,8 +9,9 @@ from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
 from nl.data.manifest import read_manifest
 from nl.data.order import ContiguousPlan, Ints, MixturePlan, Plan, SequentialPlan
+from nl.data.shards import Verify
 from nl.data.stream import Boundaries, RowStream
-from nl.data.windows import TokenWindows
+from nl.data.windows import TokenWindows, readable
 
 
 @register("stream", "shards")
@@ -33,8 +34,10 @@ class ShardStreamConfig(StreamConfig):
     documents: Literal["ignore", "reset"] = "ignore"
     """reset: a document that begins inside a row begins with a fresh State and knows nothing of
     the one before; the last token of a document has no target."""
-    verify: bool = True
-    """Compare the SHA-256 of every shard with the manifest when it is opened."""
+    verify: bool | Literal["full", "sample", "header"] = True
+    """How much of every shard is compared with the manifest when it is opened. true or full: its
+    SHA-256; sample: the digests of a few blocks, drawn anew each time; false or header: sizes and
+    header."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size"):
@@ -55,9 +58,12 @@ class ShardStreamConfig(StreamConfig):
         require(all(w > 0 for w in self.weights), f"weights: {list(self.weights)}; must be > 0.")
 
     def splits(self) -> tuple[str, ...]:
-        """``train`` and one ``val/<domain>`` per domain; ``test/<domain>`` can be built too."""
-        known = read_manifest(self.path).splits.get("val", {})
-        return ("train", *(f"val/{name}" for name in self.domains or known))
+        """``train`` and one ``val/<domain>`` per domain; ``test/<domain>`` can be built too.
+
+        A domain whose held-out text does not fill one window has none.
+        """
+        known = readable(read_manifest(self.path), "val", self.seq_len, self.domains)
+        return ("train", *(f"val/{name}" for name in known))
 
     def vocab_size(self) -> int | None:
         """The tokenizer's vocabulary."""
@@ -101,7 +107,7 @@ class TokenData(Protocol):
     @property
     def documents(self) -> Literal["ignore", "reset"]: ...
     @property
-    def verify(self) -> bool: ...
+    def verify(self) -> Verify: ...
 
 
 def boundaries(windows: TokenWindows, plan: Plan, documents: str) -> Boundaries | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from nl.config import ConfigError
 from nl.core.batch import IGNORE
 from nl.data.manifest import DataManifest, read_manifest
 from nl.data.order import Ints
-from nl.data.shards import Shard, open_shard
+from nl.data.shards import Shard, Verify, open_shard
+
+LOG = logging.getLogger("nl.data")
+_SAID: set[str] = set()
 
 
 class WindowSource:
@@ -32,7 +36,7 @@ class WindowSource:
         shards = [shard for shard in shards if shard.tokens.size > seq_len]
         self.seq_len = seq_len
         self._views = [_windows(shard.tokens, seq_len) for shard in shards]
-        self._ends = [shard.ends.astype(np.int64) for shard in shards]
+        self._ends = [shard.ends for shard in shards]
         self._starts = np.cumsum([0, *(len(v) for v in self._views)])
 
     def __len__(self) -> int:
@@ -56,7 +60,8 @@ class WindowSource:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         first = (index - int(self._starts[shard])) * self.seq_len
         ends = self._ends[shard]
-        low, high = np.searchsorted(ends, [first, first + self.seq_len + 1])
+        span = np.asarray([first, first + self.seq_len + 1], np.uint64)  # as ends: no copy of them
+        low, high = np.searchsorted(ends, span)
         found = [int(end) - first for end in ends[low:high]]
         return [0, *found] if first == 0 and found[:1] != [0] else found
 
@@ -67,18 +72,44 @@ def _windows(tokens: npt.NDArray[Any], seq_len: int) -> npt.NDArray[Any]:
     return as_strided(tokens, shape=shape, strides=(step * seq_len, step), writeable=False)
 
 
+def readable(
+    manifest: DataManifest, split: str, seq_len: int, names: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The domains of a split (or those of ``names``) without the ones that hold no window.
+
+    What is left out is said once per process. A name that the split does not have stays, so that
+    opening it says so.
+    """
+    domains, kept = manifest.splits.get(split, {}), []
+    for name in names or domains:
+        shards = domains[name].shards if name in domains else None
+        if shards is None or any(shard.tokens > seq_len for shard in shards):
+            kept.append(name)
+            continue
+        text = (
+            f"{manifest.name}: split {split!r} of domain {name!r} is left out, "
+            f"no shard of it holds stream.seq_len + 1 = {seq_len + 1} tokens"
+        )
+        if text not in _SAID:
+            _SAID.add(text)
+            LOG.warning(text)
+    return tuple(kept)
+
+
 class TokenWindows:
     """Sources of one split with their names; callable as the fetch function of a stream.
 
-    With ``apart`` the last token of a document has no target.
+    Without ``domains`` all that hold a window are read; one that is named has to hold one. With
+    ``apart`` the last token of a document has no target.
     """
 
     apart = False
 
-    def __init__(self, path: str, split: str, domains: Sequence[str], seq_len: int, verify: bool):
+    def __init__(self, path: str, split: str, domains: Sequence[str], seq_len: int, verify: Verify):
         root = Path(path)
         manifest = read_manifest(root)
-        self.names = list(domains) or list(manifest.splits.get(split, {}))
+        every = list(manifest.splits.get(split, {}))
+        self.names = list(domains or readable(manifest, split, seq_len) or every)
         self.seq_len = seq_len
         self.sources: list[WindowSource] = []
         for name in self.names:
@@ -87,8 +118,9 @@ class TokenWindows:
             source = WindowSource(shards, seq_len)
             if not len(source):
                 raise ConfigError(
-                    f"{root}: split {split!r}, domain {name!r} holds {info.tokens} tokens, not one "
-                    f"window of stream.seq_len + 1 = {seq_len + 1}; lower stream.seq_len."
+                    f"{root}: split {split!r}, domain {name!r} holds {info.tokens} tokens in "
+                    f"{len(shards)} shards, not one window of stream.seq_len + 1 = {seq_len + 1}; "
+                    "lower stream.seq_len or leave the domain out (stream.domains)."
                 )
             self.sources.append(source)
         self.digest = _digest(manifest, split, self.names)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nl.config import ConfigError
+from nl.config import ConfigError, structure
+from nl.config.groups import StreamConfig
 from nl.data.manifest import ShardInfo, TokenizerInfo, read_manifest
-from nl.data.shards import HEADER_BYTES, dtype_for, open_shard, write_shard
+from nl.data.shard_stream import ShardStreamConfig
+from nl.data.shards import (
+    BLOCK,
+    HEADER_BYTES,
+    damaged_blocks,
+    dtype_for,
+    open_shard,
+    write_shard,
+)
 from nl.data.tokenizer import ByteTokenizer
 from nl.data.windows import TokenWindows
 
@@ -29,13 +40,17 @@ def test_round_trip(tmp_path: Path, vocab: int, dtype: str) -> None:
     tokens = np.asarray([5, 0, vocab - 1, 7, 1], np.uint32)
     ends = np.asarray([2, 2, 5], np.uint64)
     record = write_shard(tmp_path / "s.bin", tokens, ends, info)
-    assert record == ShardInfo(
-        file="s.bin",
-        tokens=5,
-        documents=3,
-        sha256=hashlib.sha256((tmp_path / "s.bin").read_bytes()).hexdigest(),
-        dtype=dtype,  # type: ignore[arg-type]
-        max_id=vocab - 1,
+    assert (
+        record
+        == ShardInfo(
+            file="s.bin",
+            tokens=5,
+            documents=3,
+            sha256=hashlib.sha256((tmp_path / "s.bin").read_bytes()).hexdigest(),
+            dtype=dtype,  # type: ignore[arg-type]
+            max_id=vocab - 1,
+            blocks=hashlib.sha256((tmp_path / "s.bin").read_bytes()[-32:]).hexdigest(),
+        )
     )
     assert dtype_for(vocab) == dtype
     shard = open_shard(tmp_path, record, info, verify=True)
@@ -86,6 +101,11 @@ def sign(root: Path) -> None:
     shard(root, sha256=digest)
 
 
+def last_byte(root: Path) -> None:
+    data = (root / SHARD).read_bytes()
+    (root / SHARD).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
 def shard(root: Path, **fields: Any) -> None:
     edit(root, lambda d: d["splits"]["train"]["code"]["shards"][0].update(fields))
 
@@ -108,9 +128,10 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
         lambda r: (r / SHARD).write_bytes((r / SHARD).read_bytes() + b"x"),
         "00000.bin: .* bytes, expected",
     ),
-    ("flipped", flip, "00000.bin: sha256 is .* the manifest says .*the file was changed"),
-    ("magic", lambda r: overwrite(r, 0, b"X"), "00000.bin: not a shard of format version 1"),
-    ("version", lambda r: overwrite(r, 8, b"\x09"), "not a shard of format version 1"),
+    ("flipped", flip, r"00000.bin: sha256 is .* the manifest says .*damaged block 0 \(bytes 0 to"),
+    ("magic", lambda r: overwrite(r, 0, b"X"), "00000.bin: not a shard of format version 2"),
+    ("version", lambda r: overwrite(r, 8, b"\x09"), "not a shard of format version 2"),
+    ("digests", last_byte, "00000.bin: .*the table of block digests was changed"),
     ("large id", large_id, "00000.bin: token id 65535 is outside the vocabulary of 259"),
     ("max id", lambda r: shard(r, max_id=3), "header says .* the manifest"),
     ("count", lambda r: edit(r, lambda d: d["tokenizer"].update(vocab_size=300)), "header says"),
@@ -158,3 +179,99 @@ def test_ends_are_the_ends_of_the_documents(tiny: Path) -> None:
         shard = open_shard(tiny, record, info.tokenizer, verify=True)
         assert (np.flatnonzero(shard.tokens == eos) + 1).tolist() == shard.ends.tolist()
         assert record.documents == shard.ends.size
+
+
+def as_version_1(root: Path) -> None:
+    """Make every shard what format version 1 was: no block digests."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        domains = [d for split in manifest["splits"].values() for d in split.values()]
+        for record in [s for domain in domains for s in domain["shards"]]:
+            path = root / record["file"]
+            data = bytearray(path.read_bytes())
+            ends = HEADER_BYTES + 2 * record["tokens"]
+            del data[ends + -ends % 64 + 8 * record["documents"] :]
+            data[8:12] = (1).to_bytes(4, "little")
+            path.write_bytes(data)
+            record["sha256"] = hashlib.sha256(data).hexdigest()
+            del record["blocks"]
+
+    edit(root, change)
+
+
+@pytest.mark.parametrize("verify", [True, False, "full", "sample", "header"])
+def test_version_1_is_read_and_its_runs_go_on(own_tiny: Path, verify: Any) -> None:
+    """Batches and identity are those that the code of version 1 gave."""
+    as_version_1(own_tiny)
+    config = ShardStreamConfig(path=str(own_tiny), seq_len=32, batch_size=4, verify=verify)
+    stream = config.build("train", seed=0, rank=0, world=1)
+    digest = hashlib.sha256()
+    for batch in islice(stream, 9):
+        digest.update(batch.inputs.numpy().tobytes())
+    assert digest.hexdigest()[:12] == "c6577a0e56d2"
+    assert stream.state_dict() == {
+        "row": 36,
+        "identity": "train b7058da5d4f2, seq_len 32, seed 0, {'code': 653, 'prose': 821}",
+        "batch_size": 4,
+    }
+
+
+def test_damage_in_version_1_has_no_place(own_tiny: Path) -> None:
+    as_version_1(own_tiny)
+    flip(own_tiny)
+    for verify in ("sample", "full"):
+        with pytest.raises(ConfigError, match=r"sha256 is .*\(the file was changed\)"):
+            TokenWindows(str(own_tiny), "train", ["code"], 16, verify=verify)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ShardInfo]:
+    """A shard of 11 blocks."""
+    root = tmp_path_factory.mktemp("large")
+    tokens = np.arange(11 * BLOCK // 2 - 1000, dtype=np.uint32) % 259
+    return root, write_shard(root / "s.bin", tokens, np.asarray([tokens.size]), BYTES)
+
+
+def damage(path: Path, *places: int) -> None:
+    with path.open("r+b") as file:
+        for place in places:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 64]))
+
+
+def test_the_damaged_blocks_are_named(large: tuple[Path, ShardInfo], tmp_path: Path) -> None:
+    root, record = large
+    path = tmp_path / "s.bin"
+    shutil.copy(root / "s.bin", path)
+    open_shard(tmp_path, record, BYTES, verify="full")
+    places = [3 * BLOCK, 5 * BLOCK - 1]
+    damage(path, *places)
+    with pytest.raises(ConfigError) as error:
+        open_shard(tmp_path, record, BYTES, verify="full")
+    assert f"damaged blocks 3 (bytes {3 * BLOCK} to {4 * BLOCK}), 4 (bytes" in str(error.value)
+    assert damaged_blocks(record, np.fromfile(path, np.uint8)) == [3, 4]
+    open_shard(tmp_path, record, BYTES, verify="header")
+    damage(path, *places)
+    open_shard(tmp_path, record, BYTES, verify="full")
+
+
+def test_a_sample_of_blocks_finds_what_is_damaged_often(
+    large: tuple[Path, ShardInfo], tmp_path: Path
+) -> None:
+    """A file with five of eleven blocks damaged cannot hide from eight."""
+    root, record = large
+    shutil.copy(root / "s.bin", tmp_path / "s.bin")
+    open_shard(tmp_path, record, BYTES, verify="sample")
+    damage(tmp_path / "s.bin", *(n * BLOCK + 9000 for n in range(0, 10, 2)))
+    with pytest.raises(ConfigError, match="damaged block"):
+        open_shard(tmp_path, record, BYTES, verify="sample")
+
+
+def test_verify_reads_as_it_was_written() -> None:
+    for value in (True, False, "full", "sample", "header"):
+        data = {"kind": "shards", "path": "x", "verify": value}
+        assert structure(StreamConfig, data).verify == value  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="verify"):
+        structure(StreamConfig, {"kind": "shards", "path": "x", "verify": "some"})

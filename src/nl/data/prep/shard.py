@@ -1,54 +1,84 @@
-"""Corpus and tokenizer to a data directory: shards of tokens and a manifest. Floor 1."""
+"""Corpus and tokenizer to a data directory: shards of tokens and a manifest. Floor 1.
+
+The unit of work is one text file of the corpus. Its shards follow from that file and the options
+alone, so any number of workers, and any interruption, give the same bytes.
+"""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from nl.config import ConfigError, unstructure
+from nl.config import ConfigError, structure, unstructure
 from nl.data.documents import (
     SCHEMA,
-    Document,
-    TextFile,
+    UNDIVIDED,
+    CorpusManifest,
     read_corpus,
-    read_jsonl,
-    total_bytes,
-    total_documents,
 )
-from nl.data.files import move_into, sha256_file, staging, write_atomic, write_json
+from nl.data.files import move_into, sha256_file, write_atomic, write_json
 from nl.data.manifest import (
     DataManifest,
     DomainInfo,
-    ShardInfo,
     TokenizerInfo,
     read_manifest,
 )
-from nl.data.shards import VERSION, write_shard
+from nl.data.prep.shard_part import SHARD_TOKENS, PartRecord, PartTask, ShardOptions, shard_part
+from nl.data.shards import VERSION, file_bytes
 from nl.data.tokenizer import Tokenizer, load_tokenizer
 
-BATCH = 64
-"""Documents handed to the tokenizer at once."""
-SHARD_TOKENS = 1 << 25
 LOG = logging.getLogger("nl.data")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one sharding works: ``<output>/.shard-<key>`` until all of it is done."""
+
+    output: Path
+    key: str
+
+    @property
+    def work(self) -> Path:
+        return self.output / f".shard-{self.key}"
+
+    def shards(self, split: str = "") -> Path:
+        return self.work / "shards" / split
+
+    def record(self, task: PartTask) -> Path:
+        return self.work / "records" / task.where / f"part_{task.number:05d}.json"
+
+
 def shard_corpus(
-    corpus: Path, tokenizer_path: str, output: Path, *, shard_tokens: int = SHARD_TOKENS
+    corpus: Path,
+    tokenizer_path: str,
+    output: Path,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    eos_id: int = -1,
+    max_records: int | None = None,
+    name: str = "",
 ) -> tuple[DataManifest, bool]:
     """Tokenize a corpus into ``output``, unless that is there, made from the same inputs.
 
+    What an interrupted call with the same inputs finished is kept. An undivided corpus becomes
+    the split ``train``.
+
     Args:
         corpus: corpus directory.
-        tokenizer_path: a SentencePiece model, or ``bytes``.
+        tokenizer_path: a tokenizer file, or ``bytes``.
         output: data directory; the model is copied into it and its splits are replaced.
-        shard_tokens: a shard is closed once it holds this many tokens.
+        shard_tokens: a shard is closed once it holds this many tokens; no shard holds documents
+            of two files of the corpus.
+        eos_id: the id after each document; -1 is the tokenizer's.
+        max_records: at most this many documents per domain of a split, the first ones.
+        name: name of the data (default: the corpus's).
 
     Returns:
         The manifest and whether anything was written.
@@ -56,54 +86,164 @@ def shard_corpus(
     Raises:
         ConfigError: missing or changed inputs, no write access.
     """
-    if shard_tokens < 1:
-        raise ConfigError(f"--shard-tokens: {shard_tokens}; must be >= 1.")
     source = read_corpus(corpus)
     tokenizer = load_tokenizer(tokenizer_path)
-    inputs = {
-        "corpus": sha256_file(corpus / "manifest.json"),
-        "tokenizer": tokenizer.sha256,
-        "shard_tokens": str(shard_tokens),
-        "format": str(VERSION),
-    }
-    if (output / "manifest.json").is_file():
-        old = read_manifest(output)
-        if old.inputs == inputs and _is_whole(output, old):
-            return old, False
-    info = _describe(tokenizer)
-    splits: dict[str, dict[str, DomainInfo]] = {}
-    with staging(output) as folder:
-        for split, domains in source.splits.items():
-            splits[split] = {}
-            for domain, texts in domains.items():
-                where = Path(split) / domain
-                for text in texts:
-                    _check_text(corpus, text)
-                paths = [corpus / text.file for text in texts]
-                size = total_bytes(texts)
-                stream = _tokenized(paths, tokenizer, f"{split}/{domain}", size)
-                shards = _write_shards(folder, where, stream, info, shard_tokens)
-                splits[split][domain] = DomainInfo(
-                    shards=shards,
-                    tokens=sum(s.tokens for s in shards),
-                    documents=total_documents(texts),
-                    bytes=size,
-                    texts=tuple(_seen_from(output, corpus, text) for text in texts),
-                )
-        (output / "manifest.json").unlink(missing_ok=True)
-        for split in splits:
-            move_into(folder / split, output / split)
-    _copy_model(Path(tokenizer_path), output, info)
-    manifest = DataManifest(
-        schema=SCHEMA, name=source.name, tokenizer=info, splits=splits, inputs=inputs
+    options = ShardOptions(
+        tokenizer=tokenizer_path,
+        sha256=tokenizer.sha256,
+        shard_tokens=shard_tokens,
+        eos_id=_eos(eos_id, tokenizer),
     )
-    write_json(output / "manifest.json", unstructure(manifest))
+    tasks = list(part_tasks(corpus, source, max_records))
+    inputs = _inputs(corpus, options, eos_id, max_records)
+    name = name or source.name
+    old = read_manifest(output) if (output / "manifest.json").is_file() else None
+    if old is not None and (old.inputs, old.name) == (inputs, name) and _is_whole(output, old):
+        return old, False
+    place = Place(output, hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12])
+    _run(tasks, options, place)
+    manifest = DataManifest(
+        schema=SCHEMA,
+        name=name,
+        tokenizer=_describe(tokenizer),
+        splits=_collect(place, tasks, _split_names(source)),
+        inputs=inputs,
+    )
+    _install(place, manifest, old, Path(tokenizer_path))
     return manifest, True
 
 
-def _seen_from(output: Path, corpus: Path, text: TextFile) -> TextFile:
-    relative = Path(os.path.relpath(corpus / text.file, output))
-    return replace(text, file=relative.as_posix())
+def _inputs(
+    corpus: Path, options: ShardOptions, eos_id: int, max_records: int | None
+) -> dict[str, str]:
+    """What the manifest says it was made from; the same again means nothing to do."""
+    found = {
+        "corpus": sha256_file(corpus / "manifest.json"),
+        "tokenizer": options.sha256,
+        "shard_tokens": str(options.shard_tokens),
+        "format": str(VERSION),
+    }
+    found |= {} if eos_id < 0 else {"eos_id": str(eos_id)}
+    return found | ({} if max_records is None else {"max_records": str(max_records)})
+
+
+def _eos(eos_id: int, tokenizer: Tokenizer) -> int:
+    if not -1 <= eos_id < tokenizer.vocab_size:
+        raise ConfigError(
+            f"--eos-id: {eos_id}; allowed: -1 (the tokenizer's, {tokenizer.eos_id}) or an id "
+            f"below the vocabulary of {tokenizer.vocab_size}."
+        )
+    return tokenizer.eos_id if eos_id < 0 else eos_id
+
+
+def _split_names(source: CorpusManifest) -> dict[str, str]:
+    """Split of the corpus to split of the data."""
+    if UNDIVIDED not in source.splits:
+        return {split: split for split in source.splits}
+    if len(source.splits) > 1:
+        raise ConfigError(
+            f"corpus {source.name!r}: has split {UNDIVIDED!r} and others; divide all of it first."
+        )
+    LOG.info("%s: the corpus is not divided, so all of it becomes the split train", source.name)
+    return {UNDIVIDED: "train"}
+
+
+def part_tasks(
+    corpus: Path, source: CorpusManifest, max_records: int | None = None
+) -> Iterator[PartTask]:
+    """One task per text file of the corpus, in its order; ``max_records`` cuts per domain."""
+    if max_records is not None and max_records < 1:
+        raise ConfigError(f"--max-records: {max_records}; must be >= 1.")
+    names = _split_names(source)
+    for split, domains in source.splits.items():
+        for domain, texts in domains.items():
+            left = max_records
+            for number, text in enumerate(texts):
+                take = text.documents if left is None else min(left, text.documents)
+                left = None if left is None else left - take
+                yield PartTask(
+                    path=str(corpus / text.file),
+                    text=text,
+                    split=names[split],
+                    domain=domain,
+                    number=number,
+                    take=take,
+                )
+
+
+def _run(tasks: Sequence[PartTask], options: ShardOptions, place: Place) -> None:
+    """Every task whose record is not there yet, with a line of progress every few seconds."""
+    start = shown = time.perf_counter()
+    todo = [task for task in tasks if not is_done(place, task)]
+    size, done = sum(task.text.bytes for task in todo), 0
+    if len(todo) < len(tasks):
+        LOG.info("sharding: %d of %d files were done before", len(tasks) - len(todo), len(tasks))
+    for task in todo:
+        record = shard_part(task, options, place.shards())
+        write_json(place.record(task), unstructure(record))
+        done += task.text.bytes
+        now = time.perf_counter()
+        if now - shown > 3 and done:
+            shown, rate = now, done / (now - start)
+            left = (size - done) / rate
+            LOG.info("sharding: %.1f MB, %.1f MB/s, %.0f s left", done / 1e6, rate / 1e6, left)
+
+
+def is_done(place: Place, task: PartTask) -> bool:
+    """Whether a task's record is there and its shards are as long as it says.
+
+    A shard may have moved into the data directory already; there it must have its digest, as
+    shards of another call lie there under the same names.
+    """
+    path = place.record(task)
+    if not path.is_file():
+        return False
+    for info in structure(PartRecord, json.loads(path.read_bytes()), str(path)).shards:
+        here, there = place.shards() / info.file, place.output / info.file
+        if here.is_file() and here.stat().st_size == file_bytes(info):
+            continue
+        if not there.is_file() or sha256_file(there) != info.sha256:
+            return False
+    return True
+
+
+def _collect(
+    place: Place, tasks: Sequence[PartTask], names: dict[str, str]
+) -> dict[str, dict[str, DomainInfo]]:
+    splits: dict[str, dict[str, DomainInfo]] = {split: {} for split in names.values()}
+    for task in tasks:
+        path = place.record(task)
+        record = structure(PartRecord, json.loads(path.read_bytes()), str(path))
+        text = replace(task.text, file=os.path.relpath(task.path, place.output))
+        before = splits[task.split].get(task.domain) or DomainInfo(
+            shards=(), tokens=0, documents=0, bytes=0
+        )
+        splits[task.split][task.domain] = DomainInfo(
+            shards=before.shards + record.shards,
+            tokens=before.tokens + record.tokens,
+            documents=before.documents + record.documents,
+            bytes=before.bytes + record.bytes,
+            texts=(*before.texts, replace(text, file=Path(text.file).as_posix())),
+        )
+    return splits
+
+
+def _install(place: Place, manifest: DataManifest, old: DataManifest | None, model: Path) -> None:
+    """Put splits, model and manifest in place; a call that dies in here is taken up again."""
+    output = place.output
+    (output / "manifest.json").unlink(missing_ok=True)
+    for split in manifest.splits:
+        if place.shards(split).is_dir():
+            move_into(place.shards(split), output / split)
+    for split in (old.splits if old else {}).keys() - manifest.splits.keys():
+        shutil.rmtree(output / split, ignore_errors=True)
+    if manifest.tokenizer.path is not None:
+        copy = output / manifest.tokenizer.path
+        if not (copy.exists() and model.samefile(copy)):
+            write_atomic(copy, model.read_bytes())
+    write_json(output / "manifest.json", unstructure(manifest))
+    for folder in output.glob(".shard-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(tokenizer: Tokenizer) -> TokenizerInfo:
@@ -113,14 +253,6 @@ def _describe(tokenizer: Tokenizer) -> TokenizerInfo:
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )
-
-
-def _copy_model(model: Path, output: Path, info: TokenizerInfo) -> None:
-    if info.path is None:
-        return
-    copy = output / info.path
-    if not (copy.exists() and model.samefile(copy)):
-        write_atomic(copy, model.read_bytes())
 
 
 def _is_whole(output: Path, manifest: DataManifest) -> bool:
@@ -134,58 +266,3 @@ def _is_whole(output: Path, manifest: DataManifest) -> bool:
     if manifest.tokenizer.path is not None:
         wanted[manifest.tokenizer.path] = manifest.tokenizer.sha256
     return all((output / f).is_file() and sha256_file(output / f) == d for f, d in wanted.items())
-
-
-def _check_text(corpus: Path, text: TextFile) -> None:
-    path = corpus / text.file
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file, but the corpus manifest lists it; build it again."
-        )
-    if sha256_file(path) != text.sha256:
-        raise ConfigError(
-            f"{path}: sha256 differs from the corpus manifest; build the corpus again."
-        )
-
-
-def _tokenized(
-    paths: Sequence[Path], tokenizer: Tokenizer, label: str, size: int
-) -> Iterator[list[int]]:
-    """Ids of each document with EOS, with a line of progress every few seconds."""
-    start = shown = time.perf_counter()
-    done = 0
-    stream: Iterator[Document] = itertools.chain.from_iterable(map(read_jsonl, paths))
-    while batch := list(itertools.islice(stream, BATCH)):
-        for ids in tokenizer.encode([d.text for d in batch]):
-            yield [*ids, tokenizer.eos_id]
-        done += sum(len(d.text.encode()) for d in batch)
-        now = time.perf_counter()
-        if now - shown > 3:
-            shown, rate = now, done / (now - start)
-            left = max(0.0, (size - done) / rate)
-            LOG.info("%s: %.1f MB, %.1f MB/s, %.0f s left", label, done / 1e6, rate / 1e6, left)
-
-
-def _write_shards(
-    folder: Path, where: Path, stream: Iterator[list[int]], info: TokenizerInfo, limit: int
-) -> tuple[ShardInfo, ...]:
-    shards: list[ShardInfo] = []
-    tokens: list[np.ndarray] = []
-    ends: list[int] = []
-
-    def close() -> None:
-        name = where / f"shard_{len(shards):05d}.bin"
-        flat = np.concatenate(tokens) if tokens else np.empty(0, np.uint32)
-        record = write_shard(folder / name, flat, np.asarray(ends, np.uint64), info)
-        shards.append(ShardInfo(**(unstructure(record) | {"file": name.as_posix()})))
-        tokens.clear()
-        ends.clear()
-
-    for ids in stream:
-        tokens.append(np.asarray(ids, dtype=np.uint32))
-        ends.append((ends[-1] if ends else 0) + len(ids))
-        if ends[-1] >= limit:
-            close()
-    if ends or not shards:
-        close()
-    return tuple(shards)

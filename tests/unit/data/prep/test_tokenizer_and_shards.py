@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -136,7 +135,7 @@ def test_changed_text_is_not_sharded(own_tiny: Path, tmp_path: Path) -> None:
         stream.write(json.dumps({"text": "one more"}) + "\n")
     with pytest.raises(ConfigError, match=r"prose.jsonl: sha256 differs"):
         shard_corpus(own_tiny / "corpus", "bytes", tmp_path / "out")
-    assert not list(itertools.chain((tmp_path / "out").glob("*"), (tmp_path / "out").glob(".*")))
+    assert not list((tmp_path / "out").glob("[!.]*"))
     file.unlink()
     with pytest.raises(ConfigError, match=r"prose.jsonl: no such file"):
         shard_corpus(own_tiny / "corpus", "bytes", tmp_path / "out")
