@@ -1,4 +1,4 @@
-"""Train a lossless SentencePiece tokenizer on the train split of a corpus.
+"""Train a lossless SentencePiece tokenizer on a corpus, on data sets or on a manifest of them.
 
 Example: python scripts/data/train_tokenizer.py --vocab-size 4096 --output-dir data/stdlib
 """
@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from nl.data.prep.command import run
-from nl.data.prep.train_tokenizer import TokenizerOptions, train_tokenizer
+from nl.data.prep.train_tokenizer import TokenizerOptions, train_on
+from nl.data.prep.training_text import TrainingText
+
+INPUTS = ("corpus", "manifest", "dataset", "subset", "split", "text_column", "data_files")
 
 
 def main() -> None:
@@ -17,20 +20,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag, shown = parser.add_argument, "default: %(default)s"
-    flag("--corpus", type=Path, default=Path("data/stdlib/corpus"), help=shown)
-    flag("--output-dir", type=Path, default=Path("data/stdlib"), help=shown)
+    inputs = parser.add_mutually_exclusive_group()
+    inputs.add_argument("--corpus", type=Path, default=Path("data/stdlib/corpus"), help=shown)
+    inputs.add_argument("--manifest", type=Path, help="a mixture, such as configs/data/*.yaml")
+    inputs.add_argument(
+        "--dataset", nargs="+", default=(), help="hub data sets, or json, parquet, text ..."
+    )
+    flag("--subset", help="configuration of a hub data set")
+    flag("--split", default="train", help=shown)
+    flag("--text-column", default="text", help=shown)
+    flag(
+        "--data-files",
+        nargs="+",
+        default=(),
+        help="files, directories or patterns of a local --dataset",
+    )
+    flag("--sample-limit", type=int, help="documents of each data set; default: all, or 100000")
+    flag("--output-dir", type=Path, help="default: the corpus' parent, or the manifest's")
     flag("--log-file", type=Path, help="default: <output-dir>/tokenizer_log.json")
     flag("--vocab-size", type=int, default=4096, help=shown)
     flag("--model-type", default="unigram", help="unigram or bpe; " + shown)
     flag("--character-coverage", type=float, default=0.9995, help=shown)
     flag("--sample-mb", type=float, default=2.0, help="megabytes of text to train on; " + shown)
     flag("--num-threads", type=int, default=1, help="changes a unigram model; " + shown)
-    options = vars(parser.parse_args())
-    corpus, output = options.pop("corpus"), options.pop("output_dir")
-    log_file = options.pop("log_file")
-    record, written = train_tokenizer(corpus, output, TokenizerOptions(**options), log_file)
+    switch = argparse.BooleanOptionalAction
+    flag("--hard-vocab-limit", action=switch, default=True, help="exactly so many pieces")
+    flags = vars(parser.parse_args())
+    where, log = flags.pop("output_dir"), flags.pop("log_file")
+    text = TrainingText(**{k: flags.pop(k) for k in INPUTS}, sample_limit=flags["sample_limit"])
+    output = where or text.output()
+    record, written = train_on(text.domains(), output, TokenizerOptions(**flags), log)
     print(f"{output / record['model']}: {'written' if written else 'up to date, nothing to do'}")
     print(f"  sha256 {record['sha256']}, {record['sample_bytes']:,} bytes, {record['seconds']} s")
+    for row in record["datasets"]:
+        print(f"  {row['name']}: {row['samples']:,} of {row['read']:,} documents")
 
 
 if __name__ == "__main__":

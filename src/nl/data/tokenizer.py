@@ -1,4 +1,4 @@
-"""Text <-> token ids behind one interface: SentencePiece or raw bytes. Floor 1."""
+"""Text <-> token ids behind one interface: SentencePiece, tokenizer.json or bytes. Floor 1."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from nl.config import ConfigError
-from nl.data.files import sha256_file
+from nl.data.files import sha256_file, write_atomic
+from nl.data.tokenizer_hf import FILE as HF_FILE
+from nl.data.tokenizer_hf import load_hf, save_hf
 
 SPACE_MARK = "\u2581"
 """SentencePiece writes a space as this character, so the character itself goes as bytes."""
+PROBES = (
+    " two  blanks ",
+    "line\n\n\tindented\r\n",
+    "caf\u00e9 e\u0301 \u6f22\u5b57 \U0001f600",
+    "\ufb01 \u2460 \u00a0\u3000 \u2581",
+    "<s></s><pad><unk><|endoftext|>[SEP]",
+    "\x00\x7f\ufeff",
+    "It's 1234567 don't",
+)
+"""Texts that a lossy tokenizer changes: blanks, lines, composed forms, names of tokens."""
 
 
 class Tokenizer(Protocol):
-    """Lossless: ``decode(encode(text)) == text`` for every text that UTF-8 can hold."""
+    """What turns text into ids and back.
+
+    Bytes and SentencePiece models that were trained here are lossless: ``decode(encode(text)) ==
+    text`` for every text that UTF-8 can hold. Others may not be; ``losses`` says on which texts.
+    """
 
     kind: str
     vocab_size: int
@@ -29,6 +45,7 @@ class Tokenizer(Protocol):
     @overload
     def encode(self, text: list[str]) -> list[list[int]]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def piece(self, index: int) -> str: ...
 
 
 class ByteTokenizer:
@@ -57,6 +74,11 @@ class ByteTokenizer:
         """
         _check_ids(ids, self.vocab_size)
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def piece(self, index: int) -> str:
+        """The name of an id: ``<0x41>``, or that of a special token."""
+        special = {self.pad_id: "<pad>", self.bos_id: "<s>", self.eos_id: "</s>"}
+        return special.get(index, f"<0x{index:02X}>")
 
 
 class SentencePieceTokenizer:
@@ -103,6 +125,10 @@ class SentencePieceTokenizer:
         _check_ids(ids, self.vocab_size)
         return str(self.processor.decode([int(i) for i in ids]))
 
+    def piece(self, index: int) -> str:
+        """The piece of an id, blanks written as the mark."""
+        return str(self.processor.id_to_piece(int(index)))
+
 
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
@@ -111,16 +137,16 @@ def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def load_tokenizer(path: str | Path, sha256: str | None = None) -> Tokenizer:
-    """Load ``bytes`` or a SentencePiece ``.model`` file.
+    """Load ``bytes``, a SentencePiece ``.model`` or a ``tokenizer.json``.
 
     Args:
-        path: the word ``bytes``, or a file.
+        path: the word ``bytes``, or a file; what ends in ``.json`` is of the `tokenizers` package.
         sha256: the digest the tokenizer must have, if known.
 
     Raises:
-        ConfigError: no such file, not a SentencePiece model, a lossy one, or another digest.
+        ConfigError: no such file, not a tokenizer, special tokens missing, or another digest.
     """
-    tokenizer = ByteTokenizer() if str(path) == "bytes" else _load_sentencepiece(Path(path))
+    tokenizer = _load(Path(path))
     if sha256 is not None and tokenizer.sha256 != sha256:
         raise ConfigError(
             f"{path}: tokenizer sha256 is {tokenizer.sha256[:12]}, expected {sha256[:12]}; "
@@ -129,13 +155,39 @@ def load_tokenizer(path: str | Path, sha256: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
-    import sentencepiece
+def losses(tokenizer: Tokenizer) -> list[str]:
+    """The texts of ``PROBES`` that do not come back as they were."""
+    return [t for t in PROBES if tokenizer.decode(tokenizer.encode(t)) != t]
 
+
+def tokenizer_file(tokenizer: Tokenizer) -> str | None:
+    """Name of the tokenizer's file in a data directory; None for bytes, which have none."""
+    return {"sentencepiece": "tokenizer.model", "hf": HF_FILE}.get(tokenizer.kind)
+
+
+def copy_tokenizer(path: str | Path, output: Path) -> None:
+    """Put a tokenizer into a data directory, with all that ``load_tokenizer`` needs there."""
+    name = tokenizer_file(load_tokenizer(path))
+    if name is None or ((output / name).exists() and Path(path).samefile(output / name)):
+        return
+    write_atomic(output / name, Path(path).read_bytes())
+    if name == HF_FILE:
+        save_hf(Path(path), output)
+
+
+def _load(path: Path) -> Tokenizer:
+    if str(path) == "bytes":
+        return ByteTokenizer()
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file. Train a tokenizer with scripts/data/train_tokenizer.py."
         )
+    return load_hf(path) if path.suffix == ".json" else _load_sentencepiece(path)
+
+
+def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(path.read_bytes())

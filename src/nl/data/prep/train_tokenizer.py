@@ -1,21 +1,26 @@
-"""Train a SentencePiece tokenizer on the train split of a corpus, repeatably. Floor 1."""
+"""Train a SentencePiece tokenizer on documents chosen by hash, repeatably. Floor 1."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
 import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nl.config import ConfigError
-from nl.data.documents import read_corpus, read_jsonl
+from nl.data.documents import Document, read_corpus, read_jsonl
 from nl.data.files import sha256_file, write_atomic, write_json
+from nl.data.prep.sources import read_source, units
+from nl.data.prep.sources_spec import Source
 
 MAX_SENTENCE = 4096
 """Bytes of text per training sentence; SentencePiece leaves longer ones out."""
@@ -32,6 +37,10 @@ class TokenizerOptions:
     sample_mb: float = 2.0
     """Megabytes (1e6) of text to train on, chosen by document hash, equal parts per domain."""
     num_threads: int = 1
+    hard_vocab_limit: bool = True
+    """False: a unigram model may have fewer pieces than asked for, where the text has no more."""
+    sample_limit: int | None = None
+    """Documents of a domain to look at, at most; None looks at all."""
 
     def __post_init__(self) -> None:
         checks = (
@@ -45,43 +54,101 @@ class TokenizerOptions:
             ),
             (self.sample_mb > 0, "sample-mb", self.sample_mb, "> 0"),
             (self.num_threads >= 1, "num-threads", self.num_threads, ">= 1"),
+            (
+                self.sample_limit is None or self.sample_limit >= 1,
+                "sample-limit",
+                self.sample_limit,
+                ">= 1",
+            ),
         )
         for good, name, value, allowed in checks:
             if not good:
                 raise ConfigError(f"--{name}: {value}; allowed: {allowed}.")
 
 
+@dataclass(frozen=True)
+class Domain:
+    """Text of one domain to train on; ``identity`` changes when the text does."""
+
+    name: str
+    read: Callable[[], Iterator[Document]]
+    identity: Any
+
+
 def train_tokenizer(
     corpus: Path, output: Path, options: TokenizerOptions, log_file: Path | None = None
+) -> tuple[dict[str, Any], bool]:
+    """Train on the train split of a corpus: ``train_on`` with its domains.
+
+    Raises:
+        ConfigError: no corpus, a vocabulary larger than the text supports, no write access.
+    """
+    return train_on(corpus_domains(corpus, options.sample_limit), output, options, log_file)
+
+
+def corpus_domains(corpus: Path, limit: int | None = None) -> list[Domain]:
+    """Domains of the train split; with a limit, files are read in order of their digests."""
+    files = read_corpus(corpus).splits.get("train", {})
+    found = []
+    for name, texts in files.items():
+        order = texts if limit is None else sorted(texts, key=lambda text: text.sha256)
+        paths = [corpus / text.file for text in order]
+        found.append(Domain(name, partial(_chained, paths), [text.sha256 for text in texts]))
+    return found
+
+
+def source_domains(sources: Iterable[tuple[Source, int]]) -> list[Domain]:
+    """Domains read from sources as they are, each at most a number of documents."""
+    found = []
+    for source, limit in sources:
+        known = source.max_records
+        short = replace(source, max_records=limit if known is None else min(limit, known))
+        identity = [asdict(short), *(unit.identity() for unit in units(short))]
+        found.append(Domain(source.name, partial(read_source, short), identity))
+    return found
+
+
+def train_on(
+    domains: Sequence[Domain],
+    output: Path,
+    options: TokenizerOptions,
+    log_file: Path | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train ``<output>/tokenizer.model`` unless it is there, made from the same inputs.
 
     Args:
-        corpus: corpus directory; only its train split is read.
+        domains: what to train on.
         output: directory of the model.
         options: what to train.
         log_file: where the record goes (default ``<output>/tokenizer_log.json``).
 
     Returns:
-        The record (options, digests of model and inputs, sample size, seconds) and whether a
-        model was trained.
+        The record (options, digests of model and inputs, samples of every domain, seconds) and
+        whether a model was trained.
 
     Raises:
-        ConfigError: no corpus, a vocabulary larger than the text supports, no write access.
+        ConfigError: a vocabulary larger than the text supports, no write access.
     """
     model, log = output / "tokenizer.model", log_file or output / "tokenizer_log.json"
-    files = read_corpus(corpus).splits.get("train", {})
-    inputs = {name: [text.sha256 for text in texts] for name, texts in files.items()}
+    inputs = {domain.name: domain.identity for domain in domains}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
+    record = json.loads(json.dumps(record))
     if model.is_file() and log.is_file():
         old = earlier(log)
         same = all(old.get(key) == value for key, value in record.items())
         if same and old.get("sha256") == sha256_file(model):
             return old, False
     start = time.perf_counter()
-    domains = [[corpus / text.file for text in texts] for texts in files.values()]
-    sentences = list(sample(domains, int(options.sample_mb * 1e6)))
-    size = sum(len(s.encode()) for s in sentences)
+    share = int(options.sample_mb * 1e6) // max(1, len(domains))
+    rows, sentences = [], []
+    for domain in domains:
+        chosen, read = lowest(islice(domain.read(), options.sample_limit), share)
+        cut = [piece for text in chosen for piece in sentences_of(text)]
+        size = sum(len(text.encode()) for text in chosen)
+        row = {"name": domain.name, "read": read, "samples": len(chosen), "bytes": size}
+        rows.append(row | {"sentences": len(cut)})
+        sentences += cut
+    size = sum(int(str(row["bytes"])) for row in rows)
     LOG.info("training %s %d on %.1f MB", options.model_type, options.vocab_size, size / 1e6)
     data = fit(sentences, options)
     write_atomic(model, data)
@@ -90,10 +157,15 @@ def train_tokenizer(
         "sha256": hashlib.sha256(data).hexdigest(),
         "sample_bytes": size,
         "sentences": len(sentences),
+        "datasets": rows,
         "seconds": round(time.perf_counter() - start, 2),
     }
     write_json(log, record)
     return record, True
+
+
+def _chained(paths: Sequence[Path]) -> Iterator[Document]:
+    return itertools.chain.from_iterable(map(read_jsonl, paths))
 
 
 def earlier(log: Path) -> dict[str, Any]:
@@ -108,13 +180,33 @@ def earlier(log: Path) -> dict[str, Any]:
 def sample(domains: Sequence[Sequence[Path]], limit: int) -> Iterator[str]:
     """Sentences of the documents of lowest hash, the same number of bytes from each domain."""
     for paths in domains:
-        left = limit // len(domains)
-        documents = itertools.chain.from_iterable(map(read_jsonl, paths))
-        for document in sorted(documents, key=lambda d: d.id):
-            left -= len(document.text.encode())
-            if left < 0:
-                break
-            yield from sentences_of(document.text)
+        chosen, _ = lowest(_chained(paths), limit // len(domains))
+        for text in chosen:
+            yield from sentences_of(text)
+
+
+def lowest(documents: Iterable[Document], limit: int) -> tuple[list[str], int]:
+    """Texts in order of their hashes, from the lowest, while they fit into ``limit`` bytes.
+
+    Memory holds what is chosen and no more, whatever the number of documents.
+
+    Returns:
+        The texts, and how many documents were read.
+    """
+    heap: list[tuple[int, str]] = []
+    size = read = 0
+    bound = 1 << 256
+    for document in documents:
+        read += 1
+        key = int(document.id, 16)
+        if key >= bound:
+            continue
+        heapq.heappush(heap, (-key, document.text))
+        size += len(document.text.encode())
+        while size > limit:
+            key, text = heapq.heappop(heap)
+            bound, size = -key, size - len(text.encode())
+    return [text for _, text in sorted(heap, reverse=True)], read
 
 
 def sentences_of(text: str) -> Iterator[str]:
@@ -140,6 +232,8 @@ def fit(sentences: Iterable[str], options: TokenizerOptions) -> bytes:
     import sentencepiece
 
     writer = io.BytesIO()
+    # Written into the model, so that naming the default would change its digest.
+    soft: dict[str, Any] = {} if options.hard_vocab_limit else {"hard_vocab_limit": False}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -148,6 +242,7 @@ def fit(sentences: Iterable[str], options: TokenizerOptions) -> bytes:
             model_type=options.model_type,
             character_coverage=options.character_coverage,
             num_threads=options.num_threads,
+            **soft,
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -166,6 +261,6 @@ def fit(sentences: Iterable[str], options: TokenizerOptions) -> bytes:
         reason = " ".join(str(error).split()[-24:])
         raise ConfigError(
             f"--vocab-size: {options.vocab_size} cannot be trained on this sample ({reason}); "
-            "lower --vocab-size or raise --sample-mb."
+            "lower --vocab-size, raise --sample-mb or use --no-hard-vocab-limit."
         ) from error
     return writer.getvalue()

@@ -1,0 +1,138 @@
+"""Manifests of mixtures: which sources, how they are filtered, divided, weighted. Floor 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nl.config import ConfigError, require, structure
+from nl.data.prep.sources_spec import Source
+from nl.data.prep.train_tokenizer import TokenizerOptions
+
+FROM_SOURCE = tuple(f.name for f in fields(Source))
+RECIPE = "docs/data_pipeline.md describes every key; configs/data holds examples."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Source):
+    """One data set of a mixture: a source, its filters and its share. It becomes a domain."""
+
+    sample_limit: int = 100_000
+    """Documents that ``train_tokenizer.py --manifest`` looks at."""
+    seq_len: int = 2048
+    """With ``sequences_per_shard``: tokens of a shard."""
+    sequences_per_shard: int = 1024
+    """Shards are closed after ``seq_len`` times this many tokens."""
+    eos_id: int = -1
+    """Id after each document; -1 is the tokenizer's."""
+    output_dir: str | None = None
+    """Accepted from older manifests; all domains lie in the mixture's ``output_dir``."""
+    weight: float | None = None
+    """Share of the mixture, of any scale; all data sets have one or none has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight = self.weight
+        good = weight is None or (math.isfinite(weight) and weight > 0)
+        require(good, f"weight: {weight}; must be > 0, or null.")
+        for name in ("sample_limit", "seq_len", "sequences_per_shard"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}: {value}; must be >= 1.")
+
+    @property
+    def source(self) -> Source:
+        """The part that says where documents come from."""
+        return Source(**{name: getattr(self, name) for name in FROM_SOURCE})
+
+    @property
+    def shard_tokens(self) -> int:
+        """Tokens of a shard."""
+        return self.seq_len * self.sequences_per_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A manifest: from sources to a data directory."""
+
+    name: str
+    """Name of the corpus and of the data directory."""
+    output_dir: str | None = None
+    """Data directory; default ``data/<name>``."""
+    tokenizer_output_dir: str | None = None
+    """Directory of the tokenizer; default: the data directory."""
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    """What is trained where no tokenizer is named."""
+    held_out: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
+    """Shares of documents for ``val`` and ``test``."""
+    datasets: tuple[Entry, ...]
+    """The data sets, each a domain."""
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.datasets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(bool(names), "datasets: empty; name at least one data set.")
+        require(not twice, f"datasets: {', '.join(twice)} twice; names become domains.")
+        shares = self.held_out
+        require(
+            set(shares) <= {"val", "test"}
+            and all(0 <= share < 1 for share in shares.values())
+            and sum(shares.values()) < 1,
+            f"held_out: {shares}; shares of val and test, >= 0, together below 1.",
+        )
+        given = [entry.weight is not None for entry in self.datasets]
+        require(
+            all(given) or not any(given),
+            "datasets: some have a weight and some have none; give all of them one or none.",
+        )
+        for name in ("seq_len", "sequences_per_shard", "eos_id"):
+            values = {getattr(entry, name) for entry in self.datasets}
+            require(
+                len(values) == 1,
+                f"{name}: {', '.join(map(str, sorted(values)))}; the data sets of one data "
+                "directory share it (windows of any length are cut when shards are read).",
+            )
+
+    @property
+    def output(self) -> Path:
+        """The data directory."""
+        return Path(self.output_dir or f"data/{self.name}")
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Shares that add to 1, by domain; None where the manifest gives none."""
+        given = {e.name: e.weight for e in self.datasets if e.weight is not None}
+        whole = sum(given.values())
+        return {name: weight / whole for name, weight in given.items()} or None
+
+
+def read_mixture(path: Path) -> Mixture:
+    """Read a manifest; a bare list of data sets is one named like its file.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (with the nearest name), a bad value.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file. {RECIPE}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    if isinstance(data, list):
+        data = {"name": path.stem, "datasets": data}
+    if not isinstance(data, Mapping) or "datasets" not in data:
+        raise ConfigError(f"{path}: expected a mapping with 'datasets', or a list. {RECIPE}")
+    return structure(Mixture, {"name": path.stem, **data}, str(path))
+
+
+def log_entry(entry: Entry) -> dict[str, Any]:
+    """What a log says of a data set."""
+    return {"name": entry.name, "dataset": entry.dataset, "subset": entry.subset}
+
+
+Stage = Literal["ingest", "filter", "dedup", "divide", "tokenizer", "shard"]
+STAGES: tuple[Stage, ...] = ("ingest", "filter", "dedup", "divide", "tokenizer", "shard")
