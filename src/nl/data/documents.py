@@ -1,8 +1,9 @@
 """Raw text documents: JSONL on disk, grouped by split and domain in a corpus directory. Floor 1.
 
-A corpus directory holds JSONL files (one document per line: ``id``, ``source``, ``text``; plain,
-``.gz`` or ``.zst``) and ``manifest.json``, which lists the files of every split and domain in
-order, with counts and SHA-256 digests. Before documents are divided, the only split is ``all``.
+A corpus directory holds JSONL files (one document per line: ``id``, ``source``, ``text`` and, if
+it has one, ``group``; plain, ``.gz`` or ``.zst``) and ``manifest.json``, which lists the files of
+every split and domain in order, with counts and SHA-256 digests. Before documents are divided, the
+only split is ``all``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Document:
 
     text: str
     source: str
+    group: str = ""
+    """Documents of one group (the pieces of one file) share a split; empty: a group of its own."""
 
     @property
     def id(self) -> str:
@@ -76,8 +79,15 @@ def total_bytes(files: Iterable[TextFile]) -> int:
 
 def encode_jsonl(documents: Iterable[Document]) -> bytes:
     """The bytes of a JSONL file, the same for the same documents."""
-    rows = ({"id": d.id, "source": d.source, "text": d.text} for d in documents)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(map(jsonl_line, documents)).encode()
+
+
+def jsonl_line(document: Document) -> str:
+    """A line of a JSONL file, with its end."""
+    row = {"id": document.id, "source": document.source, "text": document.text}
+    if document.group:
+        row["group"] = document.group
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path) -> Iterator[Document]:
@@ -129,7 +139,8 @@ def _document(line: str, path: Path, number: int) -> Document:
         raise ConfigError(f"{path}, line {number}: expected a JSON object with 'text'.") from error
     if not isinstance(text, str):
         raise ConfigError(f"{path}, line {number}: 'text' is no string.")
-    return Document(text=text, source=str(row.get("source", f"{path.name}:{number}")))
+    source = str(row.get("source", f"{path.name}:{number}"))
+    return Document(text=text, source=source, group=str(row.get("group", "")))
 
 
 def read_corpus(corpus: Path) -> CorpusManifest:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable
 
 from nl.config import ConfigError
 
+LOG = logging.getLogger("nl.data")
+
 
 def run(main: Callable[[], None]) -> int:
     """Run a script's work; the exit code is 2 after a complaint that the user can mend."""
-    log = logging.getLogger("nl.data")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
     try:
         main()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; nothing half-written was left\n")
+        sys.stderr.write("stopped; the same command goes on from what is finished\n")
         return 130
     finally:
-        log.removeHandler(handler)
+        LOG.removeHandler(handler)
     return 0
+
+
+def needs(package: str, extra: str) -> None:
+    """Refuse to go on without an optional package.
+
+    Raises:
+        ConfigError: naming the extra that brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{package}: not installed; install it with: uv sync --extra {extra}")

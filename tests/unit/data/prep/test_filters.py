@@ -1,0 +1,161 @@
+"""Every document that goes has a reason; the sums add up; options and inputs are the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nl.config import ConfigError
+from nl.data.documents import Document, read_corpus, read_jsonl
+from nl.data.prep.engine import Executor
+from nl.data.prep.filters import FilterOptions, filter_corpus, make_checks
+from tests.unit.data.prep.corpora import contents, numbered, write_parts
+
+ONE = Executor()
+GOOD = "A plain sentence of some length, written down to be kept.\n" * 5
+
+
+def reason(text: str, options: FilterOptions | None = None) -> str | None:
+    checks = make_checks(options or FilterOptions())
+    return next((r for r in (c(text) for c in checks) if r), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD, None),
+        (GOOD.replace(" ", "\t") + "\x0c", None),
+        ("", "empty"),
+        (" \n\t\u00a0 ", "empty"),
+        (GOOD + "\ufffd", "broken_utf8"),
+        (GOOD + "\x00", "control_characters"),
+        ("\x1b[0m" * 99, "control_characters"),
+        (GOOD + "x" * 10_001, "long_line"),
+        ("short", "too_short"),
+        ("x y\n" * 3000, "too_long"),
+    ],
+)
+def test_reasons(text: str, expected: str | None) -> None:
+    assert reason(text) == expected
+
+
+def test_half_a_character() -> None:
+    assert reason(GOOD + chr(0xD800)) == "broken_utf8"
+
+
+def test_limits_can_be_lifted() -> None:
+    lax = FilterOptions(max_chars=0, max_line_chars=0, min_chars=0, max_broken=0.1, max_control=0.1)
+    assert reason("x" * 50_000, lax) is None
+    assert reason(GOOD + "\ufffd\x00", lax) is None
+    assert reason(" ", lax) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_chars": 20, "max_chars": 10}, "--min-chars: 20; allowed: 0 to --max-chars"),
+        ({"max_broken": 2}, "--max-broken"),
+        ({"max_control": -1}, "--max-control"),
+        ({"extra": ("nothing",)}, "--extra"),
+    ],
+)
+def test_bad_options(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FilterOptions(**fields)
+
+
+def test_a_stage_adds_up_and_texts_stay_as_they_are(tmp_path: Path) -> None:
+    code = "def f():\n    return  1\n\n\n\tx = '  '\n" * 9
+    bad = [Document("", "x:1"), Document("no", "x:2"), Document(GOOD + "\ud812", "x:3")]
+    good = [Document(code, "x:4", group="g"), Document(GOOD, "x:5")]
+    for document in bad[:2]:
+        assert document.id
+    source = write_parts(tmp_path / "in", {"x": bad[:2] + good, "y": numbered("y", 30)})
+    line = json.dumps({"text": bad[2].text, "source": "x:3"})
+    part = source / "all/x/part_00000.jsonl"
+    rewrite(source, part, part.read_text() + line + "\n")
+    options = FilterOptions(min_chars=100, keep_dropped=True)
+    log, done = filter_corpus(source, tmp_path / "out", options, ONE)
+    assert done
+    assert log["domains"]["x"]["reasons"] == {"broken_utf8": 1, "empty": 1, "too_short": 1}
+    counts = log["counts"]
+    assert counts["documents_in"] == 35
+    assert counts["documents_in"] == counts["documents_out"] + sum(log["reasons"].values())
+    out = read_corpus(tmp_path / "out")
+    assert out.recipe == {"filter": log["key"]}
+    assert [f.file for f in out.splits["all"]["y"]] == [
+        f"all/y/part_{n:05d}.jsonl" for n in range(3)
+    ]
+    assert list(read_jsonl(tmp_path / "out/all/x/part_00000.jsonl")) == good
+    dropped = (tmp_path / "out/dropped/all/x/part_00000.jsonl").read_text().splitlines()
+    assert [json.loads(row)["reason"] for row in dropped] == ["empty", "too_short", "broken_utf8"]
+
+
+def rewrite(corpus: Path, part: Path, text: str) -> None:
+    from nl.data.files import sha256_file
+
+    old = sha256_file(part)
+    part.write_text(text)
+    manifest = corpus / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(old, sha256_file(part)))
+
+
+def test_key_changes_with_options_and_inputs(tmp_path: Path) -> None:
+    source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
+    out = tmp_path / "out"
+    log, _ = filter_corpus(source, out, FilterOptions(min_chars=100), ONE)
+    assert filter_corpus(source, out, FilterOptions(min_chars=100), ONE) == (log, False)
+    other, done = filter_corpus(source, out, FilterOptions(min_chars=200), ONE)
+    assert done
+    assert other["key"] != log["key"]
+    assert other["counts"]["documents_out"] < log["counts"]["documents_out"]
+    write_parts(tmp_path / "in", {"y": numbered("y", 31)})
+    third, done = filter_corpus(source, out, FilterOptions(min_chars=200), ONE)
+    assert done
+    assert third["counts"]["documents_in"] == 31
+    assert not list(out.glob(".filter-*"))
+    special, done = filter_corpus(
+        source, out, FilterOptions(min_chars=200), ONE, {"y": FilterOptions(min_chars=100)}
+    )
+    assert special["key"] != third["key"]
+    assert special["counts"]["documents_out"] > third["counts"]["documents_out"]
+    with pytest.raises(ConfigError, match=r"\['z'\]: no such domain"):
+        filter_corpus(source, out, FilterOptions(), ONE, {"z": FilterOptions()})
+
+
+def test_missing_or_changed_files(tmp_path: Path) -> None:
+    source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
+    out, options = tmp_path / "out", FilterOptions(min_chars=100)
+    filter_corpus(source, out, options, ONE)
+    before = contents(out)
+    (out / "all/y/part_00001.jsonl").unlink()
+    assert filter_corpus(source, out, options, ONE)[1]
+    assert contents(out) == before
+    part = source / "all/y/part_00001.jsonl"
+    part.write_text(part.read_text().replace("y:1", "y:2"))
+    with pytest.raises(ConfigError, match=r"part_00001.jsonl: sha256 differs"):
+        filter_corpus(source, tmp_path / "other", options, ONE)
+
+
+EXTRA = '''
+def shouting(text):
+    """Drop texts in capitals."""
+    return "shouting" if text.upper() == text else None
+'''
+
+
+def test_an_own_check_in_a_file(tmp_path: Path) -> None:
+    source = write_parts(tmp_path / "in", {"y": [Document(GOOD, "a"), Document(GOOD.upper(), "b")]})
+    own = tmp_path / "own.py"
+    own.write_text(EXTRA)
+    options = FilterOptions(extra=(f"{own}:shouting",))
+    log, _ = filter_corpus(source, tmp_path / "out", options, ONE)
+    assert log["reasons"] == {"shouting": 1}
+    own.write_text(EXTRA.replace('"shouting" if', '"loud" if'))
+    changed, done = filter_corpus(source, tmp_path / "out", options, ONE)
+    assert done, "another text of the check is another key"
+    assert changed["reasons"] == {"loud": 1}
+    with pytest.raises(ConfigError, match=r"own.py:quiet; not found"):
+        filter_corpus(source, tmp_path / "o", FilterOptions(extra=(f"{own}:quiet",)), ONE)
