@@ -28,6 +28,7 @@ from nl.dist.deepspeed import DeepSpeed
 from nl.dist.env import number, without_local_rank
 from nl.dist.export import load_export
 from nl.dist.fsdp import FSDP2
+from nl.dist.leaving import leaving
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
 from nl.dist.recompute import (
     check_recompute,
@@ -390,6 +391,6 @@ def job(cfg: Any, *, strategy: str) -> None:
 
 def main(hydra_main: Any) -> None:
     """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
-    with refusing(tell):
+    with leaving(), refusing(tell):
         sys.argv[1:] = quoted(without_local_rank(sys.argv[1:]))
         hydra_main()
