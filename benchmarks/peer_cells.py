@@ -168,7 +168,12 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
         steps[f"titans-pytorch, boundary {name}"] = forward_backward(peer, x)
     full = TitanConfig(head_size=head, period=chunk)
     same = replace(full, conv=0, step="plain")
-    for name, config in {"ours": same, "ours, default options": full}.items():
+    configs = {
+        "ours": replace(same, recompute=False),
+        "ours, recomputing": same,
+        "ours, default options": full,
+    }
+    for name, config in configs.items():
         torch.manual_seed(0)
         memory = TitanMemory(config, heads * head)
         randomize_zeros(memory)

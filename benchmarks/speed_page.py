@@ -46,11 +46,12 @@ layers, `ours, default options` in heads of 64 with SiLU (`docs/nested_core.md`)
 *titans-pytorch 0.5.5.* `NeuralMemory`, 4 heads x 64, depth 2, expansion 1, B 1, T 512. `boundary`
 is its `batch_size`: for how many tokens inner gradients are taken at the same weights (none: for
 the whole row). Ours takes them at every chunk, which is boundary = chunk. The gate is against
-boundary 128, which for chunks below 128 asks less of it than of ours. `ours` has no convolution
-and plain steps, as it has; `ours, default options` convolves queries, keys and values and
-normalises steps. Both compute writes again in the backward pass, where it keeps them. Decay and
-momentum are one per token in ours, one per chunk in its; it has a gate per head on its answers and
-no norm there, ours a norm and no gate.
+boundary 128, which for chunks below 128 asks less of it than of ours. `ours` has no convolution,
+plain steps and keeps for the backward pass what it needs, as it does (`titan.recompute=false`);
+`ours, recomputing` computes writes again there, which is the default; `ours, default options` also
+convolves queries, keys and values and normalises steps. Decay and momentum are one per token in
+ours, one per chunk in its; it has a gate per head on its answers and no norm there, ours a norm and
+no gate.
 
 *Transformer.* Whole train steps (`nl bench`) of models with the parameters of the Transformer
 within 2 %, two layers. Memory kept is what autograd saves for one layer of the step, writes
