@@ -7,6 +7,7 @@ data set); ``read_unit`` reads one of them and counts what it could not use.
 from __future__ import annotations
 
 import logging
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from nl.data.prep.sources_spec import GENERATED, Source
 LOG = logging.getLogger("nl.data")
 UNIT_BYTES = 1 << 28
 """Small files are read together up to this many bytes on disk; a larger file is a unit."""
+VERSIONS = (platform.python_version(), stdlib.VERSION, synthetic.VERSION)
+"""What generated documents depend on besides their options."""
 
 
 @dataclass
@@ -32,17 +35,29 @@ class Tally:
 
     read: int = 0
     documents: int = 0
+    bytes: int = 0
+    """UTF-8 size of the documents."""
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     """Place of the first record of every reason."""
     columns: tuple[str, ...] = ()
     """Columns of the last record that had no text."""
 
+    def add(self, other: Tally) -> None:
+        """Add what another unit of the same source counted."""
+        self.read += other.read
+        self.documents += other.documents
+        self.bytes += other.bytes
+        self.reasons.update(other.reasons)
+        self.first = other.first | self.first
+        self.columns = self.columns or other.columns
+
     def add_bad(self, record: Record) -> None:
         """Count a record that cannot be used; the first of a reason is logged by its place."""
         if record.reason not in self.first:
             self.first[record.reason] = record.place
             LOG.warning("%s: left out (%s)", record.place, record.reason)
+        self.read += 1
         self.reasons[record.reason] += 1
         self.columns = record.columns or self.columns
 
@@ -63,8 +78,9 @@ class Unit:
     def identity(self) -> Any:
         """Plain data that changes when the input does: names, sizes and times of files."""
         if not isinstance(self.origin, tuple):
-            name = self.origin if isinstance(self.origin, str) else self.origin.identity()
-            return [name, self.number, self.count]
+            if isinstance(self.origin, str):
+                return [self.origin, *VERSIONS]
+            return [self.origin.identity(), self.number, self.count]
         rows = [(f, f.path.stat()) for f in self.origin]
         return [[f.name, f.format, s.st_size, s.st_mtime_ns] for f, s in rows]
 
@@ -100,58 +116,73 @@ def _grouped(files: Sequence[LocalFile], limit: int) -> list[tuple[LocalFile, ..
 
 
 def read_unit(source: Source, unit: Unit, tally: Tally | None = None) -> Iterator[Document]:
-    """Documents of one unit in order; ``tally`` counts every record as it passes.
+    """Documents of one unit in order.
+
+    Args:
+        source: what the unit is of.
+        unit: what to read.
+        tally: counts every record as it passes; what it counted before is skipped.
 
     Raises:
-        ConfigError: a file that ends too early, or no record at all could be used.
+        ConfigError: a file that ends too early.
     """
     tally = Tally() if tally is None else tally
-    left = float("inf") if source.max_mb is None else source.max_mb * 1e6
-    for document in islice(_documents(source, unit, tally), source.max_records):
-        left -= len(document.text.encode())
-        if left < 0:
-            tally.documents -= 1
-            tally.read -= 1
+    most = float("inf") if source.max_mb is None else source.max_mb * 1e6
+    stream = islice(_records(source, unit), tally.read, None)
+    while source.max_records is None or tally.documents < source.max_records:
+        if (record := next(stream, None)) is None:
             break
-        yield document
-    if tally.read and not tally.documents:
-        raise ConfigError(_nothing(source, tally))
+        size = _size(record)
+        if size is None:
+            broken = record.text is not None
+            tally.add_bad(Record(record.place, None, "broken_utf8") if broken else record)
+            continue
+        if tally.bytes + size > most:
+            break
+        tally.read += 1
+        tally.documents += 1
+        tally.bytes += size
+        yield Document(str(record.text), record.place, record.group)
 
 
 def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document]:
     """All documents of a source, unit after unit.
 
     Raises:
-        ConfigError: see ``units`` and ``read_unit``.
+        ConfigError: see ``units`` and ``read_unit``, or no record at all could be used.
     """
+    total = Tally() if tally is None else tally
     for unit in units(source):
-        yield from read_unit(source, unit, tally)
+        own = Tally()
+        yield from read_unit(source, unit, own)
+        total.add(own)
+    check_any(source, total)
 
 
-def _nothing(source: Source, tally: Tally) -> str:
+def check_any(source: Source, tally: Tally) -> None:
+    """Refuse a source of which no record could be used.
+
+    Raises:
+        ConfigError: naming the reasons and the columns that exist.
+    """
+    if tally.documents or not tally.read:
+        return
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(tally.reasons.items()))
     first = next(iter(tally.first.values()))
     columns = f" Columns that exist: {', '.join(tally.columns)}." if tally.columns else ""
-    return (
+    raise ConfigError(
         f"{source.name}: none of {tally.read:,} records has a text in column "
         f"{source.text_column!r} ({reasons}; the first is {first}).{columns} "
         "Set text_column (--text-column) or the format (--dataset)."
     )
 
 
-def _documents(source: Source, unit: Unit, tally: Tally) -> Iterator[Document]:
-    for record in _records(source, unit):
-        tally.read += 1
-        if record.text is None:
-            tally.add_bad(record)
-            continue
-        try:
-            record.text.encode()
-        except UnicodeEncodeError:
-            tally.add_bad(Record(record.place, None, "broken_utf8"))
-            continue
-        tally.documents += 1
-        yield Document(record.text, record.place)
+def _size(record: Record) -> int | None:
+    """UTF-8 size of the text; None if there is none, or it has half of a surrogate pair."""
+    try:
+        return None if record.text is None else len(record.text.encode())
+    except UnicodeEncodeError:
+        return None
 
 
 def _records(source: Source, unit: Unit) -> Iterator[Record]:
@@ -182,4 +213,4 @@ def _generated(source: Source) -> Iterator[Record]:
     else:
         made = synthetic.synthetic_documents(source.name, source.subset or "0")
     for document in made:
-        yield Record(document.source, document.text)
+        yield Record(document.source, document.text, group=document.group)

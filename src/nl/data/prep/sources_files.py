@@ -50,6 +50,7 @@ class Record:
     text: str | None
     reason: str = ""
     columns: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ MAX_FILE = 400_000
 SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 GENERATED = re.compile(r"(auto-?)?generated (from|by|automatically)|gencodec", re.IGNORECASE)
 VERSION = "1"
-GROUP_MARK = "#"
-"""Stands between the name of a file and the number of its piece."""
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -71,7 +69,7 @@ def build_stdlib(output: Path, *, limit_mb: float) -> tuple[CorpusManifest, bool
 
 
 def stdlib_documents(domain: str, limit_bytes: int | None = None) -> Iterator[Document]:
-    """Documents of ``prose`` or ``code``; pieces of one file are ``<file>#0``, ``<file>#1`` ...
+    """Documents of ``prose`` or ``code``; pieces of one file are a group.
 
     Args:
         domain: which.
@@ -92,7 +90,7 @@ def stdlib_documents(domain: str, limit_bytes: int | None = None) -> Iterator[Do
     for name, work in zip(names, works, strict=True):
         if name in chosen:
             for piece, document in enumerate(work.documents):
-                yield Document(document.text, f"{name}{GROUP_MARK}{piece}")
+                yield Document(document.text, f"{name}#{piece}", group=name)
 
 
 @functools.cache

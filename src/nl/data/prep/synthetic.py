@@ -16,6 +16,7 @@ import numpy as np
 from nl.config import ConfigError
 from nl.data.documents import Document
 
+VERSION = "1"
 WORDS = 8192
 STAY = 0.5
 """Probability that a word is followed by its successor."""

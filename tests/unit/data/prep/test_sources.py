@@ -212,6 +212,9 @@ def test_units_are_whole_files(tmp_path: Path) -> None:
     assert [len(u.origin) for u in parts] == [2, 2, 2, 1]
     joined = [d for unit in parts for d in read_unit(source, unit)]
     assert joined == list(read_source(source))
+    (tmp_path / "7.jsonl").write_text('{"body": "no text in this file"}\n')
+    assert len(list(read_source(source))) == 28, "one bad file of many is counted"
+    (tmp_path / "7.jsonl").unlink()
     assert (
         len(units(Source(name="d", dataset="json", data_files=str(tmp_path), max_records=3))) == 1
     )
