@@ -5,10 +5,8 @@ Help text is read from the source: the string under a field is its documentation
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import textwrap
 import types
 import typing
@@ -16,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nl.config import ConfigError, Group, lookup, table
+from nl.config.fields import field_docs
 from nl.config.registry import groups, unknown
 from nl.config.run import RunConfig
 from nl.config.structure import MISSING, unstructure
@@ -174,29 +173,6 @@ def default_text(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, dict) and value:
         return "{...}"
     return "null" if value is None else str(value)
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The string under each field, of the class and its bases."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        body = typing.cast(ast.ClassDef, tree.body[0]).body
-        for node, after in itertools.pairwise(body):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                text = string_of(after)
-                if text is not None:
-                    docs[node.target.id] = " ".join(text.split())
-    return docs
-
-
-def string_of(node: ast.stmt) -> str | None:
-    """The text of a statement that is only a string."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return node.value.value if isinstance(node.value.value, str) else None
-    return None
 
 
 def summary(cls: type) -> str:

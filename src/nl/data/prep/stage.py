@@ -244,6 +244,13 @@ def summary(log: Mapping[str, Any]) -> str:
     )
 
 
+def told(output: Path, log: Mapping[str, Any], done: bool) -> Iterator[str]:
+    """Lines for a terminal: where a stage's output is and what it holds, by domain."""
+    yield f"{output}: {'written' if done else 'up to date, nothing to do'}"
+    for name, row in log["domains"].items():
+        yield f"  {name}: {summary(row)}"
+
+
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """One process at a time works on an output directory; a killed one leaves no lock."""

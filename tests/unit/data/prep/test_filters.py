@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nl.config import ConfigError
 from nl.data.documents import Document, read_corpus, read_jsonl
 from nl.data.prep.engine import Executor
-from nl.data.prep.filters import FilterOptions, filter_corpus, make_checks
+from nl.data.prep.filters import filter_corpus
+from nl.data.prep.filters_checks import CHECKS, FilterOptions, make_checks
 from tests.unit.data.prep.corpora import contents, numbered, write_parts
 
 ONE = Executor()
 GOOD = "A plain sentence of some length, written down to be kept.\n" * 5
+
+
+def lenient(**fields: Any) -> FilterOptions:
+    """Options for texts of hexadecimal digits, which are in no language."""
+    return FilterOptions(target_lang="any", **fields)
 
 
 def reason(text: str, options: FilterOptions | None = None) -> str | None:
@@ -41,12 +49,25 @@ def test_reasons(text: str, expected: str | None) -> None:
     assert reason(text) == expected
 
 
+def test_order_of_the_table() -> None:
+    assert list(CHECKS) == [
+        "empty",
+        "broken_utf8",
+        "control_characters",
+        "long_line",
+        "too_short",
+        "too_long",
+        "language",
+        "quality",
+    ]
+
+
 def test_half_a_character() -> None:
     assert reason(GOOD + chr(0xD800)) == "broken_utf8"
 
 
 def test_limits_can_be_lifted() -> None:
-    lax = FilterOptions(max_chars=0, max_line_chars=0, min_chars=0, max_broken=0.1, max_control=0.1)
+    lax = lenient(max_chars=0, max_line_chars=0, min_chars=0, max_broken=0.1, max_control=0.1)
     assert reason("x" * 50_000, lax) is None
     assert reason(GOOD + "\ufffd\x00", lax) is None
     assert reason(" ", lax) == "empty"
@@ -59,9 +80,14 @@ def test_limits_can_be_lifted() -> None:
         ({"max_broken": 2}, "--max-broken"),
         ({"max_control": -1}, "--max-control"),
         ({"extra": ("nothing",)}, "--extra"),
+        ({"target_lang": ""}, "--target-lang"),
+        ({"lang_threshold": 2}, "--lang-threshold"),
+        ({"lang_backend": "langdetect"}, "--lang-backend: langdetect; allowed: .*py3langid"),
+        ({"lang_backend": "fasttext"}, "--lang-model: ''; allowed: a fastText model file"),
+        ({"quality": ("best",)}, "--quality"),
     ],
 )
-def test_bad_options(fields: dict[str, float], message: str) -> None:
+def test_bad_options(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FilterOptions(**fields)
 
@@ -76,7 +102,7 @@ def test_a_stage_adds_up_and_texts_stay_as_they_are(tmp_path: Path) -> None:
     line = json.dumps({"text": bad[2].text, "source": "x:3"})
     part = source / "all/x/part_00000.jsonl"
     rewrite(source, part, part.read_text() + line + "\n")
-    options = FilterOptions(min_chars=100, keep_dropped=True)
+    options = lenient(min_chars=100, keep_dropped=True)
     log, done = filter_corpus(source, tmp_path / "out", options, ONE)
     assert done
     assert log["domains"]["x"]["reasons"] == {"broken_utf8": 1, "empty": 1, "too_short": 1}
@@ -105,29 +131,29 @@ def rewrite(corpus: Path, part: Path, text: str) -> None:
 def test_key_changes_with_options_and_inputs(tmp_path: Path) -> None:
     source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
     out = tmp_path / "out"
-    log, _ = filter_corpus(source, out, FilterOptions(min_chars=100), ONE)
-    assert filter_corpus(source, out, FilterOptions(min_chars=100), ONE) == (log, False)
-    other, done = filter_corpus(source, out, FilterOptions(min_chars=200), ONE)
+    log, _ = filter_corpus(source, out, lenient(min_chars=100), ONE)
+    assert filter_corpus(source, out, lenient(min_chars=100), ONE) == (log, False)
+    other, done = filter_corpus(source, out, lenient(min_chars=200), ONE)
     assert done
     assert other["key"] != log["key"]
     assert other["counts"]["documents_out"] < log["counts"]["documents_out"]
     write_parts(tmp_path / "in", {"y": numbered("y", 31)})
-    third, done = filter_corpus(source, out, FilterOptions(min_chars=200), ONE)
+    third, done = filter_corpus(source, out, lenient(min_chars=200), ONE)
     assert done
     assert third["counts"]["documents_in"] == 31
     assert not list(out.glob(".filter-*"))
     special, done = filter_corpus(
-        source, out, FilterOptions(min_chars=200), ONE, {"y": FilterOptions(min_chars=100)}
+        source, out, lenient(min_chars=200), ONE, {"y": lenient(min_chars=100)}
     )
     assert special["key"] != third["key"]
     assert special["counts"]["documents_out"] > third["counts"]["documents_out"]
     with pytest.raises(ConfigError, match=r"\['z'\]: no such domain"):
-        filter_corpus(source, out, FilterOptions(), ONE, {"z": FilterOptions()})
+        filter_corpus(source, out, lenient(), ONE, {"z": lenient()})
 
 
 def test_missing_or_changed_files(tmp_path: Path) -> None:
     source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
-    out, options = tmp_path / "out", FilterOptions(min_chars=100)
+    out, options = tmp_path / "out", lenient(min_chars=100)
     filter_corpus(source, out, options, ONE)
     before = contents(out)
     (out / "all/y/part_00001.jsonl").unlink()
@@ -150,7 +176,7 @@ def test_an_own_check_in_a_file(tmp_path: Path) -> None:
     source = write_parts(tmp_path / "in", {"y": [Document(GOOD, "a"), Document(GOOD.upper(), "b")]})
     own = tmp_path / "own.py"
     own.write_text(EXTRA)
-    options = FilterOptions(extra=(f"{own}:shouting",))
+    options = lenient(extra=(f"{own}:shouting",))
     log, _ = filter_corpus(source, tmp_path / "out", options, ONE)
     assert log["reasons"] == {"shouting": 1}
     own.write_text(EXTRA.replace('"shouting" if', '"loud" if'))
@@ -158,4 +184,42 @@ def test_an_own_check_in_a_file(tmp_path: Path) -> None:
     assert done, "another text of the check is another key"
     assert changed["reasons"] == {"loud": 1}
     with pytest.raises(ConfigError, match=r"own.py:quiet; not found"):
-        filter_corpus(source, tmp_path / "o", FilterOptions(extra=(f"{own}:quiet",)), ONE)
+        filter_corpus(source, tmp_path / "o", lenient(extra=(f"{own}:quiet",)), ONE)
+
+
+def test_a_limit_on_what_is_kept(tmp_path: Path) -> None:
+    source = write_parts(tmp_path / "in", {"y": numbered("y", 35)})
+    every, _ = filter_corpus(source, tmp_path / "all", lenient(min_chars=100), ONE)
+    log, _ = filter_corpus(source, tmp_path / "out", lenient(min_chars=100, limit=12), ONE)
+    assert log["counts"]["documents_out"] == 12
+    assert log["counts"]["documents_in"] == 35
+    assert log["reasons"]["limit"] == every["counts"]["documents_out"] - 12
+
+    def texts(name: str) -> list[str]:
+        files = read_corpus(tmp_path / name).splits["all"]["y"]
+        return [d.text for f in files for d in read_jsonl(tmp_path / name / f.file)]
+
+    assert texts("out") == texts("all")[:12]
+    more, _ = filter_corpus(source, tmp_path / "out", lenient(min_chars=100, limit=99), ONE)
+    assert more["reasons"] == every["reasons"]
+
+
+def test_the_command_and_its_older_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).resolve().parents[4] / "scripts/data/filter_corpus.py"
+    source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
+    flags = ["--corpus", source, "--output-path", tmp_path / "out", "--target-lang", "any"]
+    flags += ["--dedup-window", "50000", "--streaming", "true", "--force-exit", "--min-chars", "99"]
+    monkeypatch.setattr("sys.argv", ["x", *map(str, flags)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in shown[:3]] == [
+        "--dedup-window",
+        "--force-exit",
+        "--streaming",
+    ]
+    assert shown[3].endswith("out: written")
+    assert "30 documents in" in shown[4]

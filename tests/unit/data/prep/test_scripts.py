@@ -15,6 +15,7 @@ from nl.data.prep.inspection import describe
 
 SCRIPTS = Path(__file__).resolve().parents[4] / "scripts" / "data"
 NAMES = ["build_stdlib", "train_tokenizer", "shard_corpus", "inspect_shards", "check_tokenizer"]
+NAMES += ["filter_corpus"]
 
 
 def call(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +44,8 @@ def test_scripts_do_not_wait_for_torch() -> None:
         ("build_stdlib", ["--limit-mb", "-3", "--output-dir", "{tmp}/c"], "--limit-mb: -3.0"),
         ("train_tokenizer", ["--corpus", "{tmp}/none"], "none/manifest.json: no such file"),
         ("shard_corpus", ["--corpus", "{tmp}/none"], "none/manifest.json: no such file"),
+        ("filter_corpus", ["--output-path", "{tmp}/a.txt"], "a.txt; a line of a text file cannot"),
+        ("filter_corpus", ["--output-path", "{tmp}/a"], "--corpus: missing"),
         ("inspect_shards", ["{tmp}/none"], "none/manifest.json: no such file"),
     ],
 )
