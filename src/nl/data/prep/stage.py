@@ -103,7 +103,7 @@ def run_stage(
         ConfigError: the output cannot be written, another process is at work there, or a rank
             complained.
     """
-    with _alone(stage.output):
+    with alone(stage.output):
         log = finished(stage)
         if log is not None:
             _forget(stage)
@@ -156,16 +156,13 @@ def total(records: Sequence[Record]) -> dict[str, dict[str, int]]:
 def _log(
     stage: Stage, records: Sequence[Record], executor: Executor, seconds: float
 ) -> dict[str, Any]:
-    sums = total(records)
-    rows = {name: _split_reasons(row) for name, row in sums.items()}
     return {
         "stage": stage.name,
         "key": stage.key,
         "version": stage.version,
         "options": dict(stage.options),
         "inputs": dict(stage.inputs),
-        **rows.pop(""),
-        "domains": rows,
+        **counted(records),
         "notes": dict(sum((Counter(r.get("notes", {})) for r in records), Counter())),
         "parts": len(records),
         "seconds": round(seconds, 3),
@@ -178,6 +175,13 @@ def _log(
             for f in record["files"]
         },
     }
+
+
+def counted(records: Sequence[Record]) -> dict[str, Any]:
+    """``counts``, ``reasons`` and the same by ``domains``, over all records."""
+    rows = {name: _split_reasons(row) for name, row in total(records).items()}
+    whole: dict[str, Any] = dict(rows.pop(""))
+    return whole | {"domains": rows}
 
 
 def _split_reasons(row: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -244,15 +248,16 @@ def summary(log: Mapping[str, Any]) -> str:
     )
 
 
-def told(output: Path, log: Mapping[str, Any], done: bool) -> Iterator[str]:
+def told(output: Path, log: Mapping[str, Any], done: bool, *, dry: bool = False) -> Iterator[str]:
     """Lines for a terminal: where a stage's output is and what it holds, by domain."""
-    yield f"{output}: {'written' if done else 'up to date, nothing to do'}"
+    state = "written" if done else "up to date, nothing to do"
+    yield f"{output}: {'dry run, nothing written' if dry else state}"
     for name, row in log["domains"].items():
         yield f"  {name}: {summary(row)}"
 
 
 @contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def alone(output: Path) -> Iterator[None]:
     """One process at a time works on an output directory; a killed one leaves no lock."""
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from nl.data.prep.inspection import describe
 
 SCRIPTS = Path(__file__).resolve().parents[4] / "scripts" / "data"
 NAMES = ["build_stdlib", "train_tokenizer", "shard_corpus", "inspect_shards", "check_tokenizer"]
-NAMES += ["filter_corpus"]
+NAMES += ["filter_corpus", "dedup_corpus"]
 
 
 def call(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +46,7 @@ def test_scripts_do_not_wait_for_torch() -> None:
         ("shard_corpus", ["--corpus", "{tmp}/none"], "none/manifest.json: no such file"),
         ("filter_corpus", ["--output-path", "{tmp}/a.txt"], "a.txt; a line of a text file cannot"),
         ("filter_corpus", ["--output-path", "{tmp}/a"], "--corpus: missing"),
+        ("dedup_corpus", ["--corpus=x", "--output-path={tmp}/a", "--ngram=0"], "--ngram: 0"),
         ("inspect_shards", ["{tmp}/none"], "none/manifest.json: no such file"),
     ],
 )

@@ -1,0 +1,115 @@
+"""How much of a held-out split is in train: exact texts and near-duplicates, measured. Floor 1.
+
+Every held-out document is compared with every train document by the shingles that they share, so
+nothing depends on the luck of a signature; memory is that of the held-out shingles.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nl.data.documents import Document
+from nl.data.prep.dedup_signatures import Ints, shingles
+from nl.data.prep.parts import parts_of
+
+LIMIT = 10_000
+NGRAM = 5
+SHOWN = 10
+
+
+@dataclass
+class HeldOut:
+    """Shingles of the held-out documents, and the nearest train document of each."""
+
+    documents: Sequence[Document]
+    ids: set[str] = field(init=False)
+    sizes: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = [shingles(document.text, NGRAM) for document in self.documents]
+        self.ids = {document.id for document in self.documents}
+        self.sizes = np.array([len(f) for f in found], np.uint64)
+        keys = np.concatenate([*found, np.empty(0, np.uint64)])
+        owners = np.repeat(np.arange(len(found)), self.sizes.astype(np.int64))
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._owners = keys[order], owners[order]
+        self.best = np.zeros(len(found))
+        self.contained = np.zeros(len(found))
+        self.nearest = [""] * len(found)
+        self.exact: set[str] = set()
+
+    def compare(self, document: Document) -> None:
+        """Remember the document wherever it is the nearest so far."""
+        if document.id in self.ids:
+            self.exact.add(document.id)
+        own = shingles(document.text, NGRAM)
+        first = np.searchsorted(self._keys, own, "left")
+        last = np.searchsorted(self._keys, own, "right")
+        counts = last - first
+        hit = np.repeat(last - np.cumsum(counts), counts) + np.arange(counts.sum())
+        both = np.bincount(self._owners[hit], minlength=len(self.best))
+        either = len(own) + self.sizes - both
+        share = both / np.maximum(either, 1)
+        self.contained = np.maximum(self.contained, both / np.maximum(self.sizes, 1))
+        for number in np.flatnonzero(share > self.best):
+            self.nearest[number] = document.source
+        self.best = np.maximum(self.best, share)
+
+
+def leak(
+    corpus: Path, held_out: str = "val", *, threshold: float = 0.8, limit: int = LIMIT
+) -> dict[str, Any]:
+    """Exact and near-duplicates of held-out documents in train.
+
+    Args:
+        corpus: a divided corpus.
+        held_out: ``val`` or ``test``.
+        threshold: Jaccard similarity of 5-word shingles from which a pair is near.
+        limit: held-out documents that are looked at, those of lowest id; all of train is.
+
+    Returns:
+        ``tested`` and ``held_out`` documents, ``train`` documents, how many of the tested are
+        ``exact`` in train, ``near`` (similarity >= threshold, exact ones among them) or
+        ``contained`` (that share of their shingles is in one train document), and the
+        ``nearest`` pairs.
+
+    Raises:
+        ConfigError: no corpus, or a changed part.
+    """
+    parts = parts_of(corpus)
+    every = (d for part in parts if part.split == held_out for d in part.documents())
+    count = sum(part.info.documents for part in parts if part.split == held_out)
+    tested = HeldOut(heapq.nsmallest(limit, every, key=lambda d: d.id))
+    train = 0
+    for part in parts:
+        if part.split == "train":
+            for document in part.documents():
+                tested.compare(document)
+                train += 1
+    order = np.argsort(-tested.best, kind="stable")[:SHOWN]
+    return {
+        "split": held_out,
+        "held_out": count,
+        "tested": len(tested.documents),
+        "train": train,
+        "threshold": threshold,
+        "exact": sum(d.id in tested.exact for d in tested.documents),
+        "near": int((tested.best >= threshold).sum()),
+        "contained": int((tested.contained >= threshold).sum()),
+        "highest": round(float(tested.best.max(initial=0.0)), 4),
+        "nearest": [
+            {
+                "similarity": round(float(tested.best[n]), 4),
+                "held_out": tested.documents[n].source,
+                "train": tested.nearest[n],
+            }
+            for n in order.tolist()
+            if tested.best[n] > 0
+        ],
+    }
