@@ -34,7 +34,10 @@ class Plan(Protocol):
         ...
 
     def tags(self, row: int) -> dict[str, Any]:
-        """Plain facts about the batch that starts at this global row."""
+        """Plain facts about the batch that starts at this global row.
+
+        They never go back: where they are equal at two rows, they are equal between.
+        """
         ...
 
 
@@ -221,9 +224,9 @@ class ContiguousPlan:
         batch, lane = np.divmod(rows, self.lanes)
         return self._all.locate(lane * self.length + batch % self.length)
 
-    def begins(self, row: int) -> bool:
-        """Whether the batch at this global row begins the lanes, so that nothing leads to it."""
-        return row // self.lanes % self.length == 0
+    def begins(self, rows: Ints) -> npt.NDArray[np.bool_]:
+        """Whether these global rows begin their lane, so that nothing leads to them."""
+        return np.asarray(rows // self.lanes % self.length == 0)
 
     def tags(self, row: int) -> dict[str, Any]:
         """How often the lanes have been read."""

@@ -119,11 +119,13 @@ def boundaries(windows: TokenWindows, plan: Plan, documents: str) -> Boundaries 
     if not windows.apart:
         return None
 
-    def found(row: int, source: Ints, index: Ints) -> tuple[tuple[int, ...], ...]:
+    def found(rows: Ints, source: Ints, index: Ints) -> tuple[tuple[int, ...], ...]:
         starts = windows.starts(source, index)
-        if isinstance(plan, ContiguousPlan) and plan.begins(row):
-            starts = tuple(s if s[:1] == (0,) else (0, *s) for s in starts)
-        return starts
+        if not isinstance(plan, ContiguousPlan):
+            return starts
+        anew = plan.begins(rows).tolist()
+        pairs = zip(starts, anew, strict=True)
+        return tuple((0, *s) if new and s[:1] != (0,) else s for s, new in pairs)
 
     return found
 

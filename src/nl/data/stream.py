@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,33 @@ from nl.data.order import Ints, Plan
 
 Fetch = Callable[[Ints, Ints], tuple[Tensor, Tensor]]
 """(source, index) of B samples -> inputs (B, ...), targets (B, ...)."""
-Boundaries = Callable[[int, Ints, Ints], tuple[tuple[int, ...], ...]]
-"""(first global row, source, index) of B samples -> ``Batch.starts``."""
+Boundaries = Callable[[Ints, Ints, Ints], tuple[tuple[int, ...], ...]]
+"""(global row, source, index) of B samples -> ``Batch.starts``."""
 PLANNED_ROWS = 8192
 """Rows whose places are computed at once; a cost of Python per batch becomes one per many."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Rows whose places are known: (batches, rows of this rank)."""
+
+    first: int
+    rows: Ints
+    source: Ints
+    index: Ints
+    tags: dict[str, Any] | None
+    """Tags of every batch of the block, if they are all the same."""
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """Batches that were fetched together, ``first`` is the number of the first."""
+
+    first: int
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    starts: list[tuple[tuple[int, ...], ...]] | None = None
+    weights: Sequence[int] = ()
 
 
 class RowStream:
@@ -29,7 +53,8 @@ class RowStream:
     that all ranks see the same number of batches of the same shape. ``iter`` on a finite stream
     that has ended starts over. ``scored`` is the number of scored targets of a row where that is
     less than all of them. With ``boundaries`` batches say where documents begin, and the scored
-    targets are counted.
+    targets are counted. A ``fetch`` with an attribute ``rows_at_once`` is asked for the rows of
+    several batches together, up to that many; which, does not depend on where the stream began.
     """
 
     def __init__(
@@ -58,7 +83,9 @@ class RowStream:
         share = batch_size // world
         self._mine = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
         self._block = max(1, PLANNED_ROWS // share)
-        self._planned: tuple[int, Ints, Ints] | None = None
+        self._ahead = max(1, min(self._block, getattr(fetch, "rows_at_once", 0) // share))
+        self._planned: _Planned | None = None
+        self._fetched: _Fetched | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         if self.plan.total is not None and self.row >= self.plan.total:
@@ -68,34 +95,67 @@ class RowStream:
             yield self._batch(row)
 
     def _batch(self, row: int) -> Batch:
-        total = self.plan.total
-        source, index = self._locate(row)
-        inputs, targets = self.fetch(source, index)
-        scored = len(index)
+        total, number = self.plan.total, row // self.batch_size
+        group = self._fetched
+        if group is None or not group.first <= number < group.first + len(group.inputs):
+            group = self._fetched = self._fetch(number)
+        place = number - group.first
+        inputs, targets = group.inputs[place], group.targets[place]
+        tags = self._tags(row)
         if total is not None and row + self._mine[-1] >= total:
             scored = int((row + self._mine < total).sum())
             targets = targets.clone()
             targets[scored:] = float("nan") if targets.is_floating_point() else IGNORE
-        tags = self.plan.tags(row) | {"row": row}
-        if self.boundaries is not None:
-            weight = int((targets != IGNORE).sum())
-            return Batch(inputs, targets, weight, tags, self.boundaries(row, source, index))
+        else:
+            scored = len(self._mine)
+        if group.starts is not None:
+            whole = scored == len(self._mine)
+            weight = group.weights[place] if whole else int((targets != IGNORE).sum())
+            return Batch(inputs, targets, weight, tags, group.starts[place])
         per_row = targets[:1].numel() if self.scored is None else self.scored
-        return Batch(inputs, targets, weight=scored * per_row, tags=tags)
+        return Batch(inputs, targets, scored * per_row, tags)
 
-    def _locate(self, row: int) -> tuple[Ints, Ints]:
-        batch = row // self.batch_size
-        first = batch - batch % self._block
-        if self._planned is None or self._planned[0] != first:
+    def _tags(self, row: int) -> dict[str, Any]:
+        """Tags of the batch at ``row``; over a planned block they are mostly the same."""
+        planned = self._plan(row // self.batch_size)
+        tags = self.plan.tags(row) if planned.tags is None else planned.tags
+        return {**tags, "row": row}
+
+    def _plan(self, number: int) -> _Planned:
+        """The block of planned rows with batch ``number`` in it."""
+        first = number - number % self._block
+        if self._planned is None or self._planned.first != first:
             starts = (first + np.arange(self._block, dtype=np.int64)) * self.batch_size
-            rows = (starts[:, None] + self._mine).reshape(-1)
+            rows = starts[:, None] + self._mine
             if self.plan.total is not None:
                 rows = np.minimum(rows, self.plan.total - 1)
-            source, index = self.plan.locate(rows)
-            shape = (self._block, len(self._mine))
-            self._planned = (first, source.reshape(shape), index.reshape(shape))
-        _, sources, indices = self._planned
-        return sources[batch - first], indices[batch - first]
+            source, index = self.plan.locate(rows.reshape(-1))
+            ends = self.plan.tags(int(starts[0])), self.plan.tags(int(starts[-1]))
+            tags = ends[0] if ends[0] == ends[1] else None
+            shape = rows.shape
+            self._planned = _Planned(first, rows, source.reshape(shape), index.reshape(shape), tags)
+        return self._planned
+
+    def _fetch(self, number: int) -> _Fetched:
+        """Batch ``number`` and those that are fetched with it."""
+        planned = self._plan(number)
+        place = number - planned.first
+        low = place - place % self._ahead
+        high = min(low + self._ahead, self._block)
+        if self.plan.total is not None:
+            high = min(high, -(-self.plan.total // self.batch_size) - planned.first)
+        rows, source, index = (
+            part[low:high].reshape(-1) for part in (planned.rows, planned.source, planned.index)
+        )
+        inputs, targets = self.fetch(source, index)
+        share = len(self._mine)
+        first, parts = planned.first + low, (cut(inputs, share), cut(targets, share))
+        if self.boundaries is None:
+            return _Fetched(first, *parts)
+        starts = self.boundaries(rows, source, index)
+        batches = [starts[a : a + share] for a in range(0, len(starts), share)]
+        scored = (targets != IGNORE).view(high - low, -1).sum(1).tolist()
+        return _Fetched(first, *parts, batches, scored)
 
     def state_dict(self) -> dict[str, Any]:
         """The next global row and what the stream reads."""
@@ -114,6 +174,12 @@ class RowStream:
                     f"{mine!r}; restore the data and stream settings of the checkpoint."
                 )
         self.row = int(state["row"])
+
+
+def cut(rows: Tensor, share: int) -> Sequence[Tensor]:
+    """Rows as batches of ``share`` of them, without a copy."""
+    parts: Sequence[Tensor] = torch.split(rows, share)
+    return parts
 
 
 def stack(inputs: Any, targets: Any) -> Fetch:

@@ -90,7 +90,7 @@ def test_resume_far_away_is_a_matter_of_arithmetic(tiny: Path) -> None:
 def test_no_window_twice_in_an_epoch(tiny: Path) -> None:
     cfg = ShardStreamConfig(path=str(tiny), seq_len=16, batch_size=1, domains=("prose",))
     stream = cfg.build("train", seed=0, rank=0, world=1)
-    size = len(stream.fetch.sources[0])  # type: ignore[attr-defined]
+    size = stream.fetch.sizes[0]  # type: ignore[attr-defined]
     indices = stream.plan.locate(np.arange(2 * size))[1]
     first, second = indices[:size], indices[size:]
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(size))

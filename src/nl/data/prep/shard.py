@@ -6,53 +6,46 @@ alone, so any number of workers, and any interruption, give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nl.config import ConfigError, structure, unstructure
-from nl.data.documents import (
-    SCHEMA,
-    UNDIVIDED,
-    CorpusManifest,
-    read_corpus,
-)
+from nl.data.documents import SCHEMA, SPLITS, UNDIVIDED, CorpusManifest, read_corpus
 from nl.data.files import move_into, sha256_file, write_atomic, write_json
-from nl.data.manifest import (
-    DataManifest,
-    DomainInfo,
-    TokenizerInfo,
-    read_manifest,
-)
+from nl.data.manifest import DataManifest, DomainInfo, TokenizerInfo, read_manifest
+from nl.data.prep.command import LOG
+from nl.data.prep.engine import Executor
+from nl.data.prep.parts import parts_of
 from nl.data.prep.shard_part import SHARD_TOKENS, PartRecord, PartTask, ShardOptions, shard_part
+from nl.data.prep.stage import LOG_NAME, Ranks, Stage, alone, forget
 from nl.data.shards import VERSION, file_bytes
 from nl.data.tokenizer import Tokenizer, load_tokenizer
 
-LOG = logging.getLogger("nl.data")
+LEFT_OUT = "over_max_records"
+DataSplits = dict[str, dict[str, DomainInfo]]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one sharding works: ``<output>/.shard-<key>`` until all of it is done."""
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """The work of one rank, one text file."""
 
-    output: Path
-    key: str
+    corpus: Path
+    work: Path
+    options: ShardOptions
+    max_records: int | None
 
-    @property
-    def work(self) -> Path:
-        return self.output / f".shard-{self.key}"
-
-    def shards(self, split: str = "") -> Path:
-        return self.work / "shards" / split
-
-    def record(self, task: PartTask) -> Path:
-        return self.work / "records" / task.where / f"part_{task.number:05d}.json"
+    def __call__(self, rank: int) -> dict[str, Any]:
+        task = tasks_of(self.corpus, self.max_records)[rank]
+        record = shard_part(task, self.options, self.work / "out")
+        data: dict[str, Any] = unstructure(record)
+        return data
 
 
 def shard_corpus(
@@ -64,6 +57,7 @@ def shard_corpus(
     eos_id: int = -1,
     max_records: int | None = None,
     name: str = "",
+    executor: Executor | None = None,
 ) -> tuple[DataManifest, bool]:
     """Tokenize a corpus into ``output``, unless that is there, made from the same inputs.
 
@@ -79,6 +73,7 @@ def shard_corpus(
         eos_id: the id after each document; -1 is the tokenizer's.
         max_records: at most this many documents per domain of a split, the first ones.
         name: name of the data (default: the corpus's).
+        executor: where ranks run; one local worker needs no extra.
 
     Returns:
         The manifest and whether anything was written.
@@ -94,37 +89,39 @@ def shard_corpus(
         shard_tokens=shard_tokens,
         eos_id=_eos(eos_id, tokenizer),
     )
-    tasks = list(part_tasks(corpus, source, max_records))
-    inputs = _inputs(corpus, options, eos_id, max_records)
+    tasks = tasks_of(corpus, max_records)
+    stage = _stage(corpus, output, options, max_records)
+    inputs = dict(stage.inputs) | {k: str(v) for k, v in stage.options.items() if v is not None}
     name = name or source.name
-    old = read_manifest(output) if (output / "manifest.json").is_file() else None
-    if old is not None and (old.inputs, old.name) == (inputs, name) and _is_whole(output, old):
-        return old, False
-    place = Place(output, hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12])
-    _run(tasks, options, place)
-    manifest = DataManifest(
-        schema=SCHEMA,
-        name=name,
-        tokenizer=_describe(tokenizer),
-        splits=_collect(place, tasks, _split_names(source)),
-        inputs=inputs,
+    with alone(output):
+        old = read_manifest(output) if (output / "manifest.json").is_file() else None
+        if old is not None and (old.inputs, old.name) == (inputs, name) and _is_whole(output, old):
+            forget(stage)
+            return old, False
+        if not (stage.work / "final.json").is_file():
+            task = ShardTask(
+                corpus=corpus, work=stage.work, options=options, max_records=max_records
+            )
+            log = _run(stage, task, tasks, executor or Executor())
+            made = {"tokenizer": unstructure(_describe(tokenizer)), "inputs": inputs, **log}
+            made["splits"] = unstructure(_splits(output, source, tasks, made.pop("rows")))
+            write_json(stage.work / "final.json", made)
+        return _publish(stage, name, Path(tokenizer_path)), True
+
+
+def _stage(corpus: Path, output: Path, options: ShardOptions, max_records: int | None) -> Stage:
+    return Stage(
+        name="shard",
+        version=VERSION,
+        output=output,
+        options={
+            "shard_tokens": options.shard_tokens,
+            "eos_id": options.eos_id,
+            "max_records": max_records,
+            "format": VERSION,
+        },
+        inputs={"corpus": sha256_file(corpus / "manifest.json"), "tokenizer": options.sha256},
     )
-    _install(place, manifest, old, Path(tokenizer_path))
-    return manifest, True
-
-
-def _inputs(
-    corpus: Path, options: ShardOptions, eos_id: int, max_records: int | None
-) -> dict[str, str]:
-    """What the manifest says it was made from; the same again means nothing to do."""
-    found = {
-        "corpus": sha256_file(corpus / "manifest.json"),
-        "tokenizer": options.sha256,
-        "shard_tokens": str(options.shard_tokens),
-        "format": str(VERSION),
-    }
-    found |= {} if eos_id < 0 else {"eos_id": str(eos_id)}
-    return found | ({} if max_records is None else {"max_records": str(max_records)})
 
 
 def _eos(eos_id: int, tokenizer: Tokenizer) -> int:
@@ -136,114 +133,173 @@ def _eos(eos_id: int, tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id if eos_id < 0 else eos_id
 
 
-def _split_names(source: CorpusManifest) -> dict[str, str]:
-    """Split of the corpus to split of the data."""
-    if UNDIVIDED not in source.splits:
-        return {split: split for split in source.splits}
-    if len(source.splits) > 1:
-        raise ConfigError(
-            f"corpus {source.name!r}: has split {UNDIVIDED!r} and others; divide all of it first."
-        )
-    LOG.info("%s: the corpus is not divided, so all of it becomes the split train", source.name)
-    return {UNDIVIDED: "train"}
+def tasks_of(corpus: Path, max_records: int | None = None) -> tuple[PartTask, ...]:
+    """One task per text file of the corpus, in its order; ``max_records`` cuts per domain.
 
-
-def part_tasks(
-    corpus: Path, source: CorpusManifest, max_records: int | None = None
-) -> Iterator[PartTask]:
-    """One task per text file of the corpus, in its order; ``max_records`` cuts per domain."""
+    Raises:
+        ConfigError: no corpus, or one that is divided in part.
+    """
     if max_records is not None and max_records < 1:
         raise ConfigError(f"--max-records: {max_records}; must be >= 1.")
-    names = _split_names(source)
-    for split, domains in source.splits.items():
-        for domain, texts in domains.items():
-            left = max_records
-            for number, text in enumerate(texts):
-                take = text.documents if left is None else min(left, text.documents)
-                left = None if left is None else left - take
-                yield PartTask(
-                    path=str(corpus / text.file),
-                    text=text,
-                    split=names[split],
-                    domain=domain,
-                    number=number,
-                    take=take,
-                )
+    path = corpus / "manifest.json"
+    return _tasks(corpus, max_records, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
-def _run(tasks: Sequence[PartTask], options: ShardOptions, place: Place) -> None:
-    """Every task whose record is not there yet, with a line of progress every few seconds."""
-    start = shown = time.perf_counter()
-    todo = [task for task in tasks if not is_done(place, task)]
-    size, done = sum(task.text.bytes for task in todo), 0
-    if len(todo) < len(tasks):
-        LOG.info("sharding: %d of %d files were done before", len(tasks) - len(todo), len(tasks))
-    for task in todo:
-        record = shard_part(task, options, place.shards())
-        write_json(place.record(task), unstructure(record))
-        done += task.text.bytes
-        now = time.perf_counter()
-        if now - shown > 3 and done:
-            shown, rate = now, done / (now - start)
-            left = (size - done) / rate
-            LOG.info("sharding: %.1f MB, %.1f MB/s, %.0f s left", done / 1e6, rate / 1e6, left)
+@functools.lru_cache(maxsize=4)
+def _tasks(corpus: Path, max_records: int | None, stamp: int) -> tuple[PartTask, ...]:
+    """Made once per process and state of the manifest: ranks look up their task here."""
+    assert stamp >= 0
+    numbers: dict[tuple[str, str], int] = {}
+    before: dict[tuple[str, str], int] = {}
+    tasks = []
+    parts = parts_of(corpus)
+    found = {part.split for part in parts}
+    if UNDIVIDED in found and len(found) > 1:
+        raise ConfigError(
+            f"{corpus}: has the split {UNDIVIDED!r} beside others; divide all of it first."
+        )
+    for part in parts:
+        domain, wanted = (part.split, part.domain), part.info.documents
+        if max_records is not None:
+            wanted = max(0, min(wanted, max_records - before.get(domain, 0)))
+        split = "train" if part.split == UNDIVIDED else part.split
+        number = numbers.get(domain, 0)
+        tasks.append(PartTask(part=part, split=split, number=number, take=wanted))
+        numbers[domain], before[domain] = number + 1, before.get(domain, 0) + wanted
+    return tuple(tasks)
 
 
-def is_done(place: Place, task: PartTask) -> bool:
-    """Whether a task's record is there and its shards are as long as it says.
+def _run(
+    stage: Stage, task: ShardTask, tasks: Sequence[PartTask], executor: Executor
+) -> dict[str, Any]:
+    """Every rank that is not done; the records and the log."""
+    start = time.perf_counter()
+    if any(t.part.split == UNDIVIDED for t in tasks):
+        LOG.info("shard: the corpus is not divided, so all of it becomes the split train")
+    for rank in range(len(tasks)):
+        if not _is_done(stage, rank):
+            _record(stage, rank).unlink(missing_ok=True)
+    if (executor.kind, executor.workers) == ("local", 1):
+        rows = _in_process(stage, task, tasks)
+    else:
+        sizes = [t.part.info.bytes for t in tasks]
+        rows = Ranks(executor=executor, stage=stage).run(task, len(tasks), sizes)
+    documents = sum(row["documents"] for row in rows)
+    counts = {
+        "documents_in": sum(t.part.info.documents for t in tasks),
+        "bytes_in": sum(t.part.info.bytes for t in tasks),
+        "documents_out": documents,
+        "bytes_out": sum(row["bytes"] for row in rows),
+        "tokens_out": sum(row["tokens"] for row in rows),
+        "shards": sum(len(row["shards"]) for row in rows),
+    }
+    dropped = counts["documents_in"] - documents
+    log = {
+        "stage": stage.name,
+        "key": stage.key,
+        "version": stage.version,
+        "options": dict(stage.options),
+        "inputs": dict(stage.inputs),
+        "counts": counts,
+        "reasons": {LEFT_OUT: dropped} if dropped else {},
+        "parts": len(tasks),
+        "seconds": round(time.perf_counter() - start, 3),
+        "rank_seconds": round(sum(row["seconds"] for row in rows), 3),
+        "workers": executor.workers,
+        "executor": executor.kind,
+    }
+    return {"log": log, "rows": rows}
 
-    A shard may have moved into the data directory already; there it must have its digest, as
-    shards of another call lie there under the same names.
-    """
-    path = place.record(task)
+
+def _record(stage: Stage, rank: int) -> Path:
+    return stage.work / "records" / f"{rank:05d}.json"
+
+
+def _is_done(stage: Stage, rank: int) -> bool:
+    """Whether a rank's record is there and its shards are as long as it says."""
+    path = _record(stage, rank)
     if not path.is_file():
         return False
-    for info in structure(PartRecord, json.loads(path.read_bytes()), str(path)).shards:
-        here, there = place.shards() / info.file, place.output / info.file
-        if here.is_file() and here.stat().st_size == file_bytes(info):
-            continue
-        if not there.is_file() or sha256_file(there) != info.sha256:
+    for info in _read(json.loads(path.read_bytes())).shards:
+        file = stage.work / "out" / info.file
+        if not file.is_file() or file.stat().st_size != file_bytes(info):
             return False
     return True
 
 
-def _collect(
-    place: Place, tasks: Sequence[PartTask], names: dict[str, str]
-) -> dict[str, dict[str, DomainInfo]]:
-    splits: dict[str, dict[str, DomainInfo]] = {split: {} for split in names.values()}
-    for task in tasks:
-        path = place.record(task)
-        record = structure(PartRecord, json.loads(path.read_bytes()), str(path))
-        text = replace(task.text, file=os.path.relpath(task.path, place.output))
-        before = splits[task.split].get(task.domain) or DomainInfo(
-            shards=(), tokens=0, documents=0, bytes=0
-        )
-        splits[task.split][task.domain] = DomainInfo(
+def _read(row: Mapping[str, Any]) -> PartRecord:
+    return structure(PartRecord, {k: v for k, v in row.items() if k != "seconds"}, "record")
+
+
+def _in_process(stage: Stage, task: ShardTask, tasks: Sequence[PartTask]) -> list[dict[str, Any]]:
+    """All ranks here, one after another, with a line of progress every few seconds."""
+    start = shown = time.perf_counter()
+    todo = [rank for rank in range(len(tasks)) if not _record(stage, rank).is_file()]
+    size, done = sum(tasks[rank].part.info.bytes for rank in todo), 0
+    for rank in todo:
+        begin = time.perf_counter()
+        row = task(rank)
+        now = time.perf_counter()
+        write_json(_record(stage, rank), row | {"seconds": round(now - begin, 3)})
+        done += tasks[rank].part.info.bytes
+        if now - shown > 3 and done:
+            shown, rate = now, done / (now - start)
+            left = (size - done) / rate
+            LOG.info("shard: %.1f MB, %.1f MB/s, %.0f s left", done / 1e6, rate / 1e6, left)
+    return [json.loads(_record(stage, rank).read_bytes()) for rank in range(len(tasks))]
+
+
+def _splits(
+    output: Path,
+    source: CorpusManifest,
+    tasks: Sequence[PartTask],
+    rows: Sequence[Mapping[str, Any]],
+) -> DataSplits:
+    """Every domain of every split of the corpus, those without text too."""
+    nothing = DomainInfo(shards=(), tokens=0, documents=0, bytes=0)
+    splits = {
+        "train" if split == UNDIVIDED else split: dict.fromkeys(domains, nothing)
+        for split, domains in source.splits.items()
+    }
+    for task, record in zip(tasks, map(_read, rows), strict=True):
+        relative = Path(os.path.relpath(task.part.path, output)).as_posix()
+        before = splits[task.split][task.part.domain]
+        splits[task.split][task.part.domain] = DomainInfo(
             shards=before.shards + record.shards,
             tokens=before.tokens + record.tokens,
             documents=before.documents + record.documents,
             bytes=before.bytes + record.bytes,
-            texts=(*before.texts, replace(text, file=Path(text.file).as_posix())),
+            texts=(*before.texts, replace(task.part.info, file=relative)),
         )
     return splits
 
 
-def _install(place: Place, manifest: DataManifest, old: DataManifest | None, model: Path) -> None:
-    """Put splits, model and manifest in place; a call that dies in here is taken up again."""
-    output = place.output
-    (output / "manifest.json").unlink(missing_ok=True)
-    for split in manifest.splits:
-        if place.shards(split).is_dir():
-            move_into(place.shards(split), output / split)
-    for split in (old.splits if old else {}).keys() - manifest.splits.keys():
-        shutil.rmtree(output / split, ignore_errors=True)
+def _publish(stage: Stage, name: str, model: Path) -> DataManifest:
+    """Put shards, model and manifest in place; may be cut off and done again at any point."""
+    final = json.loads((stage.work / "final.json").read_bytes())
+    output = stage.output
+    manifest = DataManifest(
+        schema=SCHEMA,
+        name=name,
+        tokenizer=structure(TokenizerInfo, final["tokenizer"]),
+        splits=structure(DataSplits, final["splits"]),
+        inputs=final["inputs"],
+    )
+    for file in ("manifest.json", LOG_NAME):
+        (output / file).unlink(missing_ok=True)
+    for split in SPLITS:
+        if (stage.work / "out" / split).is_dir():
+            move_into(stage.work / "out" / split, output / split)
+        elif split not in manifest.splits:
+            shutil.rmtree(output / split, ignore_errors=True)
     if manifest.tokenizer.path is not None:
         copy = output / manifest.tokenizer.path
         if not (copy.exists() and model.samefile(copy)):
             write_atomic(copy, model.read_bytes())
+    write_json(output / LOG_NAME, final["log"])
     write_json(output / "manifest.json", unstructure(manifest))
-    for folder in output.glob(".shard-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    forget(stage)
+    return manifest
 
 
 def _describe(tokenizer: Tokenizer) -> TokenizerInfo:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nl.config import ConfigError
-from nl.data.documents import Document, TextFile, read_jsonl
-from nl.data.files import sha256_file
+from nl.data.documents import Document
 from nl.data.manifest import ShardInfo, TokenizerInfo
+from nl.data.prep.parts import Part
 from nl.data.shards import DTYPES, dtype_for, write_shard
 from nl.data.tokenizer import SPACE_MARK, Tokenizer, load_tokenizer
 
@@ -42,18 +42,18 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """One text file of a corpus; its first ``take`` documents are wanted."""
+    """One text file of a corpus, number ``number`` of its domain."""
 
-    path: str
-    text: TextFile
+    part: Part
     split: str
-    domain: str
+    """Split of the data that its tokens go to."""
     number: int
     take: int
+    """So many of its documents are wanted, the first ones."""
 
     @property
     def where(self) -> str:
-        return f"{self.split}/{self.domain}"
+        return f"{self.split}/{self.part.domain}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,7 @@ def shard_part(task: PartTask, options: ShardOptions, folder: Path) -> PartRecor
         ConfigError: the text is missing, changed or no text; a tokenizer that is not the one the
             options name.
     """
-    path = Path(task.path)
-    check_text(path, task.text)
+    path = Path(task.part.path)
     tokenizer = load_tokenizer(options.tokenizer, sha256=options.sha256)
     info = TokenizerInfo(path=None, sha256=options.sha256, vocab_size=tokenizer.vocab_size)
     shards: list[ShardInfo] = []
@@ -88,7 +87,7 @@ def shard_part(task: PartTask, options: ShardOptions, folder: Path) -> PartRecor
         name = f"{task.where}/shard_{task.number:05d}{more}.bin"
         shards.append(replace(writer.write(folder / name), file=name))
 
-    for batch in _batches(itertools.islice(read_jsonl(path), task.take)):
+    for batch in _batches(itertools.islice(task.part.documents(), task.take)):
         size += _bytes_of(batch, path)
         for ids in encode_arrays(tokenizer, batch):
             writer.add(ids)
@@ -102,22 +101,6 @@ def shard_part(task: PartTask, options: ShardOptions, folder: Path) -> PartRecor
         documents=sum(s.documents for s in shards),
         bytes=size,
     )
-
-
-def check_text(path: Path, text: TextFile) -> None:
-    """Refuse a text file that is not the one its corpus lists.
-
-    Raises:
-        ConfigError: missing, or its digest differs.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file, but the corpus manifest lists it; build it again."
-        )
-    if sha256_file(path) != text.sha256:
-        raise ConfigError(
-            f"{path}: sha256 differs from the corpus manifest; build the corpus again."
-        )
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:

@@ -106,7 +106,7 @@ def run_stage(
     with alone(stage.output):
         log = finished(stage)
         if log is not None:
-            _forget(stage)
+            forget(stage)
             return log, False
         final = stage.work / "final.json"
         if not final.is_file():
@@ -225,14 +225,14 @@ def _publish(stage: Stage) -> dict[str, Any]:
             shutil.rmtree(stage.output / folder, ignore_errors=True)
     write_json(stage.output / "manifest.json", final["manifest"])
     write_json(stage.output / LOG_NAME, final["log"])
-    _forget(stage)
+    forget(stage)
     log = final["log"]
     assert isinstance(log, dict)
     LOG.info("%s: %s", stage.name, summary(log))
     return log
 
 
-def _forget(stage: Stage) -> None:
+def forget(stage: Stage) -> None:
     """Remove the working directories of this stage, those of other options too."""
     for work in stage.output.glob(f".{stage.name}-*"):
         shutil.rmtree(work, ignore_errors=True)

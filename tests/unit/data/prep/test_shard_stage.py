@@ -13,6 +13,7 @@ from nl.data.documents import SCHEMA, CorpusManifest, Document, TextFile, encode
 from nl.data.files import sha256_file, write_json
 from nl.data.manifest import DataManifest, documents, read_manifest
 from nl.data.prep import shard as stage
+from nl.data.prep.engine import Executor
 from nl.data.prep.shard import shard_corpus
 from nl.data.shard_stream import ShardStreamConfig
 from nl.data.shards import open_shard
@@ -54,7 +55,7 @@ def shard_files(root: Path, manifest: DataManifest) -> dict[str, bytes]:
     return {s.file: (root / s.file).read_bytes() for d in domains for s in d.shards}
 
 
-@pytest.mark.parametrize("stop", range(9))
+@pytest.mark.parametrize("stop", [0, 5, 8])
 def test_a_killed_call_is_taken_up_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
@@ -93,18 +94,24 @@ def test_a_killed_call_is_taken_up_and_gives_the_same_bytes(
     assert before < 10
     assert shard_files(out, again) == shard_files(tmp_path / "whole", whole)
     assert unstructure(again.splits) == unstructure(whole.splits)
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "train", "val"]
+    left = [".lock", "manifest.json", "stage.json", "train", "val"]
+    assert sorted(p.name for p in out.iterdir()) == left
+    log = json.loads((out / "stage.json").read_text())
+    assert log["counts"]["documents_in"] == log["counts"]["documents_out"] == 180
+    assert log["counts"]["tokens_out"] == sum(
+        d.tokens for s in again.splits.values() for d in s.values()
+    )
 
 
 def test_other_options_use_nothing_of_a_killed_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = corpus_of(tmp_path / "corpus", texts())
-    real = stage._install
-    monkeypatch.setattr(stage, "_install", lambda *a: 1 / 0)
+    real = stage._publish
+    monkeypatch.setattr(stage, "_publish", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shard_corpus(corpus, "bytes", tmp_path / "out", shard_tokens=900)
-    monkeypatch.setattr(stage, "_install", real)
+    monkeypatch.setattr(stage, "_publish", real)
     manifest, _ = shard_corpus(corpus, "bytes", tmp_path / "out", shard_tokens=500, eos_id=256)
     fresh, _ = shard_corpus(corpus, "bytes", tmp_path / "fresh", shard_tokens=500, eos_id=256)
     assert shard_files(tmp_path / "out", manifest) == shard_files(tmp_path / "fresh", fresh)
@@ -125,6 +132,15 @@ def test_a_shard_of_a_file_does_not_depend_on_the_others(tmp_path: Path) -> None
         "train/code/shard_00000_002.bin",
     ]
     assert names == sorted(names)
+
+
+def test_two_workers_give_the_bytes_of_one(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "corpus", texts())
+    one, _ = shard_corpus(corpus, "bytes", tmp_path / "one", shard_tokens=900)
+    executor = Executor(workers=2)
+    two, _ = shard_corpus(corpus, "bytes", tmp_path / "two", shard_tokens=900, executor=executor)
+    assert unstructure(one.splits) == unstructure(two.splits)
+    assert shard_files(tmp_path / "one", one) == shard_files(tmp_path / "two", two)
 
 
 def test_tokens_are_those_of_the_documents(tmp_path: Path) -> None:
@@ -148,11 +164,13 @@ def test_empty_domains_and_domains_of_one_document(
     made: Texts = {
         "train": {"code": [["a" * 90] * 9], "one": [["only this one document"]], "none": [[]]},
         "val": {"code": [["b" * 70]], "one": [[]], "none": [[], []]},
+        "test": {"code": [], "one": []},
     }
     corpus = corpus_of(tmp_path / "corpus", made)
     manifest, _ = shard_corpus(corpus, "bytes", tmp_path / "out")
     assert manifest.splits["train"]["none"].shards == ()
     assert manifest.splits["train"]["one"].documents == 1
+    assert set(manifest.splits["test"]) == {"code", "one"}
     config = ShardStreamConfig(path=str(tmp_path / "out"), seq_len=16, batch_size=2)
     assert config.splits() == ("train", "val/code")
     assert "'one' is left out, no shard of it holds stream.seq_len + 1 = 17" in caplog.text
@@ -175,6 +193,8 @@ def test_limits_names_and_undivided_text(tmp_path: Path) -> None:
     assert (manifest.name, list(manifest.splits)) == ("mine", ["train"])
     code = manifest.splits["train"]["code"]
     assert (code.documents, code.bytes, code.tokens) == (4, 8, 12)
+    log = json.loads((out / "stage.json").read_text())
+    assert (log["counts"]["documents_out"], log["reasons"]) == (4, {"over_max_records": 1})
     again, written = shard_corpus(corpus, "bytes", out, max_records=3, name="mine")
     assert written
     assert len(again.splits["train"]["code"].shards) == 1
