@@ -28,6 +28,7 @@ from nl.dist.deepspeed import DeepSpeed
 from nl.dist.env import number, without_local_rank
 from nl.dist.export import load_export
 from nl.dist.fsdp import FSDP2
+from nl.dist.hf_folder import is_hf_folder, read_hf_folder
 from nl.dist.leaving import leaving
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
 from nl.dist.recompute import (
@@ -332,8 +333,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if folder is None:
             raise ConfigError(f"{path}: {complaints[0] if complaints else 'has no checkpoint'}.")
         path = folder
+    if is_hf_folder(path):
+        return read_hf_folder(path)
     if not is_checkpoint(path):
-        raise ConfigError(f"{path}: neither a run, a checkpoint nor an exported .safetensors file.")
+        raise ConfigError(f"{path}: neither a run, a checkpoint nor an export.")
     data, named = read_model(path)
     return data, {n: t for n, t in named.items() if not n.startswith("objective.")}
 

@@ -200,17 +200,21 @@ def add_export(commands: Commands) -> None:
     """``nl export``."""
 
     def run(options: argparse.Namespace) -> int:
-        from nl.cli_model import export_model
+        from nl.cli_export import export_model
 
         return export_model(options)
 
     example = "nl export runs/pilot_smoke/<run> pilot_smoke.safetensors"
     parser = add_command(
-        commands, "export", "write weights and configuration as one file", example, run
+        commands, "export", "write weights and configuration for others to load", example, run
     )
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
-    parser.add_argument("file", help="the .safetensors file to write")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("file", help="the .safetensors file to write; with --to hf a directory")
+    parser.add_argument(
+        "--to", choices=("file", "hf"), default="file", help="hf: a directory for transformers"
+    )
+    parser.add_argument("--tokenizer", help="with --to hf: default is that of the run's data")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
 
 
 def add_checkpoint(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""``nl eval``, ``nl generate``, ``nl export`` and the baselines of a report. Floor 8."""
+"""``nl eval``, ``nl generate`` and the baselines of a report. Floor 8."""
 
 from __future__ import annotations
 
@@ -217,27 +217,6 @@ def samples_file(path: Path) -> Path:
         raise ConfigError(f"--save: {path} belongs to no run directory; leave --save out.")
     writable_folder(home / "artifacts", "--save")
     return home / "artifacts" / "samples.jsonl"
-
-
-def export_model(options: argparse.Namespace) -> int:
-    """``nl export``: weights and configuration as one safetensors file."""
-    from nl.assembly import load_run
-    from nl.dist.export import export
-
-    target = Path(options.file)
-    if target.exists() and not options.force:
-        raise ConfigError(f"{target}: exists already; choose another name or add --force.")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent}: no such directory; create it first.")
-    writable_folder(target.parent, "export")
-    run, model = load_run(options.path)
-    try:
-        export(model.state_dict(), run, target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{target}: {count:,} parameters, {target.stat().st_size:,} bytes")
-    return 0
 
 
 def write_baselines(run: Path) -> None:

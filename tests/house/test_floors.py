@@ -31,6 +31,7 @@ FLOORS: dict[str, set[str]] = {
 CONCRETE = {*FLOORS}
 FLOORS["assembly"] = CONCRETE - {"sweep", "report"}
 FLOORS["bench"] = {"config", "core", "dist", "run", "ops", "nn", "models", "report"}
+FLOORS["hf"] = {"assembly", "config", "core", "dist", "hf"}
 FLOORS["cli"] = {*CONCRETE, "assembly", "bench", "cli"}
 FLOORS["__main__"] = {"cli"}
 FLOORS["__init__"] = {"assembly", "config"}
@@ -58,7 +59,7 @@ PLACES: dict[str, dict[str, str]] = {
     "submitit": {"sweep/": LAZY},
     "ray": {"sweep/": LAZY, "data/prep/": LAZY},
     "h5py": {"data/": LAZY},
-    "transformers": {},
+    "transformers": {"hf/": "any"},
     "fla": {"ops/": LAZY},
 }
 # torch: never here, and only inside functions in the command line and the package itself.
