@@ -1,7 +1,7 @@
-"""Filter documents by language, length and quality: from a corpus or a raw source to a corpus.
+r"""Filter documents by language, length and quality: from a corpus or a raw source to a corpus.
 
-Example: python scripts/data/filter_corpus.py --corpus data/raw --output-path data/filtered \
-  --target-lang en --min-chars 200 --quality gopher --workers 8
+Example: python scripts/data/filter_corpus.py --dataset json --data-files web/*.jsonl.gz \
+  --output-path data/filtered --target-lang en --min-chars 200 --quality gopher --workers 8
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nl.data.prep.command import run
 from nl.data.prep.engine import Executor
-from nl.data.prep.filter_command import add_seed_flags, filter_command
+from nl.data.prep.filter_command import add_source_flags, filter_command
 from nl.data.prep.filters_checks import FilterOptions
 from nl.data.prep.flags import add_flags, read_flags
 
@@ -20,9 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, help="corpus directory to filter")
     parser.add_argument("--output-path", type=Path, required=True, help="corpus directory to make")
-    add_seed_flags(parser)
+    add_source_flags(parser)
     add_flags(parser, FilterOptions)
     add_flags(parser, Executor, kind="executor")
     args = parser.parse_args()

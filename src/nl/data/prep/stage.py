@@ -53,8 +53,8 @@ class Stage:
 
     @property
     def work(self) -> Path:
-        """Where unfinished work lies."""
-        return self.output / f".{self.name}-{self.key}"
+        """Where unfinished work lies; absolute, because ranks may run elsewhere."""
+        return self.output.absolute() / f".{self.name}-{self.key}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,17 +204,21 @@ def test_a_limit_on_what_is_kept(tmp_path: Path) -> None:
     assert more["reasons"] == every["reasons"]
 
 
-def test_the_command_and_its_older_flags(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def command(monkeypatch: pytest.MonkeyPatch, *flags: object) -> object:
     script = Path(__file__).resolve().parents[4] / "scripts/data/filter_corpus.py"
-    source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
-    flags = ["--corpus", source, "--output-path", tmp_path / "out", "--target-lang", "any"]
-    flags += ["--dedup-window", "50000", "--streaming", "true", "--force-exit", "--min-chars", "99"]
     monkeypatch.setattr("sys.argv", ["x", *map(str, flags)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
-    assert end.value.code == 0
+    return end.value.code
+
+
+def test_the_command_and_its_older_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_parts(tmp_path / "in", {"y": numbered("y", 30)})
+    flags = ["--corpus", source, "--output-path", tmp_path / "out", "--target-lang", "any"]
+    flags += ["--dedup-window", "50000", "--streaming", "true", "--force-exit", "--min-chars", "99"]
+    assert command(monkeypatch, *flags) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[0] for line in shown[:3]] == [
         "--dedup-window",
@@ -223,3 +227,18 @@ def test_the_command_and_its_older_flags(
     ]
     assert shown[3].endswith("out: written")
     assert "30 documents in" in shown[4]
+
+
+def test_a_raw_source_is_read_as_far_as_the_limit_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("".join(json.dumps({"body": d.text}) + "\n" for d in numbered("y", 200)))
+    flags = ["--dataset", "json", "--data-files", raw, "--text-column", "body", "--target-lang"]
+    flags += ["any", "--min-chars", "250", "--output-path", tmp_path / "out"]
+    assert command(monkeypatch, *flags, "--limit", "20") == 0
+    shown = capsys.readouterr().out
+    assert "raw: 80 documents in, 80 out" in shown, "twice, then four times the limit"
+    assert "20 out" in shown
+    assert command(monkeypatch, *flags, "--limit", "150") == 0
+    assert "raw: 200 documents in, 200 out" in capsys.readouterr().out

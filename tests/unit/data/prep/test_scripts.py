@@ -45,7 +45,7 @@ def test_scripts_do_not_wait_for_torch() -> None:
         ("train_tokenizer", ["--corpus", "{tmp}/none"], "none/manifest.json: no such file"),
         ("shard_corpus", ["--corpus", "{tmp}/none"], "none/manifest.json: no such file"),
         ("filter_corpus", ["--output-path", "{tmp}/a.txt"], "a.txt; a line of a text file cannot"),
-        ("filter_corpus", ["--output-path", "{tmp}/a"], "--corpus: missing"),
+        ("filter_corpus", ["--output-path", "{tmp}/a"], "--corpus, --dataset: name one"),
         ("dedup_corpus", ["--corpus=x", "--output-path={tmp}/a", "--ngram=0"], "--ngram: 0"),
         ("inspect_shards", ["{tmp}/none"], "none/manifest.json: no such file"),
     ],
