@@ -10,6 +10,7 @@ instead of hundreds of log lines (they are in ``<work>/engine/logs``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -190,27 +191,24 @@ def _local(job: Job, executor: Executor) -> None:
     made = LocalPipelineExecutor(
         [job.step], tasks=job.tasks, workers=workers, logging_dir=str(job.folder)
     )
+    # Not made.run(): it starts a manager process, which a killed command would leave behind.
+    ranks = made.get_incomplete_ranks()
     if workers == 1:
-        # Its run() starts a manager process even for one worker; the ranks need none.
-        for rank in made.get_incomplete_ranks():
-            made._run_for_rank(rank, local_rank=1)
+        for rank in ranks:
+            _rank(made, rank)
         return
     import multiprocess
 
     multiprocess.set_forkserver_preload(PRELOAD)
-    made._launch_run_for_rank = InWorker(made)
-    made.run()
+    with multiprocess.get_context("forkserver").Pool(workers) as pool:
+        for _ in pool.imap_unordered(functools.partial(_rank, made), ranks):
+            pass
 
 
-class InWorker:
-    """A rank in a worker process, without datatrove's lines on the terminal."""
-
-    def __init__(self, made: Any) -> None:
-        self.made = made
-
-    def __call__(self, rank: int, **queues: Any) -> Any:
-        with _quiet():
-            return type(self.made)._launch_run_for_rank(self.made, rank, **queues)
+def _rank(made: Any, rank: int) -> None:
+    """One rank in this process; datatrove's lines go to its log alone."""
+    with _quiet():
+        made._run_for_rank(rank, local_rank=1)
 
 
 def _ray(job: Job, executor: Executor) -> None:
@@ -220,8 +218,8 @@ def _ray(job: Job, executor: Executor) -> None:
 
     address = executor.ray_address or os.environ.get("RAY_ADDRESS")
     cpus = None if address else executor.workers * executor.cpus_per_task
-    started = not ray.is_initialized()
-    if started:
+    if not ray.is_initialized():
+        # Left running for the stages to come; Ray ends it with this process.
         try:
             ray.init(
                 address=address or "local",
@@ -232,18 +230,14 @@ def _ray(job: Job, executor: Executor) -> None:
             )
         except (ConnectionError, ValueError) as error:
             raise ConfigError(f"--ray-address: {address}; no Ray cluster there.") from error
-    try:
-        RayPipelineExecutor(
-            [job.step],
-            tasks=job.tasks,
-            workers=executor.workers,
-            logging_dir=str(job.folder),
-            cpus_per_task=executor.cpus_per_task,
-            mem_per_cpu_gb=executor.mem_per_cpu_gb,
-        ).run()
-    finally:
-        if started:
-            ray.shutdown()
+    RayPipelineExecutor(
+        [job.step],
+        tasks=job.tasks,
+        workers=executor.workers,
+        logging_dir=str(job.folder),
+        cpus_per_task=executor.cpus_per_task,
+        mem_per_cpu_gb=executor.mem_per_cpu_gb,
+    ).run()
 
 
 def _slurm(job: Job, executor: Executor) -> None:
