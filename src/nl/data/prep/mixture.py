@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 
 from nl.config import ConfigError, require, structure
+from nl.data.prep.filters_checks import FilterOptions
 from nl.data.prep.sources_spec import Source
 from nl.data.prep.train_tokenizer import TokenizerOptions
 
+READ_PER_KEPT = 4
+"""A data set with a limit of kept documents is read up to this many times the limit."""
 FROM_SOURCE = tuple(f.name for f in fields(Source))
 RECIPE = "docs/data_pipeline.md describes every key; configs/data holds examples."
 
@@ -34,6 +36,26 @@ class Entry(Source):
     """Accepted from older manifests; all domains lie in the mixture's ``output_dir``."""
     weight: float | None = None
     """Share of the mixture, of any scale; all data sets have one or none has."""
+    lang: str | None = None
+    """Language to keep, such as ``en``; null keeps all, as code needs."""
+    lang_threshold: float = 0.8
+    """Least probability of the language."""
+    min_chars: int = 0
+    """Shorter documents go."""
+    max_chars: int = 0
+    """Longer documents go; 0: no limit."""
+    max_line_chars: int = 0
+    """Documents with a longer line go; 0: no limit."""
+    quality: tuple[str, ...] = ()
+    """Rules of gopher, c4, fineweb that documents must keep."""
+    pii: bool = False
+    """Replace e-mail and public IP addresses by placeholders."""
+    limit: int = 0
+    """Keep the first so many documents that pass; 0: all. Reads 4 times as many at most."""
+    filtered_dir: str | None = None
+    """Where the filtered text lies as a corpus; default: below the work directory."""
+    license: str | None = None
+    """Under what terms the text is, for ``validate_mixture.py``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,11 +65,29 @@ class Entry(Source):
         for name in ("sample_limit", "seq_len", "sequences_per_shard"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
+        require(self.limit >= 0, f"limit: {self.limit}; must be >= 0.")
 
     @property
     def source(self) -> Source:
         """The part that says where documents come from."""
-        return Source(**{name: getattr(self, name) for name in FROM_SOURCE})
+        made = Source(**{name: getattr(self, name) for name in FROM_SOURCE})
+        if not self.limit or made.max_records is not None:
+            return made
+        return replace(made, max_records=READ_PER_KEPT * self.limit)
+
+    @property
+    def filters(self) -> FilterOptions:
+        """The part that says which documents stay."""
+        return FilterOptions(
+            target_lang=self.lang or "any",
+            lang_threshold=self.lang_threshold,
+            min_chars=self.min_chars,
+            max_chars=self.max_chars,
+            max_line_chars=self.max_line_chars,
+            quality=self.quality,
+            pii=self.pii,
+            limit=self.limit,
+        )
 
     @property
     def shard_tokens(self) -> int:
@@ -69,6 +109,8 @@ class Mixture:
     """What is trained where no tokenizer is named."""
     held_out: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
     """Shares of documents for ``val`` and ``test``."""
+    near_duplicates: bool = True
+    """Whether near-duplicates go, besides exact ones."""
     datasets: tuple[Entry, ...]
     """The data sets, each a domain."""
 
@@ -129,10 +171,4 @@ def read_mixture(path: Path) -> Mixture:
     return structure(Mixture, {"name": path.stem, **data}, str(path))
 
 
-def log_entry(entry: Entry) -> dict[str, Any]:
-    """What a log says of a data set."""
-    return {"name": entry.name, "dataset": entry.dataset, "subset": entry.subset}
-
-
-Stage = Literal["ingest", "filter", "dedup", "divide", "tokenizer", "shard"]
-STAGES: tuple[Stage, ...] = ("ingest", "filter", "dedup", "divide", "tokenizer", "shard")
+STAGES = ("ingest", "filter", "dedup", "divide", "tokenizer", "shard")

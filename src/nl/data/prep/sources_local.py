@@ -114,11 +114,12 @@ def choose_split(wanted: str, known: Sequence[str], source: Source) -> str:
     """
     if wanted in known:
         return wanted
-    instead = next((s for s in (*ORDER, *known) if s in known), None)
-    if instead is not None and source.split_fallback:
+    order = (*ORDER, *known) if source.split_fallback == "any" else (source.split_fallback,)
+    instead = next((s for s in order if s in known), None)
+    if instead is not None:
         LOG.warning("%s: no split %r; reading %r instead", source.name, wanted, instead)
         return instead
     raise ConfigError(
         f"{source.name}: {source.dataset} has no split {wanted!r}. Known: {', '.join(known)}. "
-        "Name one of them (split, --split) or set split_fallback (--split-fallback)."
+        "Name one of them (split, --split), or set split_fallback to one, or to any."
     )

@@ -37,8 +37,9 @@ class Source:
     """Documents to read at most; None reads all."""
     max_mb: float | None = None
     """Megabytes (1e6) of text to read at most: the first ones; of stdlib, files chosen by hash."""
-    split_fallback: bool = False
-    """Where the split does not exist, take train, validation or test, and say so."""
+    split_fallback: str = ""
+    """Split to read, and say so, where the one asked for does not exist; ``any`` takes the first
+    of train, validation, test that there is."""
 
     def __post_init__(self) -> None:
         require(

@@ -24,6 +24,8 @@ from nl.data.prep.sources_spec import Source
 
 MAX_SENTENCE = 4096
 """Bytes of text per training sentence; SentencePiece leaves longer ones out."""
+MODEL = "tokenizer.model"
+"""Name of a trained model in its directory."""
 LOG = logging.getLogger("nl.data")
 
 
@@ -129,7 +131,7 @@ def train_on(
     Raises:
         ConfigError: a vocabulary larger than the text supports, no write access.
     """
-    model, log = output / "tokenizer.model", log_file or output / "tokenizer_log.json"
+    model, log = output / MODEL, log_file or output / "tokenizer_log.json"
     inputs = {domain.name: domain.identity for domain in domains}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
     record = json.loads(json.dumps(record))

@@ -14,8 +14,7 @@ from nl.data.prep.command import run
 from nl.data.prep.inspection import describe
 
 SCRIPTS = Path(__file__).resolve().parents[4] / "scripts" / "data"
-NAMES = ["build_stdlib", "train_tokenizer", "shard_corpus", "inspect_shards", "check_tokenizer"]
-NAMES += ["filter_corpus", "dedup_corpus"]
+NAMES = [p.stem for p in sorted(SCRIPTS.glob("*.py"))]
 
 
 def call(name: str, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -186,8 +186,9 @@ def test_splits_of_local_files(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert texts_of(Source(**fields, split="validation")) == ["data/valid.jsonl"]
     with pytest.raises(ConfigError, match=r"no split 'train'. Known: test, validation"):
         texts_of(Source(**fields))
-    assert texts_of(Source(**fields, split_fallback=True)) == ["data/valid.jsonl"]
+    assert texts_of(Source(**fields, split_fallback="any")) == ["data/valid.jsonl"]
     assert "no split 'train'; reading 'validation' instead" in caplog.text
+    assert texts_of(Source(**fields, split_fallback="test")) == ["data/test-00000.jsonl"]
     (tmp_path / "data/other.jsonl").write_bytes(jsonl(["o"]))
     assert len(texts_of(Source(**fields))) == 3, "names that tell no split: every file"
 
@@ -249,7 +250,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[0] == ("team/corpus", "en")
     with pytest.raises(ConfigError, match=r"team/corpus has no split 'train'. Known: test"):
         units(Source(name="d", dataset="team/corpus"))
-    assert len(units(Source(name="d", dataset="team/corpus", split_fallback=True))) == 3
+    assert len(units(Source(name="d", dataset="team/corpus", split_fallback="any"))) == 3
 
 
 def test_no_network_is_one_line_with_the_recipe(tmp_path: Path) -> None:
