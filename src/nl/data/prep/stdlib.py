@@ -10,7 +10,6 @@ import ast
 import functools
 import inspect
 import itertools
-import platform
 import re
 import sysconfig
 import tokenize
@@ -18,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nl.config import ConfigError
-from nl.data.documents import CorpusManifest, Document, read_corpus
+from nl.data.documents import Document
 from nl.data.files import sha256_text
-from nl.data.prep.corpus import Work, is_current, write_corpus
+from nl.data.prep.corpus import Work
 
 MIN_DOCSTRING = 40
 MIN_DOCUMENT = 200
@@ -31,41 +30,6 @@ SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycac
 GENERATED = re.compile(r"(auto-?)?generated (from|by|automatically)|gencodec", re.IGNORECASE)
 VERSION = "1"
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def build_stdlib(output: Path, *, limit_mb: float) -> tuple[CorpusManifest, bool]:
-    """Build the corpus below ``output``, unless it is there and up to date.
-
-    Args:
-        output: corpus directory.
-        limit_mb: UTF-8 megabytes (1e6) of text per domain.
-
-    Returns:
-        The manifest and whether anything was written.
-
-    Raises:
-        ConfigError: the limit leaves nothing, this Python has no source, or no write access.
-    """
-    if not limit_mb > 0:
-        raise ConfigError(f"--limit-mb: {limit_mb}; must be > 0.")
-    recipe = {
-        "builder": f"stdlib {VERSION}",
-        "python": platform.python_version(),
-        "limit_mb": f"{limit_mb:g}",
-    }
-    if (output / "manifest.json").is_file():
-        old = read_corpus(output)
-        if old.recipe == recipe and is_current(output, old.splits):
-            return old, False
-    prose, code = stdlib_works(Path(sysconfig.get_path("stdlib")))
-    manifest = write_corpus(
-        output,
-        "stdlib",
-        {"prose": [*topic_works(), *prose], "code": code},
-        limit_bytes=int(limit_mb * 1e6),
-        recipe=recipe,
-    )
-    return manifest, True
 
 
 def stdlib_documents(domain: str, limit_bytes: int | None = None) -> Iterator[Document]:

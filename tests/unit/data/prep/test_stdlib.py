@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from nl.config import ConfigError
-from nl.data.documents import SPLITS, read_jsonl
 from nl.data.prep import stdlib
-from nl.data.prep.stdlib import build_stdlib, clean, cut_code, pack, separate, stdlib_works
+from nl.data.prep.stdlib import clean, cut_code, pack, separate, stdlib_documents, stdlib_works
 
 SOURCE = '''"""Module text that is long enough to be kept as prose."""
 import os
@@ -101,27 +100,22 @@ def test_a_small_library(tmp_path: Path) -> None:
         stdlib_works(tmp_path / "pkg" / "none")
 
 
-def test_build_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some modules of the real library; the second build finds nothing to do."""
+def test_documents_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some modules of the real library: whole files, chosen by the hash of their names."""
     root = Path(ast.__file__).parent
-    names = ("json", "html")
+    names = ("json", "html", "email")
     some = [p for p in stdlib.source_files(root) if p.relative_to(root).parts[0] in names]
     monkeypatch.setattr(stdlib, "source_files", lambda _: some)
-    manifest, written = build_stdlib(tmp_path, limit_mb=0.4)
-    assert written
-    for domain in ("prose", "code"):
-        infos = [manifest.splits[split][domain][0] for split in SPLITS]
-        assert 15_000 < sum(i.bytes for i in infos) <= 400_000
-        assert infos[0].documents > 2
-    sources = {d.source.split(":")[0] for d in read_jsonl(tmp_path / "train/prose.jsonl")}
-    assert sources == {"topic", "docstring"}
-    assert build_stdlib(tmp_path, limit_mb=0.4) == (manifest, False)
-    (tmp_path / "train/code.jsonl").write_text("")
-    assert build_stdlib(tmp_path, limit_mb=0.4) == (manifest, True)
-    assert build_stdlib(tmp_path, limit_mb=0.05)[1]
-
-
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
-def test_bad_limit(tmp_path: Path, limit: float) -> None:
-    with pytest.raises(ConfigError, match="--limit-mb"):
-        build_stdlib(tmp_path, limit_mb=limit)
+    stdlib._works.cache_clear()
+    try:
+        code = list(stdlib_documents("code"))
+        few = list(stdlib_documents("code", 60_000))
+        prose = list(stdlib_documents("prose"))
+    finally:
+        stdlib._works.cache_clear()
+    assert 30_000 < sum(len(d.text.encode()) for d in few) <= 60_000
+    chosen = {d.group for d in few}
+    assert few == [d for d in code if d.group in chosen], "whole files in their order"
+    assert chosen < {d.group for d in code}
+    assert all(d.source.rpartition("#")[0] == d.group for d in code + prose)
+    assert {d.source.split(":")[0] for d in prose} == {"topic", "docstring"}
