@@ -1,16 +1,17 @@
-"""Tokenize a corpus into shards that a run can map, with a manifest of digests.
+"""Tokenize a corpus, or a raw source, into shards that a run can map, with a manifest of digests.
 
 Example: python scripts/data/shard_corpus.py --tokenizer-path data/stdlib/tokenizer.model
+         python scripts/data/shard_corpus.py --dataset parquet --data-files "raw/*.parquet" \
+           --tokenizer-path tok/tokenizer.model --output-dir data/mine --name mine --workers 8
 """
 
 import argparse
 import sys
-from pathlib import Path
 
-from nl.config import unstructure
-from nl.data.files import write_json
 from nl.data.prep.command import run
-from nl.data.prep.shard import SHARD_TOKENS, shard_corpus
+from nl.data.prep.engine import Executor
+from nl.data.prep.flags import add_flags, read_flags
+from nl.data.prep.shard_command import add_shard_flags, shard_command
 
 
 def main() -> None:
@@ -18,22 +19,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flag, shown = parser.add_argument, "default: %(default)s"
-    flag("--corpus", type=Path, default=Path("data/stdlib/corpus"), help=shown)
-    flag("--tokenizer-path", default="data/stdlib/tokenizer.model", help="or bytes; " + shown)
-    flag("--output-dir", type=Path, default=Path("data/stdlib"), help=shown)
-    flag("--shard-tokens", type=int, default=SHARD_TOKENS, help=shown)
-    flag("--log-file", type=Path, help="also write the counts to this JSON file")
-    a = parser.parse_args()
-    manifest, written = shard_corpus(
-        a.corpus, a.tokenizer_path, a.output_dir, shard_tokens=a.shard_tokens
-    )
-    if a.log_file is not None:
-        write_json(a.log_file, unstructure(manifest))
-    print(f"{a.output_dir}: {'written' if written else 'up to date, nothing to do'}")
-    for split, domains in manifest.splits.items():
-        for name, d in domains.items():
-            print(f"  {split}/{name}: {d.documents:,} documents, {d.tokens:,} tokens")
+    add_shard_flags(parser)
+    add_flags(parser, Executor, kind="executor")
+    args = parser.parse_args()
+    for line in shard_command(args, read_flags(args, Executor)):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from nl.config import ConfigError, structure, unstructure
 from nl.data.documents import SCHEMA, SPLITS, UNDIVIDED, CorpusManifest, read_corpus
-from nl.data.files import move_into, sha256_file, write_atomic, write_json
+from nl.data.files import move_into, sha256_file, write_json
 from nl.data.manifest import DataManifest, DomainInfo, TokenizerInfo, read_manifest
 from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor
@@ -26,7 +26,7 @@ from nl.data.prep.parts import parts_of
 from nl.data.prep.shard_part import SHARD_TOKENS, PartRecord, PartTask, ShardOptions, shard_part
 from nl.data.prep.stage import LOG_NAME, Ranks, Stage, alone, forget
 from nl.data.shards import VERSION, file_bytes
-from nl.data.tokenizer import Tokenizer, load_tokenizer
+from nl.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer, tokenizer_file
 
 LEFT_OUT = "over_max_records"
 DataSplits = dict[str, dict[str, DomainInfo]]
@@ -106,7 +106,7 @@ def shard_corpus(
             made = {"tokenizer": unstructure(_describe(tokenizer)), "inputs": inputs, **log}
             made["splits"] = unstructure(_splits(output, source, tasks, made.pop("rows")))
             write_json(stage.work / "final.json", made)
-        return _publish(stage, name, Path(tokenizer_path)), True
+        return _publish(stage, name, tokenizer_path), True
 
 
 def _stage(corpus: Path, output: Path, options: ShardOptions, max_records: int | None) -> Stage:
@@ -274,7 +274,7 @@ def _splits(
     return splits
 
 
-def _publish(stage: Stage, name: str, model: Path) -> DataManifest:
+def _publish(stage: Stage, name: str, tokenizer_path: str) -> DataManifest:
     """Put shards, model and manifest in place; may be cut off and done again at any point."""
     final = json.loads((stage.work / "final.json").read_bytes())
     output = stage.output
@@ -292,10 +292,7 @@ def _publish(stage: Stage, name: str, model: Path) -> DataManifest:
             move_into(stage.work / "out" / split, output / split)
         elif split not in manifest.splits:
             shutil.rmtree(output / split, ignore_errors=True)
-    if manifest.tokenizer.path is not None:
-        copy = output / manifest.tokenizer.path
-        if not (copy.exists() and model.samefile(copy)):
-            write_atomic(copy, model.read_bytes())
+    copy_tokenizer(tokenizer_path, output)
     write_json(output / LOG_NAME, final["log"])
     write_json(output / "manifest.json", unstructure(manifest))
     forget(stage)
@@ -303,9 +300,8 @@ def _publish(stage: Stage, name: str, model: Path) -> DataManifest:
 
 
 def _describe(tokenizer: Tokenizer) -> TokenizerInfo:
-    pieces = tokenizer.kind == "sentencepiece"
     return TokenizerInfo(
-        path="tokenizer.model" if pieces else None,
+        path=tokenizer_file(tokenizer),
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )

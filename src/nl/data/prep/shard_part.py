@@ -144,7 +144,7 @@ class ShardWriter:
     def __init__(self, tokenizer: TokenizerInfo, eos_id: int) -> None:
         self.tokenizer = tokenizer
         self.dtype = DTYPES[dtype_for(tokenizer.vocab_size)]
-        self._eos = np.asarray([eos_id], self.dtype)
+        self.eos_id = eos_id
         self._parts: list[Ids] = []
         self._ends: list[int] = []
 
@@ -153,8 +153,8 @@ class ShardWriter:
         """Tokens that wait to be written."""
         return self._ends[-1] if self._ends else 0
 
-    def add(self, ids: Ids) -> None:
-        """One document without its EOS.
+    def add(self, ids: Ids, eos: bool = True) -> None:
+        """One document; ``eos``: its EOS is not among the ids and is added.
 
         Raises:
             ConfigError: an id outside the vocabulary.
@@ -164,8 +164,10 @@ class ShardWriter:
             raise ConfigError(
                 f"token id {bad} is outside the vocabulary of {self.tokenizer.vocab_size}."
             )
-        self._parts += [ids.astype(self.dtype), self._eos]
-        self._ends.append(self.tokens + ids.size + 1)
+        self._parts.append(ids.astype(self.dtype))
+        if eos:
+            self._parts.append(np.asarray([self.eos_id], self.dtype))
+        self._ends.append(self.tokens + ids.size + eos)
 
     def write(self, path: Path) -> ShardInfo:
         """Write what waits and begin anew; see ``write_shard``."""

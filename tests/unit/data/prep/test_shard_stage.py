@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nl.data.manifest import DataManifest, documents, read_manifest
 from nl.data.prep import shard as stage
 from nl.data.prep.engine import Executor
 from nl.data.prep.shard import shard_corpus
+from nl.data.prep.shard_command import add_shard_flags, shard_command
 from nl.data.shard_stream import ShardStreamConfig
 from nl.data.shards import open_shard
 from nl.data.tokenizer import ByteTokenizer
@@ -236,3 +238,38 @@ def test_ids_of_arrays_are_those_of_lists() -> None:
     tokenizer = ByteTokenizer()
     found = [ids.tolist() for ids in encode_arrays(tokenizer, ["a\u00e9", "", "b"])]
     assert found == tokenizer.encode(["a\u00e9", "", "b"])
+
+
+def command(*flags: str) -> list[str]:
+    parser = argparse.ArgumentParser()
+    add_shard_flags(parser)
+    return list(shard_command(parser.parse_args(flags), Executor()))
+
+
+def test_a_raw_source_is_read_and_sharded(tmp_path: Path) -> None:
+    rows = [{"content": f"document {n} of a few"} for n in range(30)]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--dataset", "json", "--data-files", str(tmp_path / "raw.jsonl"), "--name", "mine"]
+    flags += ["--text-column", "content", "--tokenizer-path", "bytes", "--max-records", "20"]
+    flags += ["--output-dir", str(tmp_path / "out"), "--log-file", str(tmp_path / "log.json")]
+    flags += ["--seq-len", "16", "--sequences-per-shard", "8"]
+    lines = command(*flags)
+    assert lines == [f"{tmp_path}/out: written", "  train/mine: 20 documents, 410 tokens"]
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert (log["name"], log["records"], log["tokens"], log["sequences"]) == ("mine", 20, 410, 25)
+    assert log["shards"] == 3, "closed after 128 tokens or more"
+    assert "nothing to do" in command(*flags)[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset", "json", "--corpus", "x"), "--dataset: given beside --corpus"),
+        (("--shard-tokens", "9", "--seq-len", "4"), "--shard-tokens: 9 beside --seq-len"),
+        (("--seq-len", "0"), "--seq-len: 0"),
+        (("--dataset", "json"), "data_files: missing"),
+    ],
+)
+def test_flags_that_contradict(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        command(*flags)
