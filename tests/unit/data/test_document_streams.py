@@ -197,3 +197,84 @@ def test_carried_rows_are_read_as_whole_documents(tiny: Path, tmp_path: Path) ->
         assert abs(alone - total) < 1e-9 * total
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def shards_of(root: Path, parts: list[list[str]]) -> tuple[Path, list[list[int]]]:
+    """A data directory with one shard per part in every split, and its documents as ids."""
+    from nl.config import unstructure
+    from nl.data.documents import SCHEMA, CorpusManifest, Document, TextFile, encode_jsonl
+    from nl.data.files import sha256_file, write_json
+    from nl.data.prep.shard import shard_corpus
+
+    files = []
+    for number, part in enumerate(parts):
+        path = root / "corpus" / f"part_{number}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_jsonl([Document(t, "") for t in part]))
+        size = sum(len(t) for t in part)
+        info = TextFile(file=path.name, documents=len(part), bytes=size, sha256=sha256_file(path))
+        files.append(info)
+    splits = {split: {"text": tuple(files)} for split in ("train", "val", "test")}
+    manifest = CorpusManifest(schema=SCHEMA, name="made", splits=splits)
+    write_json(root / "corpus" / "manifest.json", unstructure(manifest))
+    shard_corpus(root / "corpus", "bytes", root / "data")
+    return root / "data", [[*t.encode(), 258] for part in parts for t in part]
+
+
+LONG = [
+    ["a" * 70, "b" * 3, "c" * 200],
+    ["d" * 31, "e" * 31, "f" * 95],
+    ["g" * 15],
+    ["h", "", "i" * 64, "j" * 5],
+]
+"""Documents longer than a window, as long as one, empty; shards that end inside a document."""
+
+
+@pytest.mark.parametrize("split", ["train", "val", "val/text", "test", "test/text"])
+@pytest.mark.parametrize("order", ["shuffled", "contiguous"])
+@pytest.mark.parametrize("seq_len", [1, 16, 32])
+def test_boundaries_over_documents_and_shards(
+    tmp_path: Path, split: str, order: str, seq_len: int
+) -> None:
+    """Every window is what a walk over the documents of its shard gives, under every split."""
+    root, documents = shards_of(tmp_path, LONG)
+    wanted: dict[tuple[int, ...], tuple[list[int], tuple[int, ...]]] = {}
+    ids = iter(documents)
+    for part in LONG:
+        tokens: list[int] = []
+        begins: set[int] = set()
+        for _ in part:
+            begins.add(len(tokens))
+            tokens += next(ids)
+        for at in range(0, len(tokens) - seq_len, seq_len):
+            targets = [
+                IGNORE if i + 1 in begins else tokens[i + 1] for i in range(at, at + seq_len)
+            ]
+            starts = tuple(i - at for i in range(at, at + seq_len) if i in begins)
+            key = (*tokens[at : at + seq_len], *targets, *starts)
+            wanted[key] = (targets, starts)
+    chosen: Any = ShardStreamConfig(
+        path=str(root),
+        seq_len=seq_len,
+        batch_size=2,
+        documents="reset",
+        order=order,  # type: ignore[arg-type]
+    )
+    stream = chosen.build(split, seed=0, rank=0, world=1)
+    seen: set[tuple[int, ...]] = set()
+    for number, batch in enumerate(islice(stream, 400)):
+        assert batch.starts is not None
+        begins_lane = order == "contiguous" and (number % stream.plan.length == 0)
+        for row, starts in enumerate(batch.starts):
+            targets = batch.targets[row].tolist()
+            if set(targets) == {IGNORE} and not starts:
+                continue  # filled up
+            inputs = batch.inputs[row].tolist()
+            keys = [(*inputs, *targets, *starts)]
+            if begins_lane:
+                assert starts[:1] == (0,)
+                keys.append((*inputs, *targets, *starts[1:]))
+            assert any(key in wanted for key in keys)
+            seen.update(key for key in keys if key in wanted)
+    if order == "shuffled":
+        assert {k for k, (targets, _) in wanted.items() if set(targets) != {IGNORE}} <= seen

@@ -168,3 +168,69 @@ def test_planned_blocks_do_not_show() -> None:
     stream = RowStream(plan, fetch, batch_size=3000, rank=0, world=1, identity="x")
     got = torch.cat([b.targets for b in take(stream, 7)])
     assert got.tolist() == plan.locate(np.arange(21_000))[1].tolist()
+
+
+@pytest.mark.parametrize("documents", ["ignore", "reset"])
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(7, 12), (64, 4)])
+def test_batches_fetched_together_are_those_fetched_alone(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, documents: str, seq_len: int, batch_size: int
+) -> None:
+    """However many rows are fetched at once, and wherever the stream begins."""
+    cfg = ShardStreamConfig(
+        path=str(tiny),
+        seq_len=seq_len,
+        batch_size=batch_size,
+        documents=documents,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr("nl.data.windows.TOKENS_AT_ONCE", 1)
+    for split in ("train", "val", "val/code"):
+        monkeypatch.setattr("nl.data.windows.TOKENS_AT_ONCE", 1)
+        alone = take(cfg.build(split, seed=3, rank=0, world=1), 90)
+        monkeypatch.setattr("nl.data.windows.TOKENS_AT_ONCE", 5 * batch_size * seq_len)
+        together = cfg.build(split, seed=3, rank=0, world=1)
+        got = take(together, 90)
+        assert len(got) == len(alone) > 2
+        for one, two in zip(alone, got, strict=True):
+            assert same(one, two)
+            assert one.starts == two.starts
+        later = cfg.build(split, seed=3, rank=0, world=1)
+        later.load_state_dict(together.state_dict() | {"row": 2 * batch_size})
+        assert same(next(iter(later)), alone[2])
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_ranks_share_epochs_without_overlap(tiny: Path, world: int) -> None:
+    """Three epochs of both domains over all ranks: every window of a domain once in each."""
+    cfg = ShardStreamConfig(path=str(tiny), seq_len=16, batch_size=8)
+    ranks = [cfg.build("train", seed=9, rank=r, world=world) for r in range(world)]
+    sizes = ranks[0].fetch.sizes  # type: ignore[attr-defined]
+    seen: list[list[list[int]]] = [[[] for _ in sizes] for _ in ranks]
+    steps = 3 * sum(sizes) // 8 + 30
+    for rank, stream in enumerate(ranks):
+        share = np.arange(8 // world) + rank * (8 // world)
+        rows = (np.arange(steps)[:, None] * 8 + share).reshape(-1)
+        source, index = stream.plan.locate(rows)
+        assert (stream._plan(0).rows[0] == share).all(), "a rank has its rows of every batch"
+        for number in range(len(sizes)):
+            seen[rank][number] = [
+                [int(row), int(i)]
+                for row, i, s in zip(rows, index, source, strict=True)
+                if s == number
+            ]
+    for number, size in enumerate(sizes):
+        order = sorted(pair for rank in seen for pair in rank[number])
+        for epoch in range(3):
+            windows = [index for _, index in order[epoch * size : (epoch + 1) * size]]
+            assert sorted(windows) == list(range(size))
+
+
+def test_mixture_is_exact_at_every_world_size_and_epoch(tiny: Path) -> None:
+    """Rows of a domain are within one of its share after any number of rows, for every rank set."""
+    cfg = config("shards", tiny)
+    for world in (1, 2, 4):
+        plans = [cfg.build("train", seed=1, rank=r, world=world).plan for r in range(world)]
+        rows = np.arange(40_000)
+        sources = [plan.locate(rows)[0] for plan in plans]
+        assert all((s == sources[0]).all() for s in sources)
+        counts = np.cumsum(sources[0] == 0)
+        assert (np.abs(counts - 0.75 * (rows + 1)) < 1).all()

@@ -11,7 +11,6 @@ import pytest
 
 from nl.config import ConfigError
 from nl.data.prep.command import run
-from nl.data.prep.inspection import describe
 
 SCRIPTS = Path(__file__).resolve().parents[4] / "scripts" / "data"
 NAMES = [p.stem for p in sorted(SCRIPTS.glob("*.py"))]
@@ -73,20 +72,3 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors[-1] == "progress"
     with pytest.raises(ZeroDivisionError):
         run(lambda: print(1 / 0))
-
-
-def test_inspection(own_tiny: Path) -> None:
-    lines = list(describe(own_tiny, samples=1, unigram=True))
-    assert lines[0].startswith("tiny: vocabulary 259")
-    rows = [line for line in lines if "digest ok" in line]
-    assert [row.split()[0] for row in rows] == [
-        f"{split}/{domain}" for split in ("train", "val", "test") for domain in ("code", "prose")
-    ]
-    assert sum("nats per token" in line for line in lines) == 4
-    assert any("'code " in line for line in lines)
-    shard = own_tiny / "train/code/shard_00000.bin"
-    data = bytearray(shard.read_bytes())
-    data[200] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(ConfigError, match="sha256"):
-        list(describe(own_tiny, samples=0, unigram=False))
