@@ -219,7 +219,8 @@ def _ray(job: Job, executor: Executor) -> None:
     address = executor.ray_address or os.environ.get("RAY_ADDRESS")
     cpus = None if address else executor.workers * executor.cpus_per_task
     if not ray.is_initialized():
-        # Left running for the stages to come; Ray ends it with this process.
+        # Left running for the stages to come; Ray ends it with this process. It reports to nobody.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
                 address=address or "local",
