@@ -62,8 +62,11 @@ def digests(output: Path) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = ["git", "-C", str(ROOT)]
+    show = [*git, "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(show, capture_output=True, text=True, check=False).stdout.strip()
+    changed = [*git, "diff", "--quiet", "HEAD", "--", "src", "benchmarks"]
+    commit += "-dirty" if subprocess.run(changed, check=False).returncode else ""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
