@@ -237,7 +237,7 @@ def score(fate: Mapping[int, str], reasons: Mapping[int, str]) -> list[dict[str,
                 "dropped": len(taken),
                 "right": len(right),
                 "precision": round(len(right) / len(taken), 4) if taken else None,
-                "recall": round(len(right) / len(planted), 4),
+                "recall": round(len(right) / len(planted), 4) if planted else None,
                 "missed": dict(Counter(reasons.get(n, "kept") for n in planted - taken)),
                 "wrong": dict(Counter(fate[n] for n in taken - planted)),
             }
