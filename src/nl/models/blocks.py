@@ -16,7 +16,6 @@ from nl.nn.cms import ContinuumMemory
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDelta
 from nl.nn.level import LevelTrace
-from nl.nn.mlp import SwiGLU
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan import TitanMemory
 from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
@@ -35,22 +34,26 @@ class BlockState(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)) for each mixer, then x + mlp(norm(x)) or a chain of memory levels."""
+    """x + mixer(norm(x)) for each mixer, then x + mlp(norm(x)) or a chain of memory levels.
+
+    With ``parallel`` the MLP reads what the block was given (GPT-J, Wang and Komatsuzaki 2021).
+    """
 
     def __init__(self, shape: LanguageShape, mixers: Sequence[nn.Module], levels: bool) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.RMSNorm(shape.dim, eps=1e-6) for _ in mixers)
+        self.norms = nn.ModuleList(shape.make_norm() for _ in mixers)
         self.mixers = nn.ModuleList(mixers)
         found = [path for m in mixers if (path := getattr(m, "memory_path", None)) is not None]
         self.memory_path: str | None = found[0] if found else None
         # A loop over chunks inside a compiled unit is unrolled, once for every place in the row.
         self.compile_whole = not any(isinstance(m, SelfMod) for m in mixers)
         self.levels: ContinuumMemory | None = None
+        self.parallel = shape.parallel and not levels
         if levels:
             self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)
         else:
-            self.mlp_norm = nn.RMSNorm(shape.dim, eps=1e-6)
-            self.mlp = SwiGLU(shape.dim, shape.mlp_hidden_size, shape.residual_scale)
+            self.mlp_norm = shape.make_norm()
+            self.mlp = shape.make_mlp()
 
     def init_state(self, batch: int) -> BlockState:
         """Fresh memories for ``batch`` rows."""
@@ -66,13 +69,14 @@ class Block(nn.Module):
         Returns:
             (B, T, D), the new state, and the traces of label-driven levels (None without any).
         """
-        moved = []
+        moved, given = [], x_BTD
         for norm, mixer, memory in zip(self.norms, self.mixers, state.mixers, strict=True):
             branch, new = mix(mixer, norm(x_BTD), memory, ctx)
             x_BTD = x_BTD + branch
             moved.append(new)
         if self.levels is None:
-            return x_BTD + self.mlp(self.mlp_norm(x_BTD)), BlockState(tuple(moved)), None
+            seen = given if self.parallel else x_BTD
+            return x_BTD + self.mlp(self.mlp_norm(seen)), BlockState(tuple(moved)), None
         x_BTD, trace = self.levels(x_BTD, state.levels)
         return x_BTD, BlockState(tuple(moved), state.levels), trace
 

@@ -15,19 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nl.config import ConfigError, lookup, register, require
+from nl.config import lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import detach, reset_rows, settled, tensors
 from nl.models.block_signal import PendingTile, TileRead, gather, resume, tile_of
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import Part, Starts, check_starts, cut_call, first_rows, without_crossing
+from nl.models.embedding import EMBED_STD, HEAD_STD, embedded
 from nl.models.generate import Sampling, generate
 from nl.models.language_state import (
     LanguageState,
     PendingLabel,
     Read,
     check_inputs,
+    check_places,
     cut,
     each_token,
 )
@@ -39,16 +41,12 @@ from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
+from nl.nn.mlp import MLPKind, NormKind, make_mlp, make_norm
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise
 from nl.nn.titan_config import TitanConfig
 from nl.ops.losses import teach_signal
 from nl.ops.rotary import rotary_table
-
-# Smaller than 1: what blocks add then weighs more than the token itself, which learns faster.
-EMBED_STD = 0.3
-# Logits of standard deviation 0.5: the first loss is 0.125 nats above guessing.
-HEAD_STD = 0.5
 
 
 @register("model", "language")
@@ -65,9 +63,21 @@ class LanguageConfig(ModelConfig):
     block: str | tuple[str, ...] = "hope_attention"
     """Block kind, or a list of kinds that is repeated until all layers are filled."""
     mlp_hidden: int | None = None
-    """Hidden width of SwiGLU layers; None: 8/3 of dim, rounded up to a multiple of 8."""
-    positions: Literal["rope", "none"] = "rope"
-    """Rotary positions, or none at all (NoPE)."""
+    """Hidden width of feed-forward layers; None: 8/3 of dim, rounded up to a multiple of 8."""
+    mlp: MLPKind = "swiglu"
+    """Feed-forward layers: swiglu, gelu, or gelu_tanh (its approximation)."""
+    bias: bool = False
+    """Biases of feed-forward layers; ``attention.bias`` has those of attention."""
+    parallel: bool = False
+    """Feed-forward layers read what their block was given, not what attention made of it."""
+    norm: NormKind = "rms"
+    """rms: RMSNorm. layer: LayerNorm with bias."""
+    norm_eps: float = 1e-6
+    """Added to the variance in norms."""
+    positions: Literal["rope", "learned", "none"] = "rope"
+    """Rotary positions, a learned vector for each of ``max_positions``, or none at all (NoPE)."""
+    max_positions: int = 1024
+    """Longest row that can be read with positions=learned."""
     rope_base: float = 10000.0
     """Wavelength base of the rotary embedding."""
     tie_embeddings: bool = False
@@ -84,11 +94,12 @@ class LanguageConfig(ModelConfig):
     """Titans memory and the attention beside it, in blocks that have them."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "dim", "layers"):
+        for name in ("vocab_size", "dim", "layers", "max_positions"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; must be >= 1.")
         hidden, base = self.mlp_hidden, self.rope_base
         require(hidden is None or hidden >= 1, f"mlp_hidden: {hidden}; must be >= 1, or null.")
         require(base >= 1, f"rope_base: {base}; must be >= 1.")
+        require(self.norm_eps > 0, f"norm_eps: {self.norm_eps}; must be > 0.")
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
         for kind in self.kinds:
             lookup("block", kind, "block")
@@ -107,13 +118,22 @@ class LanguageConfig(ModelConfig):
 
     @property
     def mlp_hidden_size(self) -> int:
-        """Hidden width of SwiGLU layers."""
+        """Hidden width of feed-forward layers."""
         return self.mlp_hidden or -(-self.dim * 8 // 3 // 8) * 8
 
     @property
     def residual_scale(self) -> float:
         """Two branches per layer add up to unit variance."""
         return float((2 * self.layers) ** -0.5)
+
+    def make_norm(self) -> nn.Module:
+        """A norm of the width of the stream."""
+        return make_norm(self.norm, self.dim, self.norm_eps)
+
+    def make_mlp(self) -> nn.Module:
+        """A feed-forward layer."""
+        sizes = (self.dim, self.mlp_hidden_size, self.residual_scale)
+        return make_mlp(self.mlp, *sizes, self.bias)
 
     def build(self) -> LanguageModel:
         """The model, drawn from torch's global generator."""
@@ -134,7 +154,11 @@ class LanguageModel(Memories, nn.Module):
         kinds = [config.kinds[i % len(config.kinds)] for i in range(config.layers)]
         built = [lookup("block", kind, "model.block")().build(config) for kind in kinds]
         self.blocks = nn.ModuleList(built)
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = config.make_norm()
+        self.places: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.places = nn.Embedding(config.max_positions, config.dim)
+            nn.init.normal_(self.places.weight, std=EMBED_STD)
         # Tokens between the States that a backward pass starts again from; 0: everything is kept.
         self.recompute_every = 0
         self.taught = any(b.levels is not None for b in built)
@@ -315,6 +339,8 @@ class LanguageModel(Memories, nn.Module):
         """The State to read on from: the pending token, if any, has now got its label."""
         check_inputs(inputs, state)
         check_writes(self, knobs)
+        if self.places is not None:
+            check_places(self.config.max_positions, inputs.shape[1], state, starts)
         if starts is not None:
             check_starts(starts, *inputs.shape)
         if state is None:
@@ -343,20 +369,13 @@ class LanguageModel(Memories, nn.Module):
         ``outputs`` takes the output of every block; gradients in them are then defined.
         """
         length, config = inputs.shape[1], self.config
-        try:
-            x = self._embed(inputs)
-        except IndexError as error:  # on the CPU; a GPU stops the process by an assertion
-            found = f"{int(inputs.min())} to {int(inputs.max())}"
-            raise ConfigError(
-                f"inputs: token ids {found}; model.vocab_size is {config.vocab_size}: use the "
-                "tokenizer that the model was made for."
-            ) from error
+        x = embedded(self, inputs, state.position)
         if outputs is not None and torch.is_grad_enabled() and not x.requires_grad:
             x = x.requires_grad_()  # everything below may be frozen
         cos = sin = None
         if config.positions == "rope":
-            half = config.dim // config.attention.heads
-            table = (state.position, length, half, config.rope_base, x.device, x.dtype)
+            turned = config.attention.rotated(config.dim // config.attention.heads)
+            table = (state.position, length, turned, config.rope_base, x.device, x.dtype)
             cos, sin = rotary_table(*table)
         ctx = ReadContext(state.position, read.write, read.keep, cos, sin)
         blocks, traces = [], []
@@ -372,10 +391,3 @@ class LanguageModel(Memories, nn.Module):
     def _signal(self, logits: Tensor, label: Tensor) -> Tensor:
         """The teach signal (B, T, D) of labelled tokens."""
         return teach_signal(logits, self.head.weight, label, through=self.through)
-
-    def _embed(self, inputs: Tensor) -> Tensor:
-        if self.embed is not None:
-            out: Tensor = self.embed(inputs)
-            return out
-        scale = EMBED_STD / HEAD_STD * self.config.dim**0.5
-        return nn.functional.embedding(inputs, self.head.weight) * scale

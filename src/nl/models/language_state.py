@@ -89,6 +89,21 @@ def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:
     )
 
 
+def check_places(longest: int, length: int, state: LanguageState | None, starts: Any) -> None:
+    """Refuse what learned positions cannot give: a longer row, a document inside a row."""
+    end = length + (0 if state is None else state.position)
+    require(
+        end <= longest,
+        f"inputs: position {end}, but model.positions=learned knows {longest}; read shorter rows, "
+        "or train with model.positions=rope.",
+    )
+    require(
+        starts is None,
+        "starts: documents inside a row would begin at a place that is not their first; set "
+        "stream.documents=ignore or model.positions=rope.",
+    )
+
+
 def cut(traces: tuple[Any, ...], tokens: slice) -> tuple[Any, ...]:
     """The traces of some of the tokens."""
     return map_tensors(lambda t: t[:, tokens], traces)

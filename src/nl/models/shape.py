@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from torch import nn
+
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.gated_delta import GatedDeltaConfig
@@ -20,7 +22,17 @@ class LanguageShape(Protocol):
 
     @property
     def mlp_hidden_size(self) -> int:
-        """Hidden width of SwiGLU layers."""
+        """Hidden width of feed-forward layers."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether feed-forward layers read what their block was given."""
+
+    def make_norm(self) -> nn.Module:
+        """A norm of the width of the stream."""
+
+    def make_mlp(self) -> nn.Module:
+        """A feed-forward layer."""
 
     @property
     def residual_scale(self) -> float:

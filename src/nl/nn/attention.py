@@ -22,11 +22,27 @@ class AttentionConfig:
 
     heads: int = 4
     """Number of heads; must divide model.dim into even parts."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each shared by equally many of queries; null: as many."""
     qk_norm: bool = True
     """Normalise queries and keys per head (RMS) before the rotation."""
+    bias: bool = False
+    """Biases of the projections."""
+    rotary: float = 1.0
+    """Share of each head that turns with the position, in (0, 1]."""
 
     def __post_init__(self) -> None:
         require(self.heads >= 1, f"heads: {self.heads}; must be >= 1.")
+        shared = self.kv_heads
+        require(
+            shared is None or (shared >= 1 and self.heads % shared == 0),
+            f"kv_heads: {shared}; must divide heads ({self.heads}), or null.",
+        )
+        require(0 < self.rotary <= 1, f"rotary: {self.rotary}; must be in (0, 1].")
+
+    def rotated(self, head_size: int) -> int:
+        """How many numbers of a head turn with the position: an even number."""
+        return int(head_size * self.rotary) // 2 * 2
 
 
 @state_type
@@ -104,8 +120,10 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
         self.config, self.head_size = config, dim // config.heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.kv_heads = config.kv_heads or config.heads
+        both = 2 * self.kv_heads * self.head_size
+        self.qkv = nn.Linear(dim, dim + both, bias=config.bias)
+        self.out = nn.Linear(dim, dim, bias=config.bias)
         init_linear(self.qkv)
         init_linear(self.out, scale=residual_scale)
 
@@ -142,14 +160,16 @@ class Attention(nn.Module):
 
     def project(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both with their positions) and values of new tokens, (B, H, T, K) each."""
-        batch, new, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(batch, new, 3, self.config.heads, self.head_size)
-        q, k, v = qkv.unbind(2)
+        heads, shared = self.config.heads, self.kv_heads
+        qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * shared, self.head_size))
+        q, k, v = qkv.split([heads, shared, shared], 2)
         if self.config.qk_norm:
             q = nn.functional.rms_norm(q, (self.head_size,))
             k = nn.functional.rms_norm(k, (self.head_size,))
         if ctx.cos is not None and ctx.sin is not None:
-            q, k = apply_rotary(q, ctx.cos, ctx.sin), apply_rotary(k, ctx.cos, ctx.sin)
+            q, k = turned(q, ctx.cos, ctx.sin), turned(k, ctx.cos, ctx.sin)
+        if shared < heads:
+            k, v = (t.repeat_interleave(heads // shared, 2) for t in (k, v))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def join(self, y_BHTK: Tensor) -> Tensor:
@@ -160,3 +180,11 @@ class Attention(nn.Module):
     def attended(self, seq_len: int) -> float:
         """Keys that a token of a sequence of this length sees, on average."""
         return seq_len / 2
+
+
+def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads turned by their positions: the first numbers, as many as the table has angles for."""
+    size = 2 * cos.shape[-1]
+    if size == x_BTHK.shape[-1]:
+        return apply_rotary(x_BTHK, cos, sin)
+    return torch.cat([apply_rotary(x_BTHK[..., :size], cos, sin), x_BTHK[..., size:]], -1)
