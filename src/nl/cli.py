@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_report,
         add_bench,
         add_export,
+        add_import,
         add_checkpoint,
         add_help,
         add_audit,
@@ -215,6 +216,31 @@ def add_export(commands: Commands) -> None:
     )
     parser.add_argument("--tokenizer", help="with --to hf: default is that of the run's data")
     parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def add_import(commands: Commands) -> None:
+    """``nl import``."""
+
+    def run(options: argparse.Namespace) -> int:
+        from nl.cli_import import import_model
+
+        return import_model(options)
+
+    example = "nl import llama.safetensors --from hf:checkpoints/llama-160m"
+    parser = add_command(
+        commands,
+        "import",
+        "turn a Llama, GPT-NeoX or GPT-2 checkpoint into one of ours",
+        example,
+        run,
+    )
+    parser.add_argument("file", help="the .safetensors file to write")
+    parser.add_argument("--from", dest="source", required=True, help="hf:<directory>")
+    parser.add_argument(
+        "--config-name", default="pilot_smoke", help="what the run is beside its model"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("overrides", nargs="*", help="key=value, of the same run")
 
 
 def add_checkpoint(commands: Commands) -> None:

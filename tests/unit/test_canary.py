@@ -126,6 +126,14 @@ def test_files_of_a_checkpoint(
         shutil.rmtree(folder)
 
 
+def _import(folder: Path, config: str | None = None) -> None:
+    from nl.cli_import import read_foreign
+
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    read_foreign(folder)
+
+
 Reader = Callable[[Path], object]
 READERS: dict[str, tuple[str, Reader]] = {
     "export": ("x.safetensors", nl.load_model),
@@ -133,6 +141,10 @@ READERS: dict[str, tuple[str, Reader]] = {
     "state": ("x.safetensors", lambda p: load_state(p)),
     "tokenizer": ("tokenizer.model", load_tokenizer),
     "data manifest": ("manifest.json", lambda p: read_manifest(p.parent)),
+    "hf config": ("config.json", lambda p: _import(p.parent)),
+    "hf weights": ("model.safetensors", lambda p: _import(p.parent, '{"model_type": "gpt2"}')),
+    "hf index": ("model.safetensors.index.json", lambda p: _import(p.parent, "{}")),
+    "own hf config": ("config.json", lambda p: nl.load_model(p.parent)),
     "configuration": ("config.yaml", lambda p: run_config(load_config(p))),
 }
 

@@ -117,7 +117,7 @@ def read_hf_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     inner = config.get("nl_config")
     if not isinstance(inner, dict):
         raise ConfigError(f"{path}: nl_config is missing; export the model again.")
-    named = _tensors(folder)
+    named = read_tensors(folder)
     strange = [name for name in named if not name.startswith(PREFIX)]
     if strange:
         raise ConfigError(f"{folder}: {strange[0]} is no tensor of a model of nl.")
@@ -131,12 +131,21 @@ def read_hf_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return inner, named
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face directory, in one file or several.
+
+    Raises:
+        ConfigError: no safetensors there, or an index that names something else.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return load_tensors(single)[0]
     if not index.is_file():
-        raise ConfigError(f"{folder}: neither model.safetensors nor {index.name} is there.")
+        pickled = any(folder.glob("*.bin"))
+        raise ConfigError(
+            f"{folder}: neither model.safetensors nor {index.name} is there."
+            + (" Pickles (.bin) are not read: save it again as safetensors." if pickled else "")
+        )
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

@@ -1,0 +1,71 @@
+"""``nl import``: a model that others trained as one of ours. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nl.config import ConfigError, unstructure
+from nl.run.files import writable_folder
+
+SOURCE = "hf:"
+
+
+def import_model(options: argparse.Namespace) -> int:
+    """``nl import``: read, convert, write one safetensors file."""
+    from nl.config.hydra import compose, run_config
+    from nl.dist.export import export
+    from nl.models.foreign import convert
+
+    target = Path(options.file)
+    if target.exists() and not options.force:
+        raise ConfigError(f"{target}: exists already; choose another name or add --force.")
+    writable_folder(target.parent, "import")
+    folder = source(options.source)
+    config, tensors = read_foreign(folder)
+    model, named = convert(config, tensors)
+    data = compose(options.config_name, options.overrides)
+    run = run_config(data | {"model": unstructure(model)})
+    built: Any = model.build()
+    built.load_state_dict(named)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        export(built.state_dict(), run, target)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
+    count = sum(p.numel() for p in built.parameters())
+    kinds = ", ".join(model.kinds)
+    print(
+        f"{target}: {config['model_type']} as {kinds}, {model.layers} layers, {count:,} parameters"
+    )
+    return 0
+
+
+def source(given: str) -> Path:
+    """The directory of ``hf:<directory>``."""
+    folder = Path(given.removeprefix(SOURCE))
+    if not given.startswith(SOURCE) or not folder.is_dir():
+        raise ConfigError(
+            f"--from {given}: give hf:<directory>, a directory with config.json and "
+            "model.safetensors; nothing is downloaded."
+        )
+    return folder
+
+
+def read_foreign(folder: Path) -> tuple[dict[str, Any], Any]:
+    """config.json and tensors of a Hugging Face directory."""
+    import torch
+
+    from nl.dist.hf_folder import read_tensors
+
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not a mapping.")
+    tensors = read_tensors(folder)
+    return config, {name: t.to(torch.float32) for name, t in tensors.items()}
