@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -25,6 +26,8 @@ from nl.data.prep.mixture_run import RunOptions, run_mixture
 from nl.data.prep.stdlib import stdlib_documents
 
 PARAGRAPHS = 14
+PROSE = re.compile(r"[A-Z][ \w.,;:'()\"-]+\.")
+"""Sentences: what the quality rules keep of documentation."""
 TOKENS = 1e12
 CORES = (64, 1024)
 
@@ -34,7 +37,8 @@ def write_raw(path: Path, megabytes: float) -> None:
     import zstandard
 
     texts = [document.text for document in stdlib_documents("prose")]
-    pool = [p for text in texts for p in text.split("\n\n") if 80 <= len(p) <= 1500]
+    pool = [" ".join(p.split()) for text in texts for p in text.split("\n\n")]
+    pool = [p for p in pool if 120 <= len(p) <= 1500 and PROSE.fullmatch(p)]
     draw, left = random.Random(0), megabytes * 1e6
     with path.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as file:
         while left > 0:
@@ -52,13 +56,13 @@ def manifest(root: Path) -> Mixture:
         "lang": "en",
         "min_chars": 200,
         "max_chars": 100_000,
-        "quality": ["gopher", "c4"],
+        "quality": ["gopher"],
     }
     data = {
         "name": "scale",
         "output_dir": str(root / "data"),
         "held_out": {"val": 0.01, "test": 0.01},
-        "tokenizer": {"vocab_size": 16000, "sample_mb": 6},
+        "tokenizer": {"vocab_size": 8000, "sample_mb": 6},
         "datasets": [entry],
     }
     return structure(Mixture, data, "scale")

@@ -50,6 +50,8 @@ class Entry(Source):
     """Rules of gopher, c4, fineweb that documents must keep."""
     pii: bool = False
     """Replace e-mail and public IP addresses by placeholders."""
+    extra: tuple[str, ...] = ()
+    """More checks, each ``module:function`` or ``file.py:function``; text in, reason out."""
     limit: int = 0
     """Keep the first so many documents that pass; 0: all. Reads 4 times as many at most."""
     filtered_dir: str | None = None
@@ -86,6 +88,7 @@ class Entry(Source):
             max_line_chars=self.max_line_chars,
             quality=self.quality,
             pii=self.pii,
+            extra=self.extra,
             limit=self.limit,
         )
 
