@@ -154,7 +154,11 @@ def main() -> None:
     heads = list(found["rows"][0])
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for row in found["rows"]:
-        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |")
+        print(
+            "| "
+            + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values())
+            + " |"
+        )
 
 
 if __name__ == "__main__":
