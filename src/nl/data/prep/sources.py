@@ -105,9 +105,9 @@ def units(source: Source, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
 
 def _grouped(files: Sequence[LocalFile], limit: int) -> list[tuple[LocalFile, ...]]:
     groups: list[list[LocalFile]] = []
-    size = limit
+    size = 0
     for file in files:
-        if size + file.bytes > limit:
+        if not groups or size + file.bytes > limit:
             groups.append([])
             size = 0
         groups[-1].append(file)

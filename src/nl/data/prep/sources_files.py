@@ -211,7 +211,21 @@ def _arrow(file: LocalFile, column: str, _: str) -> Iterator[Record]:
             for number in range(rows):
                 yield Record(f"{file.name}:{number + 1}", None, "no_column", names)
             return
-        yield from _columnar((batch.column(column) for batch in batches), file.name)
+        checked = (_checked(pa, batch.column(column)) for batch in batches)
+        yield from _columnar(checked, file.name)
+
+
+def _checked(pa: Any, column: Any) -> Any:
+    """The column, its offsets inside its buffers; Arrow itself would read on past their end.
+
+    Raises:
+        pyarrow.ArrowInvalid: a damaged file.
+    """
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    # As bytes, because texts that are not UTF-8 are counted one by one.
+    plain = column.view(kinds[column.type]) if column.type in kinds else column
+    plain.validate(full=True)
+    return column
 
 
 def _columnar(batches: Iterator[Any], name: str) -> Iterator[Record]:

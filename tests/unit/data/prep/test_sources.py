@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,48 @@ def test_a_torn_file_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(data[: len(data) * 3 // 4])
     with pytest.raises(ConfigError, match=rf"{name}: not readable as \w+ after record \d"):
         texts_of(Source(name="d", dataset="x/y", local=str(tmp_path)))
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """Cut off, changed in places, or with a hole."""
+    out = bytearray(data)
+    place = draw.randrange(len(out))
+    kind = draw.randrange(3)
+    if kind == 0:
+        return bytes(out[:place])
+    if kind == 1:
+        for _ in range(8):
+            out[draw.randrange(len(out))] = draw.randrange(256)
+    else:
+        out[place : place + 90] = draw.randbytes(40)
+    return bytes(out)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_damaged_files_never_crash(tmp_path: Path, name: str) -> None:
+    """What cannot be read is counted or refused; what is read can be written as UTF-8."""
+    WRITERS[name](tmp_path / name, jsonl(TEXTS * 5))
+    whole, draw = (tmp_path / name).read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(60):
+        (tmp_path / name).write_bytes(damaged(whole, draw))
+        tally = Tally()
+        try:
+            texts = texts_of(Source(name="d", dataset="x/y", local=str(tmp_path)), tally)
+        except ConfigError:
+            refused += 1
+            continue
+        assert tally.read == len(texts) + tally.reasons.total()
+        assert all(text.encode().decode() == text for text in texts)
+    assert refused > 0
+
+
+def test_an_empty_file_is_no_unit_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_bytes(b"")
+    (tmp_path / "1.jsonl").write_bytes(jsonl(["a"]))
+    source = Source(name="d", dataset="json", data_files=str(tmp_path))
+    assert len(units(source)) == 1
+    assert texts_of(source) == ["a"]
 
 
 def test_splits_of_local_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
