@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import data_loaders as cells
 import numpy as np
 import torch
+from data_chain import machine
 
 from nl.bench.clock import load_average, ratio, take_turns
 from nl.data.documents import read_corpus, read_jsonl
@@ -210,7 +210,7 @@ def resuming(rounds: int) -> list[Row]:
         return both, both
 
     start = time.perf_counter()
-    sizes = [ROWS * 6 // 10, ROWS * 3 // 10, ROWS // 10]
+    sizes = [600_000_001, 300_000_007, 99_999_992]
     plan = MixturePlan(sizes, ["a", "b", "c"], sizes, seed=1)
     built = 1e3 * (time.perf_counter() - start)
     draw, times = np.random.default_rng(0), []
@@ -311,10 +311,9 @@ def main() -> None:
     rows += resuming(rounds) + order_checks()
     rows += training_share(args.data, 20 if args.quick else 100)
     load.append(load_average())
-    machine = {"python": platform.python_version(), "platform": platform.platform()}
     result = {
         "command": "bash benchmarks/data_peers.sh" + " --quick" * args.quick,
-        "machine": machine | {"torch": torch.__version__, "numpy": np.__version__},
+        "machine": machine() | {"torch": torch.__version__, "numpy": np.__version__},
         "load": load,
         "rounds": rounds,
         "missing": missing,

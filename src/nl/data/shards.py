@@ -145,7 +145,7 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: Ve
 
     Raises:
         ConfigError: naming the file: missing, truncated, changed (and in which blocks), of
-            another tokenizer, or holding an id outside the vocabulary.
+            another tokenizer, not readable, or holding an id outside the vocabulary.
     """
     path = root / info.file
     if Path(info.file).is_absolute() or ".." in Path(info.file).parts:
@@ -155,8 +155,11 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: Ve
     size, expected = path.stat().st_size, file_bytes(info)
     if size != expected:
         raise ConfigError(f"{path}: {size} bytes, expected {expected} (truncated?). {RECIPE}")
-    _check_header(path, info, tokenizer)
-    data: Bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    try:
+        _check_header(path, info, tokenizer)
+        data: Bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     dtype = DTYPES[info.dtype]
     offset = _ends_offset(info.tokens, dtype.itemsize)
     shard = Shard(

@@ -95,6 +95,15 @@ def flip(root: Path) -> None:
     overwrite(root, HEADER_BYTES + 100, bytes([byte ^ 1]))
 
 
+def forget(root: Path) -> None:
+    (root / SHARD).unlink()
+
+
+def swap(root: Path) -> None:
+    other = root / "val/code/shard_00000.bin"
+    (root / SHARD).write_bytes(other.read_bytes())
+
+
 def sign(root: Path) -> None:
     """Put the digest of the file as it is into the manifest."""
     digest = hashlib.sha256((root / SHARD).read_bytes()).hexdigest()
@@ -128,6 +137,11 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
         lambda r: (r / SHARD).write_bytes((r / SHARD).read_bytes() + b"x"),
         "00000.bin: .* bytes, expected",
     ),
+    ("empty file", lambda r: (r / SHARD).write_bytes(b""), r"00000.bin: 0 bytes, expected \d+"),
+    ("directory", lambda r: (forget(r), (r / SHARD).mkdir()), "00000.bin: no such file"),
+    ("loop", lambda r: (forget(r), (r / SHARD).symlink_to(r / SHARD)), "00000.bin: no such file"),
+    ("other file", lambda r: swap(r), "header says .* the manifest|bytes, expected"),
+    ("outside", lambda r: shard(r, file="../x.bin"), "names '../x.bin', outside of it"),
     ("flipped", flip, r"00000.bin: sha256 is .* the manifest says .*damaged block 0 \(bytes 0 to"),
     ("magic", lambda r: overwrite(r, 0, b"X"), "00000.bin: not a shard of format version 2"),
     ("version", lambda r: overwrite(r, 8, b"\x09"), "not a shard of format version 2"),
@@ -170,6 +184,31 @@ def test_without_verify_only_sizes_and_headers_are_looked_at(own_tiny: Path) -> 
     drop(own_tiny, 1)
     with pytest.raises(ConfigError, match="truncated"):
         TokenWindows(str(own_tiny), "train", ["code"], 16, verify=False)
+
+
+def test_a_shard_that_may_not_be_read_is_named(
+    own_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def deny(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == own_tiny / SHARD:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(ConfigError, match=r"00000.bin: cannot be read \(Permission denied\)"):
+        TokenWindows(str(own_tiny), "train", ["code"], 16, verify=False)
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_stays_what_it_was(own_tiny: Path) -> None:
+    """Shards are written beside and renamed, so a running stream keeps the old file."""
+    windows = TokenWindows(str(own_tiny), "train", ["code"], 16, verify=True)
+    rows = np.zeros(1, np.int64), np.arange(1)
+    before = windows(*rows)[0].clone()
+    info = read_manifest(own_tiny)
+    write_shard(own_tiny / SHARD, np.zeros(9, np.uint16), np.asarray([9]), info.tokenizer)
+    assert (windows(*rows)[0] == before).all()
 
 
 def test_ends_are_the_ends_of_the_documents(tiny: Path) -> None:
