@@ -8,7 +8,6 @@ order stays.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
 from collections import Counter
@@ -21,12 +20,13 @@ import numpy as np
 
 from nl.config import ConfigError
 from nl.data.documents import read_corpus, total_documents
-from nl.data.files import sha256_file, write_atomic
+from nl.data.files import sha256_file
 from nl.data.prep.dedup_join import REASONS, decide, equal_pairs, places
 from nl.data.prep.dedup_signatures import (
     Ints,
     MinHash,
     band_keys,
+    save_array,
     shingles,
     text_key,
     write_tables,
@@ -102,7 +102,7 @@ class SignTask:
                 for table, key in zip(tables[1:], band_keys(minhash.signature(found)), strict=True):
                     table.append((*key, number))
         lengths = write_tables(keys_of(self.work, rank), tables)
-        _save(self.work / "sizes" / f"{rank:05d}.npy", np.array(sizes, np.uint64))
+        save_array(self.work / "sizes" / f"{rank:05d}.npy", np.array(sizes, np.uint64))
         return {"lengths": lengths}
 
 
@@ -118,7 +118,7 @@ class JoinTask:
         table, number = divmod(rank, self.ranges)
         files = _signed(self.work, self.parts)
         pairs = equal_pairs(files, table, number, self.ranges)
-        _save(pairs_of(self.work, rank), pairs)
+        save_array(pairs_of(self.work, rank), pairs)
         return {"pairs": len(pairs)}
 
 
@@ -138,7 +138,7 @@ class DecideTask:
         exact = np.concatenate(list(load(0)))
         near = (piece for table in range(1, self.tables) for piece in load(table))
         rows = decide(exact, near)
-        _save(self.work / "drops.npy", rows)
+        save_array(self.work / "drops.npy", rows)
         return {"dropped": len(rows)}
 
 
@@ -185,12 +185,6 @@ def keys_of(work: Path, rank: int) -> Path:
 def pairs_of(work: Path, rank: int) -> Path:
     """Where the pairs of a rank of the join lie."""
     return work / "pairs" / f"{rank:05d}.npy"
-
-
-def _save(path: Path, array: Ints) -> None:
-    data = io.BytesIO()
-    np.save(data, array)
-    write_atomic(path, data.getvalue())
 
 
 @functools.lru_cache(maxsize=1)

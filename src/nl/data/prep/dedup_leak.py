@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nl.data.documents import Document
 from nl.data.prep.dedup_signatures import Ints, shingles
@@ -21,45 +22,61 @@ from nl.data.prep.parts import parts_of
 LIMIT = 10_000
 NGRAM = 5
 SHOWN = 10
+Floats = NDArray[np.float64]
 
 
-@dataclass
-class HeldOut:
-    """Shingles of the held-out documents, and the nearest train document of each."""
+@dataclass(frozen=True)
+class Index:
+    """Shingles of some documents, sorted, so that another is compared with all of them at once."""
 
-    documents: Sequence[Document]
-    ids: set[str] = field(init=False)
-    sizes: Ints = field(init=False)
+    keys: Ints
+    owners: NDArray[np.int32]
+    """Number of the document of each key."""
+    sizes: NDArray[np.int64]
+    """Shingles of each document."""
 
-    def __post_init__(self) -> None:
-        found = [shingles(document.text, NGRAM) for document in self.documents]
-        self.ids = {document.id for document in self.documents}
-        self.sizes = np.array([len(f) for f in found], np.uint64)
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Index:
+        """The index of documents in their order."""
+        found = [shingles(document.text, NGRAM) for document in documents]
+        sizes = np.array([len(f) for f in found], np.int64)
         keys = np.concatenate([*found, np.empty(0, np.uint64)])
-        owners = np.repeat(np.arange(len(found)), self.sizes.astype(np.int64))
+        owners = np.repeat(np.arange(len(found), dtype=np.int32), sizes)
         order = np.argsort(keys, kind="stable")
-        self._keys, self._owners = keys[order], owners[order]
-        self.best = np.zeros(len(found))
-        self.contained = np.zeros(len(found))
-        self.nearest = [""] * len(found)
+        return cls(keys[order], owners[order], sizes)
+
+    def similarity(self, own: Ints) -> tuple[Floats, Floats]:
+        """Of every document: its Jaccard similarity to ``own``, the share of it that is in them."""
+        first = np.searchsorted(self.keys, own, "left")
+        last = np.searchsorted(self.keys, own, "right")
+        counts = last - first
+        hit = np.repeat(last - np.cumsum(counts), counts) + np.arange(counts.sum())
+        both = np.bincount(self.owners[hit], minlength=len(self.sizes))
+        either = len(own) + self.sizes - both
+        return both / np.maximum(either, 1), both / np.maximum(self.sizes, 1)
+
+
+class HeldOut:
+    """Held-out documents, and the nearest train document of each so far."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        self._index = Index.of(documents)
+        self._ids = {document.id for document in documents}
+        self.best: Floats = np.zeros(len(documents))
+        self.contained: Floats = np.zeros(len(documents))
+        self.nearest = [""] * len(documents)
         self.exact: set[str] = set()
 
     def compare(self, document: Document) -> None:
         """Remember the document wherever it is the nearest so far."""
-        if document.id in self.ids:
+        if document.id in self._ids:
             self.exact.add(document.id)
-        own = shingles(document.text, NGRAM)
-        first = np.searchsorted(self._keys, own, "left")
-        last = np.searchsorted(self._keys, own, "right")
-        counts = last - first
-        hit = np.repeat(last - np.cumsum(counts), counts) + np.arange(counts.sum())
-        both = np.bincount(self._owners[hit], minlength=len(self.best))
-        either = len(own) + self.sizes - both
-        share = both / np.maximum(either, 1)
-        self.contained = np.maximum(self.contained, both / np.maximum(self.sizes, 1))
+        share, contained = self._index.similarity(shingles(document.text, NGRAM))
         for number in np.flatnonzero(share > self.best):
             self.nearest[number] = document.source
         self.best = np.maximum(self.best, share)
+        self.contained = np.maximum(self.contained, contained)
 
 
 def leak(
@@ -92,6 +109,7 @@ def leak(
             for document in part.documents():
                 tested.compare(document)
                 train += 1
+    equal = np.array([d.id in tested.exact for d in tested.documents], bool)
     order = np.argsort(-tested.best, kind="stable")[:SHOWN]
     return {
         "split": held_out,
@@ -99,8 +117,8 @@ def leak(
         "tested": len(tested.documents),
         "train": train,
         "threshold": threshold,
-        "exact": sum(d.id in tested.exact for d in tested.documents),
-        "near": int((tested.best >= threshold).sum()),
+        "exact": int(equal.sum()),
+        "near": int((equal | (tested.best >= threshold)).sum()),
         "contained": int((tested.contained >= threshold).sum()),
         "highest": round(float(tested.best.max(initial=0.0)), 4),
         "nearest": [

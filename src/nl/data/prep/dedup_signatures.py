@@ -8,10 +8,12 @@ agree in one of ``bands`` bands of ``rows`` minima (Leskovec et al., Mining of M
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +100,13 @@ def band_keys(signature: Ints) -> Iterable[tuple[int, int]]:
     for band in signature:
         digest = hashed(band.tobytes())
         yield int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file, whole or not at all."""
+    data = io.BytesIO()
+    np.save(data, array)
+    write_atomic(path, data.getvalue())
 
 
 def write_tables(path: Path, tables: Sequence[Sequence[tuple[int, int, int]]]) -> list[int]:

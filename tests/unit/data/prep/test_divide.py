@@ -9,6 +9,7 @@ import pytest
 
 from nl.config import ConfigError
 from nl.data.documents import SPLITS, Document, read_corpus, read_jsonl
+from nl.data.prep import divide
 from nl.data.prep.dedup_leak import leak
 from nl.data.prep.dedup_signatures import jaccard, shingles
 from nl.data.prep.divide import DivideOptions, divide_corpus, split_of
@@ -75,6 +76,7 @@ def test_a_document_stays_where_it_is() -> None:
         ({"val": -0.1}, "--val: -0.1; allowed: >= 0 and < 1"),
         ({"test": 1.0}, "--test: 1.0"),
         ({"val": 0.5, "test": 0.5}, "together below 1"),
+        ({"apart": 1.1}, "--apart: 1.1; allowed: 0 to 1"),
     ],
 )
 def test_bad_shares(fields: dict[str, float], message: str) -> None:
@@ -82,8 +84,8 @@ def test_bad_shares(fields: dict[str, float], message: str) -> None:
         DivideOptions(**fields)
 
 
-def test_leaks_are_found_against_a_naive_search(tmp_path: Path) -> None:
-    """Every kind of leak planted by group: the same text, a near-duplicate, a short quotation."""
+def related() -> list[Document]:
+    """In groups of their own: equal texts, near-duplicates, half quotations."""
     documents = []
     for n in range(60):
         text = text_of(n, 120)
@@ -91,8 +93,43 @@ def test_leaks_are_found_against_a_naive_search(tmp_path: Path) -> None:
         copy = {0: text, 1: changed(text, 0.04), 2: changed(text, 0.5)}.get(n % 6)
         if copy:
             documents.append(Document(copy, f"c{n}", group=f"two{n}"))
+    short = [Document("too short", f"s{n}", group=f"s{n}") for n in range(9)]
+    return [*documents, *short]
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9])
+def test_what_is_near_to_train_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(divide, "CHUNK_BYTES", chunk)
+    source = write_parts(tmp_path / "in", {"x": related()[:50], "y": related()[50:]}, per_part=7)
+    log, _ = divide_corpus(source, tmp_path / "out", DivideOptions(val=0.3, test=0.2), ONE)
+    plain = DivideOptions(val=0.3, test=0.2, apart=0)
+    divide_corpus(source, tmp_path / "plain", plain, ONE)
+    left, before = divided(tmp_path / "out"), divided(tmp_path / "plain")
+    assert left["train"] == before["train"]
+    train = [shingles(d.text, 5) for d in left["train"]]
+    texts = {d.text for d in left["train"]}
+    for split in ("val", "test"):
+        expected = [
+            d
+            for d in before[split]
+            if d.text not in texts
+            and max(jaccard(shingles(d.text, 5), other) for other in train) < 0.8
+        ]
+        assert left[split] == expected
+        assert len(expected) < len(before[split])
+        found = leak(tmp_path / "out", split)
+        assert (found["exact"], found["near"]) == (0, 0)
+    counts = log["counts"]
+    assert log["reasons"] == {"near_train": counts["documents_in"] - counts["documents_out"]}
+
+
+def test_leaks_are_found_against_a_naive_search(tmp_path: Path) -> None:
+    documents = related()
     source = write_parts(tmp_path / "in", {"x": documents})
-    divide_corpus(source, tmp_path / "out", DivideOptions(val=0.3, test=0.2), ONE)
+    shares = DivideOptions(val=0.3, test=0.2, apart=0)
+    divide_corpus(source, tmp_path / "out", shares, ONE)
     splits = divided(tmp_path / "out")
     train = [shingles(d.text, 5) for d in splits["train"]]
     texts = {d.text for d in splits["train"]}
@@ -102,7 +139,8 @@ def test_leaks_are_found_against_a_naive_search(tmp_path: Path) -> None:
         assert found["tested"] == found["held_out"] == len(splits[split])
         assert found["train"] == len(train)
         assert found["exact"] == sum(d.text in texts for d in splits[split]) > 0
-        assert found["near"] == sum(b >= 0.8 for b in best) > found["exact"]
+        near = [b >= 0.8 or d.text in texts for b, d in zip(best, splits[split], strict=True)]
+        assert found["near"] == sum(near) > found["exact"]
         assert found["highest"] == pytest.approx(max(best), abs=1e-4)
         assert found["nearest"][0]["held_out"][1:] == found["nearest"][0]["train"][1:]
     few = leak(tmp_path / "out", "val", limit=5)
