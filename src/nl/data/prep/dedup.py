@@ -108,18 +108,24 @@ class SignTask:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinTask:
-    """One rank: equal keys of one range of one table."""
+    """One rank: equal keys of one range of one table, of several one after another if small."""
 
     work: Path
     parts: int
     ranges: int
+    units: range
+    """Ranges of all tables."""
+    together: int
+    """Units of a rank."""
 
     def __call__(self, rank: int) -> dict[str, Any]:
-        table, number = divmod(rank, self.ranges)
-        files = _signed(self.work, self.parts)
-        pairs = equal_pairs(files, table, number, self.ranges)
-        save_array(pairs_of(self.work, rank), pairs)
-        return {"pairs": len(pairs)}
+        files, found = _signed(self.work, self.parts), 0
+        for unit in self.units[rank * self.together : (rank + 1) * self.together]:
+            table, number = divmod(unit, self.ranges)
+            pairs = equal_pairs(files, table, number, self.ranges)
+            save_array(pairs_of(self.work, unit), pairs)
+            found += len(pairs)
+        return {"pairs": found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +188,9 @@ def keys_of(work: Path, rank: int) -> Path:
     return work / "keys" / f"{rank:05d}.bin"
 
 
-def pairs_of(work: Path, rank: int) -> Path:
-    """Where the pairs of a rank of the join lie."""
-    return work / "pairs" / f"{rank:05d}.npy"
+def pairs_of(work: Path, unit: int) -> Path:
+    """Where the pairs of one range of one table lie."""
+    return work / "pairs" / f"{unit:05d}.npy"
 
 
 @functools.lru_cache(maxsize=1)
@@ -251,12 +257,14 @@ def dedup_stage(corpus: Path, output: Path, options: DedupOptions) -> Stage:
 def find(corpus: Path, options: DedupOptions, ranks: Ranks) -> None:
     """Signatures, pairs and decisions: everything before a part is written."""
     parts, work = parts_of(corpus), ranks.stage.work
-    tables = options.tables
-    ranges = max(1, math.ceil(total_documents(part.info for part in parts) / RANGE_ROWS))
+    tables, documents = options.tables, total_documents(part.info for part in parts)
+    ranges = max(1, math.ceil(documents / RANGE_ROWS))
+    together = max(1, RANGE_ROWS // max(1, documents))
+    units = range(tables * ranges)
     sign = SignTask(corpus=corpus.resolve(), work=work, options=options)
     ranks.run(sign, len(parts), [part.info.bytes for part in parts], "sign")
-    join = JoinTask(work=work, parts=len(parts), ranges=ranges)
-    ranks.run(join, tables * ranges, (), "join")
+    join = JoinTask(work=work, parts=len(parts), ranges=ranges, units=units, together=together)
+    ranks.run(join, math.ceil(len(units) / together), (), "join")
     ranks.run(DecideTask(work=work, tables=tables, ranges=ranges), 1, (), "decide")
 
 
