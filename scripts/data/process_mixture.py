@@ -16,6 +16,7 @@ from nl.data.prep.mixture import STAGES, read_mixture
 from nl.data.prep.mixture_run import (
     RunOptions,
     overridden,
+    plan_lines,
     run_mixture,
     stream_overrides,
     table,
@@ -36,20 +37,19 @@ def main() -> None:
     flag("--part-mb", type=float, default=32.0, help="megabytes of a unit of work; " + shown)
     flag("--tokenizer-log", type=Path, help="log of its training; default: beside it")
     flag("--force", nargs="*", default=[], metavar="STAGE", help="stages to do again")
+    flag("--dry-run", action="store_true", help="say what would be read; write nothing")
     more = "change the manifest: output_dir=data/x, or <data set>.limit=1000"
     flag("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=more)
     add_flags(parser, Executor, kind="executor")
     a = parser.parse_args()
     mixture = overridden(read_mixture(a.manifest), a.changes)
-    options = RunOptions(
-        work=a.work_dir,
-        until=a.until,
-        tokenizer_path=a.tokenizer_path,
-        tokenizer_log=a.tokenizer_log,
-        force=tuple(a.force),
-        part_mb=a.part_mb,
-        executor=read_flags(a, Executor),
-    )
+    if a.dry_run:
+        for line in plan_lines(mixture):
+            print(line)
+        return
+    names = ("until", "tokenizer_path", "tokenizer_log", "part_mb")
+    chosen = {name: getattr(a, name) for name in names} | {"force": tuple(a.force)}
+    options = RunOptions(work=a.work_dir, executor=read_flags(a, Executor), **chosen)
     rows = list(run_mixture(mixture, options))
     print(*table(rows), sep="\n")
     if a.log_file:

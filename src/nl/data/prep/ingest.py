@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from nl.config import ConfigError
 from nl.data.documents import UNDIVIDED, Document, TextFile
 from nl.data.files import write_json
 from nl.data.prep import parts
+from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor
 from nl.data.prep.parts import PartWriter, part_record
 from nl.data.prep.sources import UNIT_BYTES, Tally, Unit, check_any, read_unit, units
@@ -27,6 +29,8 @@ from nl.data.prep.stage import Ranks, Stage, run_stage
 VERSION = 1
 """Raise it when a source is read differently."""
 PART_MB = 32.0
+SHOW = 10.0
+"""Seconds between lines of progress inside a unit."""
 NOT_CONTENT = ("data_files", "local")
 """Where a source lies; what lies there is in the key by names, sizes and times."""
 
@@ -59,8 +63,14 @@ class IngestTask:
     def __call__(self, rank: int) -> dict[str, Any]:
         tally, written = self._before(rank)
         stream = read_unit(self.source, self.units[rank], tally)
+        shown = time.monotonic()
         while (info := self._part(rank, len(written), stream, tally)) is not None:
             written.append(info)
+            if time.monotonic() - shown > SHOW:
+                shown = time.monotonic()
+                text = "%s: unit %d of %d: %s documents, %.0f MB"
+                args = (self.source.name, rank + 1, len(self.units), f"{tally.documents:,}")
+                LOG.info(text, *args, tally.bytes / 1e6)
         total = parts.Tally(
             documents_in=tally.read,
             bytes_in=tally.bytes,

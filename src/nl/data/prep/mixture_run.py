@@ -26,6 +26,7 @@ from nl.data.prep.join import join_corpora
 from nl.data.prep.mixture import STAGES, Mixture
 from nl.data.prep.mixture_layout import Layout
 from nl.data.prep.shard import shard_corpus
+from nl.data.prep.sources import units
 from nl.data.prep.train_tokenizer import MODEL, corpus_domains, train_on
 
 
@@ -232,3 +233,28 @@ def stream_overrides(mixture: Mixture) -> str:
     if weights is None:
         return words
     return words + f" stream.weights=[{','.join(f'{weights[name]:g}' for name in names)}]"
+
+
+def plan_lines(mixture: Mixture) -> Iterator[str]:
+    """What would be read, for a terminal; nothing is written.
+
+    Raises:
+        ConfigError: after the lines of the others, what is wrong with the data sets that are not
+            there.
+    """
+    problems = []
+    for entry in mixture.datasets:
+        weight = (mixture.weights or {}).get(entry.name)
+        share = "" if weight is None else f", weight {weight:.3g}"
+        try:
+            found = units(entry.source)
+        except ConfigError as error:
+            problems.append(str(error))
+            yield f"{entry.name}: not there"
+            continue
+        size = sum(unit.bytes for unit in found)
+        where = f"{size / 1e6:,.1f} MB on this machine" if size else entry.dataset
+        yield f"{entry.name}: {where}, in {len(found):,} units{share}"
+    yield f"data directory {mixture.output}, held out {mixture.held_out}"
+    if problems:
+        raise ConfigError("\n".join(problems))

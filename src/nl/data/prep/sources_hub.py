@@ -23,13 +23,14 @@ class Hub:
 
     dataset: str
     subset: str | None
+    revision: str | None
     split: str
     data_files: tuple[str, ...]
     shards: int
 
     def identity(self) -> list[Any]:
-        """What was asked for; the hub's own revision is not part of it."""
-        return [self.dataset, self.subset, self.split, list(self.data_files)]
+        """What was asked for; without a revision, what the hub has today is not part of it."""
+        return [self.dataset, self.subset, self.revision, self.split, list(self.data_files)]
 
     def rows(self, number: int, count: int) -> Iterator[dict[str, Any]]:
         """Rows of shard ``number`` of ``count``; of all if that is 1."""
@@ -38,7 +39,7 @@ class Hub:
 
     @cached_property
     def _stream(self) -> Any:
-        return _splits(self.dataset, self.subset, self.data_files)[self.split]
+        return _splits(self.dataset, self.subset, self.revision, self.data_files)[self.split]
 
 
 def find_hub(source: Source) -> Hub:
@@ -53,21 +54,32 @@ def find_hub(source: Source) -> Hub:
     if os.environ.get("HF_HUB_OFFLINE", "") in ("", "0"):
         LOG.info("%s: looking for %s on the hub", source.name, source.dataset)
     try:
-        found = _splits(source.dataset, source.subset, files)
+        found = _splits(source.dataset, source.subset, source.revision, files)
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_not_found(source, error)) from error
     split = choose_split(source.split, sorted(found), source)
-    return Hub(source.dataset, source.subset, split, files, max(1, found[split].num_shards))
+    return Hub(
+        dataset=source.dataset,
+        subset=source.subset,
+        revision=source.revision,
+        split=split,
+        data_files=files,
+        shards=max(1, found[split].num_shards),
+    )
 
 
-def _splits(dataset: str, subset: str | None, files: tuple[str, ...]) -> Any:
+def _splits(dataset: str, subset: str | None, revision: str | None, files: tuple[str, ...]) -> Any:
     datasets = needed("datasets", "data")
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return datasets.load_dataset(
-        dataset, subset, streaming=True, data_files=list(files) if files else None
+        dataset,
+        subset,
+        revision=revision,
+        streaming=True,
+        data_files=list(files) if files else None,
     )
 
 

@@ -23,6 +23,8 @@ class Source:
     """A data set of the hub, or json, parquet, arrow, text, wikitext, stdlib, synthetic."""
     subset: str | None = None
     """Configuration of a hub data set; ``prose`` or ``code`` of stdlib, the seed of synthetic."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set; a commit never changes."""
     split: str = "train"
     """Split of a hub data set, or of local files whose names tell splits apart."""
     text_column: str = "text"

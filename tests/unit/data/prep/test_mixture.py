@@ -26,6 +26,7 @@ from nl.data.prep.mixture_run import (
     Row,
     RunOptions,
     overridden,
+    plan_lines,
     run_mixture,
     stream_overrides,
     table,
@@ -160,6 +161,17 @@ def test_filtered_text_goes_where_it_is_asked_for(manifest: Path, tmp_path: Path
     mixture = overridden(read_mixture(manifest), [f"web.filtered_dir={tmp_path}/clean"])
     run(mixture, until="dedup", work=tmp_path / "work")
     assert read_corpus(tmp_path / "clean").splits["all"]["web"][0].documents == 151
+    assert not mixture.output.exists()
+
+
+def test_plan_writes_nothing(manifest: Path) -> None:
+    mixture = overridden(read_mixture(manifest), ["books.dataset=team/books"])
+    with pytest.raises(ConfigError, match="books: cannot read team/books"):
+        list(plan_lines(mixture))
+    good = overridden(mixture, [f"books.local={manifest.parent}/books.jsonl"])
+    lines = list(plan_lines(good))
+    assert lines[0].endswith("MB on this machine, in 1 units, weight 0.75")
+    assert lines[1].startswith("books: 0.0 MB")
     assert not mixture.output.exists()
 
 
@@ -299,3 +311,30 @@ def test_run_sample(tmp_path: Path) -> None:
     )
     assert "stream.domains=[prose,code]" in done.stdout
     assert read_manifest(tmp_path).tokenizer.vocab_size == 1000
+
+
+@pytest.mark.slow
+def test_run_full_from_local_mirrors(tmp_path: Path) -> None:
+    """Every data set of the mixture from a mirror, two workers, no network."""
+    from pydoc_data.topics import topics
+
+    prefixes = {"RW": "refinedweb", "WIKI": "wikipedia", "C4": "c4", "RPJ": "redpajama"}
+    environment = {**os.environ, "PYTHON": sys.executable, "WORKERS": "2", "VOCAB_SIZE": "600"}
+    environment |= {"OUTPUT_DIR": str(tmp_path / "data"), "RW_LIMIT": "3", "CODE_LANG": "null"}
+    texts = [topics[name][:3000] for name in sorted(topics) if len(topics[name]) > 300]
+    for number, (prefix, name) in enumerate({**prefixes, "CODE": "code"}.items()):
+        (tmp_path / name).mkdir()
+        rows = [
+            {"content" if name == "code" else "text": text} for text in texts[number * 12 :][:12]
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "test.jsonl").write_text(lines)
+        (tmp_path / name / "validation.jsonl").write_text(lines)
+        environment[f"{prefix}_LOCAL"] = str(tmp_path / name)
+    script = ROOT / "scripts/data/run_full.sh"
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "refinedweb: no split 'train'; reading 'test' instead" in done.stderr
+    data = read_manifest(tmp_path / "data")
+    assert list(data.splits["train"]) == [*prefixes.values(), "code"]
+    assert sum(d["refinedweb"].documents for d in data.splits.values()) == 3

@@ -278,19 +278,19 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = datasets.load_dataset, []
 
     def fake(dataset: str, subset: str | None, **options: Any) -> Any:
-        asked.append((dataset, subset))
+        asked.append((dataset, subset, options["revision"]))
         files = sorted(str(p) for p in tmp_path.glob("*.jsonl"))
         return real("json", data_files={"test": files}, streaming=options["streaming"])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    source = Source(name="d", dataset="team/corpus", subset="en", split="test")
+    source = Source(name="d", dataset="team/corpus", subset="en", revision="abc", split="test")
     assert len(units(source)) == 3
     assert sorted(texts_of(source)) == sorted(f"{n} {i}" for n in range(3) for i in range(5))
     assert texts_of(Source(name="d", dataset="team/corpus", split="test", max_records=7))[5:] == [
         "1 0",
         "1 1",
     ]
-    assert asked[0] == ("team/corpus", "en")
+    assert asked[0] == ("team/corpus", "en", "abc")
     with pytest.raises(ConfigError, match=r"team/corpus has no split 'train'. Known: test"):
         units(Source(name="d", dataset="team/corpus"))
     assert len(units(Source(name="d", dataset="team/corpus", split_fallback="any"))) == 3
