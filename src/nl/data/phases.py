@@ -82,7 +82,7 @@ class PhaseStreamConfig(StreamConfig):
     documents: Literal["ignore", "reset"] = "ignore"
     """reset: a document that begins inside a row begins with a fresh State and knows nothing of
     the one before; the last token of a document has no target."""
-    verify: bool | Literal["full", "sample", "header"] = True
+    verify: Literal["full", "sample", "header"] | bool = True
     """How much of every shard is compared with the manifest when it is opened. true or full: its
     SHA-256; sample: the digests of a few blocks, drawn anew each time; false or header: sizes and
     header."""

@@ -7,6 +7,7 @@ the SHA-256 of every 4 MiB block of all that. Format version 1 is the same witho
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: Ve
         _check_header(path, info, tokenizer)
         data: Bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+        many = error.errno == errno.ENOMEM
+        hint = " More shards than this system maps at once (vm.max_map_count)?" if many else ""
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).{hint}") from error
     dtype = DTYPES[info.dtype]
     offset = _ends_offset(info.tokens, dtype.itemsize)
     shard = Shard(
