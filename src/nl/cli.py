@@ -237,6 +237,16 @@ def add_import(commands: Commands) -> None:
     parser.add_argument("file", help="the .safetensors file to write")
     parser.add_argument("--from", dest="source", required=True, help="hf:<directory>")
     parser.add_argument(
+        "--as", dest="as_block", choices=("hope_attention",), help="turn its MLPs into levels"
+    )
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        type=int,
+        metavar="PERIOD",
+        help="with --as: default model.cms.periods",
+    )
+    parser.add_argument(
         "--config-name", default="pilot_smoke", help="what the run is beside its model"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def import_model(options: argparse.Namespace) -> int:
     from nl.config.hydra import compose, run_config
     from nl.dist.export import export
     from nl.models.foreign import convert
+    from nl.models.stacking import stacked
 
     target = Path(options.file)
     if target.exists() and not options.force:
@@ -27,6 +29,12 @@ def import_model(options: argparse.Namespace) -> int:
     config, tensors = read_foreign(folder)
     model, named = convert(config, tensors)
     data = compose(options.config_name, options.overrides)
+    if options.as_block is not None:
+        own: Any = run_config(data).model
+        cms = own.cms if options.levels is None else replace(own.cms, periods=tuple(options.levels))
+        model, named = stacked(model, named, cms)
+    elif options.levels is not None:
+        raise ConfigError("--levels: a Transformer has none; add --as hope_attention.")
     run = run_config(data | {"model": unstructure(model)})
     built: Any = model.build()
     built.load_state_dict(named)

@@ -46,6 +46,7 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.cms.write_gradient": "model.cms.write_gradient={}",
         "model.cms.scope": "model.cms.scope={}",
         "model.cms.arrangement": "model.cms.arrangement={}",
+        "model.cms.activation": "model.cms.activation={}",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]

@@ -45,6 +45,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "block gated": {"signal": "block", "surprise": {"gate": "soft", "quantile": 0.6}},
     "shared": {"scope": "batch"},
     "shared nested block": {"scope": "batch", "arrangement": "nested", "signal": "block"},
+    "gated levels through": {
+        "activation": "swiglu",
+        "norm": "layer",
+        "bias": True,
+        "write_gradient": "through",
+    },
+    "gelu delta": {"activation": "gelu", "bias": True, "inner": {"kind": "delta"}},
     "self": {"signal": "self", "write_gradient": "through"},
     "self independent": {
         "signal": "self",

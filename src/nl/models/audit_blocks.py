@@ -26,7 +26,14 @@ BLOCKS: tuple[Mechanism, ...] = (
             f"{LAWS}test_causal",
         ),
         where=_in(*ATTENTION),
-        options=("model.attention.heads", "model.attention.qk_norm", "model.positions"),
+        options=(
+            "model.attention.heads",
+            "model.attention.kv_heads",
+            "model.attention.qk_norm",
+            "model.attention.bias",
+            "model.attention.rotary",
+            "model.positions",
+        ),
         differs="queries and keys are RMS-normalised; model.attention.qk_norm=false leaves them",
     ),
     Mechanism(
@@ -36,7 +43,7 @@ BLOCKS: tuple[Mechanism, ...] = (
         code="nl.nn.mlp:SwiGLU",
         tests=(f"{LAWS}test_every_parameter_learns",),
         where=_in(*DENSE),
-        options=("model.mlp_hidden",),
+        options=("model.mlp_hidden", "model.mlp", "model.bias", "model.parallel"),
     ),
     Mechanism(
         part="gated delta rule",

@@ -46,6 +46,30 @@ CONTINUUM: tuple[Mechanism, ...] = (
         differs="the aggregation is a sum with one learned gain per level",
     ),
     Mechanism(
+        part="continuum memory: other MLPs as levels",
+        source="Nested Learning, ad-hoc level stacking: levels that begin as trained MLPs",
+        equation="n = norm(x), a = phi(n U^T + b), MLP(x) = a V^T + c; "
+        "sum_l MLP_l = MLP when the hidden units of a trained MLP are shared out",
+        code="nl.ops.level:level_branch",
+        tests=(
+            f"{OPS}test_level_losses_attention.py::test_level_branch_of_other_forms",
+            f"{OPS}test_level_losses_attention.py::test_level_write_gradients",
+            "tests/unit/hf/test_foreign.py::test_mlps_become_levels",
+        ),
+        where={
+            BLOCK: LEVELS,
+            "model.cms.activation": ("swiglu", "gelu", "gelu_tanh"),
+        },
+        options=(
+            "model.cms.activation",
+            "model.cms.norm",
+            "model.cms.norm_eps",
+            "model.cms.bias",
+        ),
+        differs="one MLP is shared out among the levels of its block, instead of one level per "
+        "MLP of several blocks; biases are not written",
+    ),
+    Mechanism(
         part="continuum memory: write",
         source="Nested Learning (NeurIPS 2025), Eq. 71",
         equation="every C_l tokens: theta_l <- theta_l - eta_l sum_{t in period} dL_t/dtheta_l",

@@ -36,7 +36,8 @@ class BlockState(NamedTuple):
 class Block(nn.Module):
     """x + mixer(norm(x)) for each mixer, then x + mlp(norm(x)) or a chain of memory levels.
 
-    With ``parallel`` the MLP reads what the block was given (GPT-J, Wang and Komatsuzaki 2021).
+    With ``parallel`` the MLP, or the chain, reads what the block was given (Wang and Komatsuzaki
+    2021, GPT-J).
     """
 
     def __init__(self, shape: LanguageShape, mixers: Sequence[nn.Module], levels: bool) -> None:
@@ -48,7 +49,7 @@ class Block(nn.Module):
         # A loop over chunks inside a compiled unit is unrolled, once for every place in the row.
         self.compile_whole = not any(isinstance(m, SelfMod) for m in mixers)
         self.levels: ContinuumMemory | None = None
-        self.parallel = shape.parallel and not levels
+        self.parallel = shape.parallel
         if levels:
             self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)
         else:
@@ -74,10 +75,11 @@ class Block(nn.Module):
             branch, new = mix(mixer, norm(x_BTD), memory, ctx)
             x_BTD = x_BTD + branch
             moved.append(new)
+        seen = given if self.parallel else x_BTD
         if self.levels is None:
-            seen = given if self.parallel else x_BTD
             return x_BTD + self.mlp(self.mlp_norm(seen)), BlockState(tuple(moved)), None
-        x_BTD, trace = self.levels(x_BTD, state.levels)
+        read, trace = self.levels(seen, state.levels)
+        x_BTD = x_BTD + (read - given) if self.parallel else read
         return x_BTD, BlockState(tuple(moved), state.levels), trace
 
 

@@ -19,8 +19,17 @@ from torch import Tensor, nn
 
 from nl.core.state import detach, map_tensors
 from nl.nn.cms_config import CMSConfig
-from nl.nn.level import Level, LevelState, LevelTokens, LevelTrace, Reduce, WriteRule, restart
-from nl.ops.level import level_branch, level_pull_back
+from nl.nn.level import (
+    Level,
+    LevelShape,
+    LevelState,
+    LevelTokens,
+    LevelTrace,
+    Reduce,
+    WriteRule,
+    restart,
+)
+from nl.ops.level import LevelForm, level_branch, level_pull_back
 
 
 class ContinuumMemory(nn.Module):
@@ -40,8 +49,10 @@ class ContinuumMemory(nn.Module):
         self.own = config.signal == "self"
         self.shared = config.scope == "batch"
         write = WriteRule(config.inner, config.retention, config.clip, self.own, self.shared)
+        form = LevelForm(config.activation, config.norm, config.norm_eps)
+        shape = LevelShape(hidden, form, config.bias)
         self.levels = nn.ModuleList(
-            Level(dim, hidden, config.rate, scale, write) for _ in config.periods
+            Level(dim, shape, config.rate, scale, write) for _ in config.periods
         )
         self.gains: nn.Parameter | None = None
         if config.arrangement == "independent":

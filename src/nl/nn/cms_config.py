@@ -25,6 +25,14 @@ class CMSConfig:
     again after each of its writes. independent: all levels read the same input, learned gains."""
     hidden: int | None = None
     """Hidden width of every level; None: model.dim, so that four levels weigh as much as an MLP."""
+    activation: Literal["silu", "swiglu", "gelu", "gelu_tanh"] = "silu"
+    """Between the two layers of a level; swiglu has a gate beside the first."""
+    norm: Literal["rms", "layer"] = "rms"
+    """What a level's input is divided by: its rms, or its deviation from the mean."""
+    norm_eps: float = 1e-6
+    """Added to the variance there."""
+    bias: bool = False
+    """Biases of both layers; no write changes them."""
     scope: Literal["row", "batch"] = "row"
     """row: every row has a memory of its own. batch: one memory for all rows, in training of all
     ranks (for models whose memories are too large per row); rows then see each other."""
@@ -72,6 +80,7 @@ class CMSConfig:
         )
         require(self.hidden is None or self.hidden >= 1, f"hidden: {self.hidden}; must be >= 1.")
         self._check_writes()
+        require(self.norm_eps > 0, f"norm_eps: {self.norm_eps}; must be > 0.")
         require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
         require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nl.config.groups import InnerConfig
@@ -14,11 +13,13 @@ from nl.core.state import state_type
 from nl.nn.init import init_linear
 from nl.ops.delta_rule import delta_chunk
 from nl.ops.level import (
+    LevelForm,
     LevelWeights,
+    level_activate,
     level_branch,
     level_gradients,
     level_hidden_signal,
-    rms_normalize,
+    level_normalize,
 )
 
 
@@ -89,15 +90,25 @@ class WriteRule(NamedTuple):
     shared: bool = False
 
 
+class LevelShape(NamedTuple):
+    """Width, form and biases of a level's MLP."""
+
+    hidden: int
+    form: LevelForm = LevelForm()
+    bias: bool = False
+
+
 class Level(nn.Module):
     """One MLP of a chain with its inner learning rates."""
 
     def __init__(
-        self, dim: int, hidden: int, rate: float, residual_scale: float, rule: WriteRule
+        self, dim: int, shape: LevelShape, rate: float, residual_scale: float, rule: WriteRule
     ) -> None:
         super().__init__()
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        hidden, self.form, bias = shape
+        gated = self.form.activation == "swiglu"
+        self.up = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
         init_linear(self.up)
         init_linear(self.down, scale=residual_scale)
         self.log_rate = nn.Parameter(torch.full((2,), rate).log())
@@ -124,6 +135,9 @@ class Level(nn.Module):
             down,
             rate_up * self.scale_up,
             rate_down * self.scale_down,
+            self.up.bias,
+            self.down.bias,
+            self.form,
         )
 
     def recall(self, x_BTD: Tensor, w: LevelWeights) -> tuple[LevelTrace, Tensor]:
@@ -134,7 +148,7 @@ class Level(nn.Module):
         Returns:
             The trace of the keys and the signal MLP(k) - v (B, T, D).
         """
-        n = rms_normalize(x_BTD)
+        n = level_normalize(x_BTD, self.form)
         keys = n @ self.key.weight.to(n.dtype).T
         answer, z = level_branch(keys, w)
         return LevelTrace(keys, z), answer - n @ self.value.weight.to(n.dtype).T
@@ -169,13 +183,13 @@ class Level(nn.Module):
         )
         sums: tuple[Tensor, ...]
         if inner.per_token:
-            n, a = rms_normalize(tokens.x), F.silu(tokens.z)
+            n, a = level_normalize(tokens.x, w.form), level_activate(tokens.z, w.form)
             sums = (
                 _delta_tokens(memory.sum_up, up, n, tokens.hidden_signal),
                 _delta_tokens(memory.sum_down, down, a, tokens.signal),
             )
         else:
-            grads = level_gradients(*(tokens.pooled() if self.rule.shared else tokens))
+            grads = level_gradients(*(tokens.pooled() if self.rule.shared else tokens), w.form)
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
         if not closes:

@@ -1,13 +1,14 @@
 """One level of the continuum memory: residual MLP read and closed-form write gradient. Floor 1.
 
-Read:  n = x / rms(x);  z = n U^T;  y = x + silu(z) V^T.
-Given the signal d = dL/dy per token:  dV = sum d^T a;  e = (d V) silu'(z);  dU = sum e^T n;
-pull-back dL/dx = d + rmsnorm_backward(e U).  (Nested Learning, Eq. 70-71; derived here.)
+Read:  n = norm(x);  z = n U^T + b;  a = phi(z);  y = x + a V^T + c.
+Given the signal d = dL/dy per token:  dV = sum d^T a;  e = (d V) phi'(z);  dU = sum e^T n;
+pull-back dL/dx = d + norm_backward(e U).  (Nested Learning, Eq. 70-71; derived here.)
+By default norm(x) = x / rms(x), phi is SiLU and there are no biases; ``LevelForm`` names the rest.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,27 @@ from torch.autograd.function import once_differentiable
 from nl.core.program import Program
 
 NORM_EPS = 1e-6
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 _FEW_TOKENS = 8
 """With fewer tokens a row costs less in two products than in weights of its own."""
 
 
-def rms_normalize(x: Tensor) -> Tensor:
-    """x / rms(x) over the last axis."""
-    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
+class LevelForm(NamedTuple):
+    """What a level is besides its weights.
+
+    Attributes:
+        activation: silu, gelu, gelu_tanh (its approximation), or swiglu, which multiplies the
+            second half of z with SiLU of the first.
+        norm: rms, or layer (mean taken off, too); without weights, which U can hold.
+        eps: added to the mean square.
+    """
+
+    activation: Literal["silu", "swiglu", "gelu", "gelu_tanh"] = "silu"
+    norm: Literal["rms", "layer"] = "rms"
+    eps: float = NORM_EPS
+
+
+PLAIN = LevelForm()
 
 
 class LevelWeights(NamedTuple):
@@ -36,6 +51,8 @@ class LevelWeights(NamedTuple):
         fast_up, fast_down: (B, F, D) and (B, D, F) sums of write gradients, or without B where
             rows share them; None before the first write.
         rate_up, rate_down: () or (1,) inner learning rates.
+        up_bias, down_bias: b (F,) and c (D,), which no write changes; None: none.
+        form: see ``LevelForm``; with swiglu F counts both halves of z, and ``down`` is (D, F / 2).
     """
 
     up: Tensor
@@ -44,10 +61,36 @@ class LevelWeights(NamedTuple):
     fast_down: Tensor | None
     rate_up: Tensor
     rate_down: Tensor
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    form: LevelForm = PLAIN
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All but the form."""
+        found: tuple[Tensor | None, ...] = self[:-1]
+        return found
 
     def to(self, dtype: torch.dtype) -> LevelWeights:
         """The same weights in another dtype."""
-        return LevelWeights(*(None if t is None else t.to(dtype) for t in self))  # type: ignore[arg-type]
+        pairs = zip(self._fields, self.tensors(), strict=False)
+        moved: dict[str, Any] = {name: t.to(dtype) for name, t in pairs if t is not None}
+        return self._replace(**moved)
+
+
+def level_normalize(x: Tensor, form: LevelForm) -> Tensor:
+    """What the first layer reads."""
+    norm = F.rms_norm if form.norm == "rms" else F.layer_norm
+    return norm(x, x.shape[-1:], eps=form.eps)
+
+
+def level_activate(z: Tensor, form: LevelForm) -> Tensor:
+    """phi(z), half as wide with swiglu."""
+    if form.activation == "silu":
+        return F.silu(z)
+    if form.activation == "swiglu":
+        gate, value = z.chunk(2, -1)
+        return F.silu(gate) * value
+    return F.gelu(z, approximate=_APPROXIMATE[form.activation])
 
 
 def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
@@ -64,22 +107,22 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
 
 
 def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
-    """What a level adds to its input: silu(z) V^T (B, T, D), and z (B, T, F).
+    """What a level adds to its input: phi(z) V^T + c (B, T, D), and z (B, T, F).
 
     Differentiable once. Input, z and the weights are all that is kept for it.
     """
-    y, z = _Branch.apply(x_BTD, *w)
+    y, z = _Branch.apply(w.form, x_BTD, *w.tensors())
     return y, z
 
 
 def level_branch_reference(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     """The same by autograd, the fast weights in terms of their own."""
-    n = rms_normalize(x_BTD)
-    z = n @ w.up.T
+    n = level_normalize(x_BTD, w.form)
+    z = n @ w.up.T + (0 if w.up_bias is None else w.up_bias)
     if w.fast_up is not None:
         z = z - w.rate_up * (n @ w.fast_up.mT.to(n.dtype))
-    a = F.silu(z)
-    y = a @ w.down.T
+    a = level_activate(z, w.form)
+    y = a @ w.down.T + (0 if w.down_bias is None else w.down_bias)
     if w.fast_down is not None:
         y = y - w.rate_down * (a @ w.fast_down.mT.to(a.dtype))
     return y, z
@@ -113,54 +156,98 @@ def _linear_backward(
     return by_x, by_meta, by_fast, by_rate.view(rate.shape)
 
 
+def _activated(z: Tensor, form: LevelForm) -> tuple[Tensor, Tensor]:
+    """phi(z) and what ``_through`` multiplies with, as wide as z."""
+    if form.activation in _APPROXIMATE:
+        how = _APPROXIMATE[form.activation]
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate=how)
+        return F.gelu(z, approximate=how), slope
+    first, *value = z.chunk(2, -1) if form.activation == "swiglu" else (z,)
+    gate = torch.sigmoid(first)
+    a = first * gate
+    slope = torch.addcmul(gate, a, 1 - gate)  # g + phi (1 - g)
+    if not value:
+        return a, slope
+    return a * value[0], torch.cat([slope * value[0], a], -1)
+
+
+def _through(by_a: Tensor, slope: Tensor) -> Tensor:
+    """The gradient of z from that of phi(z)."""
+    if slope.shape[-1] == by_a.shape[-1]:
+        return by_a * slope
+    return torch.cat([by_a, by_a], -1) * slope
+
+
+def _norm_parts(x: Tensor, form: LevelForm) -> tuple[Tensor, Tensor]:
+    """norm(x) and what the input was multiplied with."""
+    if form.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + form.eps)
+    return x * inverse, inverse
+
+
+def _norm_backward(grad: Tensor, normalized: Tensor, inverse: Tensor, form: LevelForm) -> Tensor:
+    """Gradient of x from that of norm(x)."""
+    along = (grad * normalized).mean(-1, keepdim=True)
+    if form.norm == "layer":
+        grad = grad - grad.mean(-1, keepdim=True)
+    return torch.addcmul(grad, normalized, along, value=-1).mul_(inverse)
+
+
 @Program
-def _branch(dtype: torch.dtype, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+def _branch(spec: tuple[torch.dtype, LevelForm], x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    dtype, form = spec
     w = LevelWeights(*weights)
-    n = rms_normalize(x).to(dtype)
+    n = level_normalize(x, form).to(dtype)
     z = _linear(n, w.up, w.fast_up, w.rate_up).to(dtype)
-    y = _linear(F.silu(z), w.down, w.fast_down, w.rate_down)
+    if w.up_bias is not None:
+        z = z + w.up_bias.to(dtype)
+    y = _linear(level_activate(z, form), w.down, w.fast_down, w.rate_down)
+    if w.down_bias is not None:
+        y = y + w.down_bias.to(dtype)
     return y.to(dtype), z
 
 
 @Program
 def _branch_adjoints(
-    wanted: tuple[bool, bool], grad_y: Tensor | None, grad_z: Tensor | None, *kept: Any
+    spec: tuple[LevelForm, bool, bool], grad_y: Tensor | None, grad_z: Tensor | None, *kept: Any
 ) -> tuple[Any, ...]:
-    """Gradients of x and the six fields of the weights; ``wanted``: of the fast ones too."""
+    """Gradients of x and of the tensors of the weights; ``spec``: of the fast ones too."""
+    form, to_up, to_down = spec
     x, z, *weights = kept
     w = LevelWeights(*weights)
     if grad_y is None:
         grad_y = z.new_zeros(*z.shape[:2], w.down.shape[0])
-    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-    n = x * inverse
-    gate = torch.sigmoid(z)
-    a = z * gate
+    n, inverse = _norm_parts(x, form)
+    a, slope = _activated(z, form)
     by_a, by_down, by_fast_down, by_rate_down = _linear_backward(
         grad_y, a, w.down, w.fast_down, w.rate_down
     )
-    # phi' = g + phi (1 - g)
-    by_z = by_a.mul_(gate.addcmul_(a, 1 - gate))
+    by_z = _through(by_a, slope)
     by_z = by_z if grad_z is None else by_z.add_(grad_z)
     by_n, by_up, by_fast_up, by_rate_up = _linear_backward(
         by_z, n.to(z.dtype), w.up, w.fast_up, w.rate_up
     )
-    by_x = _rms_backward(by_n.to(x.dtype), n, inverse)
-    to_up, to_down = wanted
+    by_x = _norm_backward(by_n.to(x.dtype), n, inverse, form)
     by_fast_up = -w.rate_up * by_fast_up if to_up and by_fast_up is not None else None
     by_fast_down = -w.rate_down * by_fast_down if to_down and by_fast_down is not None else None
-    return by_x, by_up, by_down, by_fast_up, by_fast_down, by_rate_up, by_rate_down
+    by_bias = None if w.up_bias is None else by_z.sum((0, 1))
+    by_offset = None if w.down_bias is None else grad_y.sum((0, 1))
+    fast = by_fast_up, by_fast_down, by_rate_up, by_rate_down
+    return by_x, by_up, by_down, *fast, by_bias, by_offset
 
 
 class _Branch(torch.autograd.Function):
-    """``level_branch``: x, then the six fields of the weights."""
+    """``level_branch``: the form, x, then the tensors of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, form: LevelForm, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
         device = x.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
         with torch.autocast(device, enabled=False):
-            y, z = _branch(dtype, x, *weights, tokens=x.shape[1])
+            y, z = _branch((dtype, form), x, *weights, tokens=x.shape[1])
+        ctx.form = form
         ctx.save_for_backward(x, z, *weights)
         ctx.set_materialize_grads(False)
         return y, z
@@ -169,28 +256,22 @@ class _Branch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None) -> tuple[Any, ...]:
         kept = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[3], ctx.needs_input_grad[4])
+        spec = (ctx.form, ctx.needs_input_grad[4], ctx.needs_input_grad[5])
         with torch.autocast(kept[0].device.type, enabled=False):
-            return _branch_adjoints(wanted, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
-
-
-def _rms_backward(grad: Tensor, normalized: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient of x from that of x / rms(x)."""
-    along = (grad * normalized).mean(-1, keepdim=True)
-    return torch.addcmul(grad, normalized, along, value=-1).mul_(inverse)
+            found = _branch_adjoints(spec, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
+        return None, *found
 
 
 def level_hidden_signal(z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights) -> Tensor:
-    """e = (d V) silu'(z): the signal at the pre-activation, (B, T, F)."""
+    """e = (d V) phi'(z): the signal at the pre-activation, (B, T, F)."""
     parts = (z_BTF, signal_BTD, w.down, w.fast_down, w.rate_down)
-    found: Tensor = _hidden_signal(None, *parts, tokens=z_BTF.shape[1])
+    found: Tensor = _hidden_signal(w.form, *parts, tokens=z_BTF.shape[1])
     return found
 
 
 @Program
-def _hidden_signal(_: None, z: Tensor, signal: Tensor, *down: Any) -> Tensor:
-    gate = torch.sigmoid(z)
-    return _pulled(signal, *down) * (gate * (1 + z * (1 - gate)))
+def _hidden_signal(form: LevelForm, z: Tensor, signal: Tensor, *down: Any) -> Tensor:
+    return _through(_pulled(signal, *down), _activated(z, form)[1])
 
 
 def _pulled(signal: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
@@ -205,34 +286,43 @@ def level_pull_back(
 ) -> Tensor:
     """dL/dx of the level: the residual path plus the path through norm and first layer."""
     parts = (x_BTD, signal_BTD, hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
-    found: Tensor = _pull_back(None, *parts, tokens=x_BTD.shape[1])
+    found: Tensor = _pull_back(w.form, *parts, tokens=x_BTD.shape[1])
     return found
 
 
 @Program
-def _pull_back(_: None, x: Tensor, signal: Tensor, hidden_signal: Tensor, *up: Any) -> Tensor:
-    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-    return signal + _rms_backward(_pulled(hidden_signal, *up), x * inverse, inverse)
+def _pull_back(
+    form: LevelForm, x: Tensor, signal: Tensor, hidden_signal: Tensor, *up: Any
+) -> Tensor:
+    return signal + _norm_backward(_pulled(hidden_signal, *up), *_norm_parts(x, form), form)
 
 
 def level_gradients(
-    x_BTD: Tensor, z_BTF: Tensor, signal_BTD: Tensor, hidden_signal_BTF: Tensor
+    x_BTD: Tensor,
+    z_BTF: Tensor,
+    signal_BTD: Tensor,
+    hidden_signal_BTF: Tensor,
+    form: LevelForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Per-row gradient of the summed signal: dU (B, F, D) and dV (B, D, F)."""
     parts = (x_BTD, z_BTF, signal_BTD, hidden_signal_BTF)
-    up, down = _gradients(None, *parts, tokens=x_BTD.shape[1])
+    up, down = _gradients(form, *parts, tokens=x_BTD.shape[1])
     return up, down
 
 
 @Program
 def _gradients(
-    _: None, x: Tensor, z: Tensor, signal: Tensor, hidden_signal: Tensor
+    form: LevelForm, x: Tensor, z: Tensor, signal: Tensor, hidden_signal: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return hidden_signal.mT @ rms_normalize(x), signal.mT @ F.silu(z)
+    return hidden_signal.mT @ level_normalize(x, form), signal.mT @ level_activate(z, form)
 
 
 def level_gradients_reference(
-    x_BTD: Tensor, signal_BTD: Tensor, up_BFD: Tensor, down_BDF: Tensor
+    x_BTD: Tensor,
+    signal_BTD: Tensor,
+    up_BFD: Tensor,
+    down_BDF: Tensor,
+    form: LevelForm = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dU, dV and dL/dx by autograd through a plainly written read, row by row.
 
@@ -243,8 +333,9 @@ def level_gradients_reference(
     for x, signal, up, down in zip(x_BTD, signal_BTD, up_BFD, down_BDF, strict=True):
         leaves = [t.detach().clone().requires_grad_() for t in (up, down, x)]
         u, v, inp = leaves
-        n = inp / (inp.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
-        y = inp + F.silu(n @ u.T) @ v.T
+        centred = inp - inp.mean(-1, keepdim=True) if form.norm == "layer" else inp
+        n = centred / (centred.square().mean(-1, keepdim=True) + form.eps).sqrt()
+        y = inp + level_activate(n @ u.T, form) @ v.T
         rows.append(torch.autograd.grad((y * signal).sum(), leaves))
     grad_up, grad_down, grad_x = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return grad_up, grad_down, grad_x

@@ -139,3 +139,42 @@ def test_learned_positions_end(tmp_path: Path) -> None:
         ours(tokens(1, 9), state)
     with pytest.raises(ConfigError, match=r"stream\.documents=ignore"):
         ours(tokens(1, 9), starts=((0,),))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mlps_become_levels(case: str, tmp_path: Path) -> None:
+    """The sum of the levels is the MLP until they are written; then they learn."""
+    made(*CASES[case], tmp_path / "m")
+    plain, stacked = tmp_path / "plain.safetensors", tmp_path / "stacked.safetensors"
+    given = ["--from", f"hf:{tmp_path / 'm'}"]
+    assert main(["import", str(plain), *given]) == 0
+    levels = ["--as", "hope_attention", "--levels", "16", "32"]
+    assert main(["import", str(stacked), *given, *levels]) == 0
+    before, after = nl.load_model(plain), nl.load_model(stacked)
+    assert after.config.kinds == ("hope_attention",)
+    x = tokens()
+    with torch.no_grad():
+        want = before(x).pred
+        torch.testing.assert_close(after(x, write=False).pred, want, atol=1e-5, rtol=0)
+        read = after(x).pred
+    torch.testing.assert_close(read[:, :16], want[:, :16], atol=1e-5, rtol=0)
+    assert (read[:, 16:] - want[:, 16:]).abs().max() > 1e-4
+    targets = x[:, 1:].clone()
+    start = before.nll(x[:, :-1], targets)[0].mean()
+    optimizer = torch.optim.AdamW(after.parameters(), lr=3e-3)
+    for _ in range(12):
+        loss = after.nll(x[:, :-1], targets, keep=False)[0].mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < start - 0.3
+
+
+def test_levels_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(*CASES["llama"], tmp_path / "m")
+    given = ["import", str(tmp_path / "x.safetensors"), "--from", f"hf:{tmp_path / 'm'}"]
+    five = [str(16 * 2**i) for i in range(5)]
+    assert main([*given, "--as", "hope_attention", "--levels", *five]) == 2
+    assert "5 levels cannot share 56 hidden units" in capsys.readouterr().err
+    assert main([*given, "--levels", "16"]) == 2
+    assert "add --as hope_attention" in capsys.readouterr().err

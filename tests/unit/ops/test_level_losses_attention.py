@@ -8,6 +8,7 @@ import torch
 from nl.core.batch import IGNORE
 from nl.ops.attention import causal_attention, causal_attention_reference
 from nl.ops.level import (
+    LevelForm,
     LevelWeights,
     level_branch,
     level_branch_reference,
@@ -101,36 +102,51 @@ def test_linear_cross_entropy_survives_huge_logits() -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
+FORMS = {
+    "silu": LevelForm(),
+    "swiglu": LevelForm("swiglu", eps=1e-3),
+    "gelu, layer norm": LevelForm("gelu", "layer", 1e-2),
+    "gelu_tanh": LevelForm("gelu_tanh"),
+}
+
+
 @pytest.mark.parametrize("written", [False, True])
-def test_level_write_gradients(written: bool) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_level_write_gradients(written: bool, form: LevelForm) -> None:
     B, T, D, H = 3, 6, 5, 7
+    F = 2 * H if form.activation == "swiglu" else H
     fast = (
-        (torch.randn(B, H, D, **DOUBLE), torch.randn(B, D, H, **DOUBLE))
+        (torch.randn(B, F, D, **DOUBLE), torch.randn(B, D, H, **DOUBLE))
         if written
         else (None, None)
     )
     rates = torch.tensor(0.3, **DOUBLE), torch.tensor(0.2, **DOUBLE)
-    w = LevelWeights(torch.randn(H, D, **DOUBLE), torch.randn(D, H, **DOUBLE), *fast, *rates)
+    meta = torch.randn(F, D, **DOUBLE), torch.randn(D, H, **DOUBLE)
+    w = LevelWeights(*meta, *fast, *rates, form=form)
     x, signal = torch.randn(B, T, D, **DOUBLE), torch.randn(B, T, D, **DOUBLE)
     _, z = level_read(x, w)
     hidden_signal = level_hidden_signal(z, signal, w)
-    up = w.up - (rates[0] * fast[0] if fast[0] is not None else torch.zeros(B, H, D, **DOUBLE))
+    up = w.up - (rates[0] * fast[0] if fast[0] is not None else torch.zeros(B, F, D, **DOUBLE))
     down = w.down - (rates[1] * fast[1] if fast[1] is not None else torch.zeros(B, D, H, **DOUBLE))
-    expected = level_gradients_reference(x, signal, up, down)
+    expected = level_gradients_reference(x, signal, up, down, form)
     found = (
-        *level_gradients(x, z, signal, hidden_signal),
+        *level_gradients(x, z, signal, hidden_signal, form),
         level_pull_back(x, signal, hidden_signal, w),
     )
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 
-def level_inputs(memory: str | None, T: int) -> list[torch.Tensor | None]:
+def level_inputs(
+    memory: str | None, T: int, form: LevelForm = FORMS["silu"], bias: bool = False
+) -> list[torch.Tensor | None]:
     """x, then the weights of a level whose memory is None, of each row, or shared; float64."""
-    B, D, F = 3, 5, 7
+    B, D, H = 3, 5, 7
+    F = 2 * H if form.activation == "swiglu" else H
     lead = {None: None, "rows": (B,), "shared": ()}[memory]
-    fast = [None, None] if lead is None else [(*lead, F, D), (*lead, D, F)]
-    shapes = [(B, T, D), (F, D), (D, F), *fast, (), ()]
+    fast = [None, None] if lead is None else [(*lead, F, D), (*lead, D, H)]
+    shapes = [(B, T, D), (F, D), (D, H), *fast, (), ()]
+    shapes += [(F,), (D,)] if bias else []
     return [None if s is None else torch.randn(s, **DOUBLE, requires_grad=True) for s in shapes]
 
 
@@ -138,26 +154,30 @@ def level_inputs(memory: str | None, T: int) -> list[torch.Tensor | None]:
 @pytest.mark.parametrize("T", [1, 3, 11])
 @pytest.mark.parametrize("used", ["both", "branch", "pre-activation"])
 def test_level_branch(memory: str | None, T: int, used: str) -> None:
-    given = level_inputs(memory, T)
+    same_branch(level_inputs(memory, T), FORMS["silu"], used)
+
+
+@pytest.mark.parametrize("memory", [None, "rows"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_level_branch_of_other_forms(memory: str | None, form: LevelForm, bias: bool) -> None:
+    same_branch(level_inputs(memory, 9, form, bias), form, "both")
+
+
+def same_branch(given: list[torch.Tensor | None], form: LevelForm, used: str) -> None:
+    """Values and gradients of the fast and the plain way."""
     leaves = [t for t in given if t is not None]
     results = []
     for branch in (level_branch, level_branch_reference):
-        y, z = branch(given[0], LevelWeights(*given[1:]))
+        weights = LevelWeights(*given[1:])._replace(form=form)
+        y, z = branch(given[0], weights)
         generator = torch.Generator().manual_seed(3)
         parts = {"both": (y, z), "branch": (y,), "pre-activation": (z,)}[used]
         mix = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parts]
         loss = sum((p * m).sum() for p, m in zip(parts, mix, strict=True))
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        results.append(
-            [
-                y,
-                z,
-                *(
-                    torch.zeros_like(t) if g is None else g
-                    for g, t in zip(grads, leaves, strict=True)
-                ),
-            ]
-        )
+        pairs = zip(grads, leaves, strict=True)
+        results.append([y, z, *(torch.zeros_like(t) if g is None else g for g, t in pairs)])
     for fast, slow in zip(*results, strict=True):
         assert torch.allclose(fast, slow, atol=1e-12)
 
