@@ -22,7 +22,7 @@ from typing import Any
 
 from data_chain import ROOT, command_line, machine
 
-from nl.data.prep import dedup
+from nl.data.prep import dedup, divide
 from nl.data.prep.command import run
 from nl.data.prep.dedup import DedupOptions, dedup_corpus
 from nl.data.prep.divide import DivideOptions, divide_corpus
@@ -35,8 +35,10 @@ from nl.data.prep.sources_spec import Source
 from nl.data.prep.synthetic import synthetic_documents
 from nl.data.prep.train_tokenizer import TokenizerOptions, train_tokenizer
 
-RANGE_ROWS = 20_000
-"""Rows of a range here: small, so that the larger corpus has several."""
+RANGE_ROWS = 1_000
+"""Rows of a range of dedup here: small, so that both corpora have several."""
+CHUNK_BYTES = 500_000
+"""Held-out text that divide looks at at once: likewise."""
 TIMES = 10
 ONE = Executor()
 
@@ -94,6 +96,7 @@ def _dedup(_: Path, work: Path) -> Any:
 
 
 def _divide(_: Path, work: Path) -> Any:
+    divide.CHUNK_BYTES = CHUNK_BYTES
     return divide_corpus(work / "dedup", work / "divide", DivideOptions(), ONE)
 
 
