@@ -2,7 +2,7 @@
 
 A document's split depends on its group (or, without one, on its text) and the shares alone, so it
 stays where it is when documents are added, and pieces of one file stay together. Then held-out
-documents that are too near to one of train go: MinHash misses some pairs, this search none.
+documents that one of train contains or nearly equals go: MinHash misses some, this search none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nl.data.prep.engine import Executor
 from nl.data.prep.parts import PartWriter, Tally, part_record, parts_of
 from nl.data.prep.stage import Ranks, Record, Stage, run_stage
 
-VERSION = 2
+VERSION = 3
 """Raise it when a document goes elsewhere."""
 CHUNK_BYTES = 16_000_000
 """Held-out text that is compared at once: decides the memory of a rank."""
@@ -42,8 +42,8 @@ class DivideOptions:
     test: float = 0.1
     """Share of groups that goes to test."""
     apart: float = 0.8
-    """Held-out documents as similar as this (Jaccard, 5-word shingles) to one of train, or equal
-    to one, go; 0: they stay. Time grows with train times held-out text; memory does not."""
+    """Held-out documents go of which one document of train has this share (of 5-word shingles),
+    or all; 0: they stay. Time grows with train times held-out text; memory does not."""
 
     def __post_init__(self) -> None:
         for name in ("val", "test"):
@@ -161,7 +161,7 @@ class CompareTask:
             near = np.isin(np.load(f"{stem}.texts.npy"), texts)
             for own in found:
                 if len(own):
-                    near |= index.similarity(own)[0] >= self.apart
+                    near |= index.similarity(own)[1] >= self.apart
             gone.append(np.flatnonzero(near).tolist())
         return {"gone": gone}
 
