@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nl.bench.machine import machine
 from nl.config import structure
 from nl.data.files import write_json
+from nl.data.prep.divide import CHUNK_BYTES
 from nl.data.prep.mixture import Mixture
 from nl.data.prep.mixture_run import RunOptions, run_mixture
 from nl.data.prep.stdlib import stdlib_documents
@@ -29,6 +32,8 @@ PARAGRAPHS = 14
 PROSE = re.compile(r"[A-Z][ \w.,;:'()\"-]+\.")
 """Sentences: what the quality rules keep of documentation."""
 TOKENS = 1e12
+HELD_OUT_MB = 100.0
+"""Held-out text of the large corpus."""
 CORES = (64, 1024)
 
 
@@ -68,6 +73,23 @@ def manifest(root: Path) -> Mixture:
     return structure(Mixture, data, "scale")
 
 
+def chunks(held_mb: float) -> int:
+    """Runs of held-out text that train is compared with, one after another."""
+    return max(1, math.ceil(held_mb * 1e6 / CHUNK_BYTES))
+
+
+def compare_rate(root: Path, stages: dict[str, Any]) -> dict[str, float]:
+    """CPU seconds of divide without its search, and what the search adds per MB and chunk."""
+    plain = replace(manifest(root), apart=0.0)
+    start = time.process_time()
+    list(run_mixture(plain, RunOptions(part_mb=16.0, until="divide")))
+    seconds = time.process_time() - start
+    row = stages["divide"]
+    held = row["mb_in"] * sum(plain.held_out.values())
+    extra = max(0.0, row["cpu_seconds"] - seconds) / (row["mb_in"] * chunks(held))
+    return {"plain_mb_per_core_second": row["mb_in"] / seconds, "search_seconds_per_mb": extra}
+
+
 def size_of(folder: Path) -> int:
     """Bytes on disk of a stage's files."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -90,7 +112,9 @@ def measure(root: Path) -> dict[str, Any]:
     return {stage: {**found[stage], "cpu_seconds": round(cpu[stage], 3)} for stage in found}
 
 
-def scaled(stages: dict[str, Any], disk: dict[str, float], dollars: float) -> list[dict[str, Any]]:
+def scaled(
+    stages: dict[str, Any], search: dict[str, float], disk: dict[str, float], dollars: float
+) -> list[dict[str, Any]]:
     """Core-hours, hours and disk of each stage for ``TOKENS`` tokens in the end."""
     shard = stages["shard"]
     end = TOKENS * shard["mb_out"] / shard["tokens"]
@@ -100,6 +124,9 @@ def scaled(stages: dict[str, Any], disk: dict[str, float], dollars: float) -> li
             continue
         text = end * row["mb_in"] / shard["mb_out"]
         hours = text / row["mb_per_core_second"] / 3600
+        if name == "divide":
+            each = chunks(HELD_OUT_MB) * search["search_seconds_per_mb"]
+            hours = text * (1 / search["plain_mb_per_core_second"] + each) / 3600
         rows.append(
             {
                 "stage": name,
@@ -139,6 +166,7 @@ def main() -> None:
             "dedup": work / "dedup",
             "divide": data / "corpus",
         }
+        search = compare_rate(root, stages)
         disk = {name: size_of(place) / 1e6 / end for name, place in places.items()}
         disk["shard"] = sum(p.stat().st_size for p in data.glob("*/*/*.bin")) / 1e6 / end
     found = {
@@ -147,8 +175,10 @@ def main() -> None:
         "stages": stages,
         "disk_bytes_per_byte_of_text": {k: round(v, 3) for k, v in disk.items()},
         "tokens": TOKENS,
+        "held_out_mb": HELD_OUT_MB,
+        "divide": search,
         "dollars_per_core_hour": a.dollars,
-        "rows": scaled(stages, disk, a.dollars),
+        "rows": scaled(stages, search, disk, a.dollars),
     }
     write_json(a.output, found)
     heads = list(found["rows"][0])

@@ -112,6 +112,9 @@ class Mixture:
     """What is trained where no tokenizer is named."""
     held_out: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
     """Shares of documents for ``val`` and ``test``."""
+    apart: float = 0.8
+    """Held-out documents as similar as this to one of train go; 0: they stay. Costs grow with the
+    size of train times that of what is held out."""
     near_duplicates: bool = True
     """Whether near-duplicates go, besides exact ones."""
     datasets: tuple[Entry, ...]

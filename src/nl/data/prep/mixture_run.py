@@ -113,7 +113,9 @@ def _dedup(at: Layout, options: RunOptions) -> Iterator[Row]:
 
 
 def _divide(at: Layout, options: RunOptions) -> Iterator[Row]:
-    shares = DivideOptions(**{"val": 0.0, "test": 0.0} | at.mixture.held_out)
+    shares = DivideOptions(
+        **{"val": 0.0, "test": 0.0} | at.mixture.held_out, apart=at.mixture.apart
+    )
     yield from rows(*divide_corpus(at.dedup, at.corpus, shares, options.executor))
 
 
