@@ -1,4 +1,4 @@
-"""Needle in a haystack over exact token lengths and depths, with a heat map as JSON.
+"""Needles in a haystack (RULER tasks) over exact token lengths and depths, a heat map as JSON.
 
 Example: python scripts/eval/niah.py --checkpoint runs/pilot_smoke/<run> --context-lengths 256 512
 """
@@ -7,6 +7,7 @@ import itertools
 import sys
 
 from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
+from nl.eval.puzzles import MAKERS
 
 
 def main() -> int:
@@ -17,7 +18,9 @@ def main() -> int:
     flag("--depths", type=float, nargs="+", default=[0.1, 0.5, 0.9], help=shown)
     flag("--samples-per-length", type=int, default=8, help="per length and depth; " + shown)
     flag("--candidates", type=int, default=8, help="chance is 1 / candidates; " + shown)
-    flag("--haystack", choices=("noise", "text"), default="noise", help=shown)
+    flag("--task", choices=tuple(MAKERS), default="single", help=shown)
+    flag("--keys", type=int, default=4, help="facts of a question, where it has several; " + shown)
+    flag("--haystack", choices=("noise", "distractor", "text"), default="noise", help=shown)
     args = parser.parse_args()
 
     def work() -> None:
@@ -28,6 +31,8 @@ def main() -> int:
             "samples": args.samples_per_length,
             "candidates": args.candidates,
             "haystack": args.haystack,
+            "task": args.task,
+            "keys": args.keys,
             "memorize": args.memorize,
             "memory": memory_settings(args),
         }

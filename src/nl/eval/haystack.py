@@ -1,7 +1,8 @@
 """Needle-in-a-haystack prompts of an exact token length, after the RULER design. Floor 6.
 
-A prompt is a haystack with one sentence that gives a number to a key, then a question for that
-number. Its length counts every token that is read before the answer, the leading end mark included.
+A prompt is a haystack in which the facts of a puzzle (``nl.eval.puzzles``) stand, then its
+question. Its length counts every token that is read before the answer, the leading end mark
+included.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from nl.config import ConfigError
 from nl.eval.context import Tokenizer
+from nl.eval.puzzles import Puzzle
 
 NOISE = (
     "The river is low this morning.",
@@ -21,11 +23,6 @@ NOISE = (
     "Nobody has opened the window yet.",
     "A cart goes up the hill and comes down again.",
     "The baker counts his loaves.",
-)
-COLOURS = "amber azure black brown coral green grey ivory olive pearl purple red rose silver white"
-THINGS = (
-    "anchor basket bridge candle castle compass feather garden "
-    "hammer kettle ladder lantern mirror needle pencil violin"
 )
 FILLERS = ("and", "so", "a", "yes", "then", "all", "I", ".", "!")
 MAX_WORDS = 12
@@ -39,7 +36,7 @@ class Needle:
         prompt: token ids, exactly the asked length, beginning with the end mark.
         answer: token ids of the right value as it continues the prompt.
         others: token ids of the wrong candidates.
-        depth: share of the haystack's tokens in front of the needle.
+        depth: share of the haystack's tokens in front of the first fact; 0 without any.
         text: the prompt as text.
     """
 
@@ -62,11 +59,10 @@ def sentences(text: str) -> list[str]:
 def make_needle(
     tokenizer: Tokenizer,
     hay: Sequence[str],
+    puzzle: Puzzle,
     *,
     length: int,
     depth: float,
-    candidates: int,
-    digits: int,
     rng: random.Random,
 ) -> Needle:
     """Build one sample.
@@ -74,56 +70,55 @@ def make_needle(
     Args:
         tokenizer: decides every length.
         hay: sentences, enough for ``length``; used from the first on.
+        puzzle: what is hidden and asked.
         length: tokens of the prompt.
-        depth: 0 (needle first) to 1 (needle last).
-        candidates: values to choose among, the right one included; all drawn alike, so that
-            guessing scores exactly 1 / candidates.
-        digits: digits of a value.
+        depth: of the first fact, 0 (at the beginning) to 1; the others stand anywhere behind it.
         rng: this sample's own stream.
 
     Raises:
-        ConfigError: the length is too short for the needle and the question, or cannot be met.
+        ConfigError: the length is too short for facts and question, or cannot be met.
     """
-    key = f"{rng.choice(COLOURS.split())} {rng.choice(THINGS.split())}"
-    low = 10 ** (digits - 1)
-    values = [str(value) for value in rng.sample(range(low, 10 * low), candidates)]
-    fact = f"he secret number of the {key} is"
-    needle = f"T{fact} {values[0]}."
-    question = f"Question: what is the secret number of the {key}? Answer: t{fact}"
-    frame = _Frame(tokenizer, needle, question, depth)
-    hay = frame.fit(list(hay), length)
+    depths = (depth, *sorted(rng.uniform(depth, 1) for _ in puzzle.facts[1:]))
+    frame = _Frame(tokenizer, puzzle.facts, puzzle.question, depths[: len(puzzle.facts)])
+    hay = frame.fit(list(puzzle.words or hay), length)
     before, text = frame.compose(hay)
     ids = tokenizer.encode(text)
-    answers = [_continuation(tokenizer, text, ids, f" {value}") for value in values]
+    answers = [_continuation(tokenizer, text, ids, f" {value}") for value in puzzle.candidates]
     return Needle(
         prompt=(tokenizer.eos_id, *ids),
         answer=answers[0],
         others=tuple(answers[1:]),
-        depth=frame.share(hay, before),
+        depth=frame.share(hay, before[0]) if before else 0.0,
         text=text,
     )
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Needle and question around a haystack that is fitted to a length."""
+    """Facts and question around a haystack that is fitted to a length."""
 
     tokenizer: Tokenizer
-    needle: str
+    facts: tuple[str, ...]
     question: str
-    depth: float
+    depths: tuple[float, ...]
 
-    def compose(self, hay: Sequence[str]) -> tuple[int, str]:
-        """The number of pieces before the needle, and the prompt."""
+    def compose(self, hay: Sequence[str]) -> tuple[list[int], str]:
+        """The number of pieces before each fact, and the prompt."""
         ends = [0]
         for piece in hay:
             ends.append(ends[-1] + len(piece) + 1)
-        wanted = self.depth * ends[-1]
-        before = min(range(len(ends)), key=lambda place: abs(ends[place] - wanted))
-        return before, " ".join([*hay[:before], self.needle, *hay[before:], self.question])
+        before = []
+        for depth in self.depths:
+            wanted = depth * ends[-1]
+            before.append(min(range(len(ends)), key=lambda place: abs(ends[place] - wanted)))
+        parts, start = [], 0
+        for place, fact in zip(before, self.facts, strict=True):
+            parts += [*hay[start:place], fact]
+            start = place
+        return before, " ".join([*parts, *hay[start:], self.question])
 
     def share(self, hay: Sequence[str], before: int) -> float:
-        """Tokens of the haystack in front of the needle over all its tokens."""
+        """Tokens of the haystack in front of a fact over all its tokens."""
         front = self._tokens(" ".join(hay[:before]))
         back = self._tokens(" ".join(hay[before:]))
         return front / max(front + back, 1)
@@ -140,7 +135,7 @@ class _Frame:
         shortest = self.length([])
         if shortest > target:
             raise ConfigError(
-                f"lengths: {target}; needle and question alone take {shortest} tokens with this "
+                f"lengths: {target}; facts and question alone take {shortest} tokens with this "
                 "tokenizer; use a longer length."
             )
         if self.length(hay) < target:

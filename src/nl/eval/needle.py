@@ -1,4 +1,4 @@
-"""Single needle in a haystack over a grid of lengths and depths. Floor 6.
+"""Needles in a haystack and their relatives, over a grid of lengths and depths. Floor 6.
 
 Every sample is asked twice with one reading of its prompt: which of k numbers is most likely
 (chance 1 / k), and is the right one what greedy decoding writes. Greedy decoding writes the answer
@@ -23,17 +23,37 @@ from nl.eval.context import EvalContext, Memorize, Tokenizer, check_memorize
 from nl.eval.haystack import NOISE, Needle, make_needle, sentences
 from nl.eval.memorize import MemoryConfig, memory_rows
 from nl.eval.progress import ProgressMeter
+from nl.eval.puzzles import MAKERS, PLACES, Size, single
 from nl.eval.rows import make_row, mean_and_stderr, save_json
 from nl.eval.scoring import Item, Score, primed, scorer
 
 MAX_DOCUMENTS = 64
+DISTRACTORS = 512
+Task = Literal[
+    "single",
+    "passkey",
+    "multikey",
+    "multivalue",
+    "multiquery",
+    "variables",
+    "common",
+    "frequent",
+    "facts1",
+    "facts2",
+    "facts3",
+]
 
 
 @register("evaluator", "needle")
 @dataclass(frozen=True, kw_only=True)
 class NeedleConfig(EvaluatorConfig):
-    """Needle in a haystack (RULER single), exact lengths, depth grid."""
+    """Needles in a haystack (the RULER family and bAbI facts), exact lengths, depth grid."""
 
+    task: Task = "single"
+    """single, passkey; multikey, multivalue, multiquery: several numbers; variables: a chain of
+    assignments; common, frequent: words to count; facts1 to facts3: supporting facts of a story."""
+    keys: int = 4
+    """Facts that belong to a question, in tasks that have several."""
     lengths: tuple[int, ...] = (256, 512)
     """Tokens read before the answer."""
     depths: tuple[float, ...] = (0.1, 0.5, 0.9)
@@ -44,8 +64,9 @@ class NeedleConfig(EvaluatorConfig):
     """Numbers to choose among; chance is 1 / candidates."""
     digits: int = 4
     """Digits of a number."""
-    haystack: Literal["noise", "text"] = "noise"
-    """noise: a few plain sentences over and over. text: held-out documents."""
+    haystack: Literal["noise", "distractor", "text"] = "noise"
+    """noise: a few plain sentences over and over. distractor: numbers of other keys. text: held-out
+    documents. Tasks that count words are made of words."""
     split: str = "test"
     """Split of the documents when haystack=text."""
     domain: str | None = None
@@ -64,11 +85,32 @@ class NeedleConfig(EvaluatorConfig):
         )
         require(self.samples >= 1, f"samples: {self.samples}; must be >= 1.")
         require(1 <= self.digits <= 12, f"digits: {self.digits}; 1 to 12.")
-        most = 9 * 10 ** (self.digits - 1)
+        require(1 <= self.keys <= 64, f"keys: {self.keys}; 1 to 64.")
+        most = self.most_candidates
         require(
             2 <= self.candidates <= most,
-            f"candidates: {self.candidates}; 2 to {most} (all numbers of {self.digits} digits).",
+            f"candidates: {self.candidates}; 2 to {most} (task {self.task}, {self.digits} digits, "
+            f"{self.keys} keys).",
         )
+
+    @property
+    def most_candidates(self) -> int:
+        """How many different answers there are."""
+        if self.task.startswith("facts"):
+            return len(PLACES) - 1
+        numbers: int = 9 * 10 ** (self.digits - 1)
+        if self.task in ("common", "frequent", "variables"):
+            return min(numbers, 200)
+        return numbers // (self.keys if self.task in ("multivalue", "multiquery") else 1)
+
+    def size(self, length: int) -> Size:
+        """Of a puzzle in a prompt of so many tokens, each of which is a word at most."""
+        return Size(self.candidates, self.digits, self.keys, length)
+
+    @property
+    def name(self) -> str:
+        """Of the task in rows and files."""
+        return self.haystack if self.task == "single" else f"{self.task}-{self.haystack}"
 
     def build(self) -> NeedleTest:
         """The evaluator."""
@@ -99,10 +141,9 @@ def make_grid(config: NeedleConfig, context: EvalContext) -> list[Cell]:
                     make_needle(
                         context.tokenizer,
                         _hay(pool, context.tokenizer, length, rng),
+                        MAKERS[config.task](rng, config.size(length)),
                         length=length,
                         depth=depth,
-                        candidates=config.candidates,
-                        digits=config.digits,
                         rng=rng,
                     )
                 )
@@ -114,6 +155,10 @@ def _pool(config: NeedleConfig, context: EvalContext) -> list[list[str]]:
     """What haystacks are made of: the noise, or the sentences of each held-out document."""
     if config.haystack == "noise":
         return [list(NOISE)]
+    if config.haystack == "distractor":
+        rng = random.Random(SeedBook(context.seed).seed("eval", "distractors"))
+        size = Size(2, config.digits, 1, 0)
+        return [[single(rng, size).facts[0] for _ in range(DISTRACTORS)]]
     domain = config.domain or context.domains(config.split)[0]
     return [sentences(text) for text in context.texts(config.split, domain, MAX_DOCUMENTS)]
 
@@ -134,7 +179,7 @@ def _hay(pool: list[list[str]], tokenizer: Tokenizer, length: int, rng: random.R
 
 @dataclass(frozen=True)
 class NeedleTest:
-    """The evaluator of ``NeedleConfig``; the heat maps go to ``needle_<haystack>.json``."""
+    """The evaluator of ``NeedleConfig``; the heat maps go to ``needle_<name>.json``."""
 
     config: NeedleConfig
 
@@ -146,7 +191,7 @@ class NeedleTest:
         for mode in self.config.memorize:
             found = self._mode(model, context, mode, cells)
             rows += found
-            memory, task = self.config.memory, self.config.haystack
+            memory, task = self.config.memory, self.config.name
             texts = [needle.prompt for cell in cells[-1:] for needle in cell.needles]
             rows += memory_rows("needle", task, model, context, mode, memory, texts)
             maps[mode] = {
@@ -154,8 +199,9 @@ class NeedleTest:
                 for metric in ("choice_accuracy", "exact_match", "answer_logprob")
             }
         save_json(
-            context.output / f"needle_{self.config.haystack}.json",
+            context.output / f"needle_{self.config.name}.json",
             {
+                "task": self.config.task,
                 "haystack": self.config.haystack,
                 "lengths": list(self.config.lengths),
                 "depths": list(self.config.depths),
@@ -216,7 +262,7 @@ class NeedleTest:
             rows.append(
                 make_row(
                     "needle",
-                    f"{self.config.haystack}/{cell.length}/{cell.depth:g}",
+                    f"{self.config.name}/{cell.length}/{cell.depth:g}",
                     metric,
                     mean,
                     len(values),

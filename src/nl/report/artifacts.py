@@ -85,7 +85,7 @@ def needle_grid(
     known = metric == "choice_accuracy" and is_number(chance)
     return Grid(
         name=f"needle_{stem(path)}_{stem(title)}",
-        title=f"{title} ({data.get('haystack', 'needle')})",
+        title=f"{title} ({data.get('task', 'single')}, {data.get('haystack', 'needle')})",
         row_label="depth",
         column_label="length in tokens",
         rows=[f"{depth:g}" for depth in depths],

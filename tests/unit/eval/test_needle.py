@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections import Counter
 from dataclasses import replace
 from types import ModuleType
 from zlib import crc32
@@ -14,6 +16,7 @@ from nl.config import ConfigError
 from nl.eval.context import EvalContext
 from nl.eval.haystack import make_needle, sentences
 from nl.eval.needle import NeedleConfig, make_grid
+from nl.eval.puzzles import COMMON, MAKERS, PLACES, Size
 
 
 class WordTokenizer:
@@ -99,7 +102,7 @@ def test_heat_map_matches_the_rows(fakes: ModuleType, context: EvalContext) -> N
 
 
 def test_refusals(fakes: ModuleType, context: EvalContext) -> None:
-    with pytest.raises(ConfigError, match="needle and question alone take"):
+    with pytest.raises(ConfigError, match="facts and question alone take"):
         make_grid(NeedleConfig(lengths=(40,)), context)
     with pytest.raises(ConfigError, match="depths"):
         NeedleConfig(depths=(1.5,))
@@ -109,12 +112,84 @@ def test_refusals(fakes: ModuleType, context: EvalContext) -> None:
         make_needle(
             fakes.CharTokenizer(),
             ["Short."],
+            MAKERS["single"](random.Random(0), Size(2, 3, 1, 0)),
             length=2000,
             depth=0.5,
-            candidates=2,
-            digits=3,
             rng=random.Random(0),
         )
+
+
+def solved(task: str, text: str) -> str:
+    """The answer, read off the prompt by rules of its own."""
+    body, _, question = text.partition("Question: ")
+    told = re.findall(r"secret number of the (\w+ \w+) is (\d+)\.", body)
+    if task == "passkey":
+        return re.findall(r"pass key is (\d+)", body)[0]
+    if task in ("single", "multikey"):
+        return dict(told)[re.findall(r"of the (\w+ \w+)\?", question)[0]]
+    if task == "multivalue":
+        return ", ".join(value for _, value in told)
+    if task == "multiquery":
+        return ", ".join(dict(told)[key] for key in re.findall(r"the (\w+ \w+)[,?]", question))
+    if task == "variables":
+        value = re.findall(r"value (\d+)", question)[0]
+        held: dict[str, str] = {}
+        for name, what in re.findall(r"Let (\w+) = (\w+)\.", body):
+            held[name] = held.get(what, what)
+        return ", ".join(name for name, what in held.items() if what == value)
+    if task in ("common", "frequent"):
+        (words, last), *_ = (zip(*Counter(body.split()).most_common(COMMON + 1), strict=True),)
+        assert last[COMMON - 1] > last[COMMON]
+        return ", ".join(sorted(words[:COMMON]))
+    moves = re.findall(r"(\w+) went to the (\w+)\.", body)
+    person = re.findall(r"(\w+) took the", body) or re.findall(r"where is (\w+)", question)
+    own = [place for name, place in moves if name == person[0]]
+    before = re.findall(r"before the (\w+)", question)
+    return own[own.index(before[0]) - 1] if before else own[-1]
+
+
+@pytest.mark.parametrize("task", MAKERS)
+@pytest.mark.parametrize("haystack", ["noise", "distractor"])
+def test_every_task_has_the_answer_that_its_text_gives(
+    fakes: ModuleType, context: EvalContext, task: str, haystack: str
+) -> None:
+    """500 samples in all: exact lengths, different candidates, the first of them right."""
+    context = replace(context, tokenizer=fakes.CharTokenizer())
+    plain = haystack == "noise" or task not in ("single", "multikey", "multivalue", "multiquery")
+    config = NeedleConfig(
+        task=task, haystack=haystack, lengths=(900, 1300), depths=(0.0, 0.6), samples=6, keys=3
+    )
+    cells = make_grid(config, context)
+    decode = context.tokenizer.decode
+    for cell in cells:
+        for needle in cell.needles:
+            assert len(needle.prompt) == cell.length
+            assert len({needle.answer, *needle.others}) == config.candidates
+            if plain:
+                assert decode(needle.answer).strip() == solved(task, needle.text)
+            if needle.depth:
+                assert abs(needle.depth - cell.depth) < 0.1
+    assert len({needle.prompt for cell in cells for needle in cell.needles}) == 4 * 6
+
+
+def test_answers_are_not_where_they_always_were(context: EvalContext) -> None:
+    """Which candidate is right cannot be told from the candidates alone."""
+    for task, maker in MAKERS.items():
+        size = Size(candidates=5, digits=5, keys=3, words=300)
+        ranks = Counter()
+        for seed in range(400):
+            candidates = maker(random.Random(seed), size).candidates
+            assert len(set(candidates)) == 5
+            ranks[sorted(candidates).index(candidates[0])] += 1
+        assert all(40 < ranks[i] < 125 for i in range(5)), task
+
+
+def test_too_many_candidates_are_refused() -> None:
+    for task, most in (("facts2", len(PLACES) - 1), ("multiquery", 900 // 4), ("common", 200)):
+        fine = NeedleConfig(task=task, candidates=most, digits=3)
+        assert fine.candidates == most
+        with pytest.raises(ConfigError, match=f"2 to {most}"):
+            NeedleConfig(task=task, candidates=most + 1, digits=3)
 
 
 def test_sentences_cut_long_lines() -> None:
