@@ -80,9 +80,12 @@ def test_npy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [2, 4])
 def test_datatrove(tmp_path: Path, width: int) -> None:
     rows = [text_ids(f"text {n}" * (n % 3)) for n in range(30)]
-    flat = np.asarray([i for row in rows for i in row], f"<u{width}")
-    flat.tofile(tmp_path / "00000.ds")
-    np.cumsum([len(row) for row in rows]).astype("<u8").tofile(tmp_path / "00000.ds.index")
+    from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+
+    file = TokenizedFile(str(tmp_path), "00000.ds", token_size=width, save_final_metadata=True)
+    for row in rows:
+        file.write(row, None)
+    file.close()
     load(tmp_path / "out", "datatrove", f"val/web={tmp_path}", shard_tokens=60)
     assert read(tmp_path / "out", "val", "web") == rows
     assert len(read_manifest(tmp_path / "out").splits["val"]["web"].shards) > 3
