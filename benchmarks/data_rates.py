@@ -151,6 +151,7 @@ def loading(root: Path, folder: Path, rounds: int, quick: bool) -> tuple[list[Ro
             "documents=reset": cells.ours(root, batch, seq_len, documents="reset", **sizes),
         }
         if (batch, seq_len) == GATED:
+            steps["plain copy in order"] = cells.plain_copy(flat, batch, seq_len, count)
             steps["torch DataLoader"] = cells.torch_loader(flat, batch, seq_len, count)
             if lit is not None:
                 steps["litdata TokensLoader"] = cells.litdata_loader(lit, batch, seq_len, count)

@@ -104,11 +104,10 @@ class TokenWindows:
         """Inputs and targets, both (B, seq_len) int32, target t = input t + 1."""
         shard, window = self._places(source, index)
         rows = np.empty((index.size, self.seq_len + 1), dtype=np.int32)
-        used = np.unique(shard) if len(self._views) > 1 else np.zeros(1, np.int64)
-        if used.size * ROWS_PER_SHARD <= index.size:
-            for number in used:
-                mine = slice(None) if used.size == 1 else np.flatnonzero(shard == number)
-                rows[mine] = self._views[number][window[mine]]
+        if len(self._views) * ROWS_PER_SHARD <= index.size:
+            for number, view in enumerate(self._views):
+                mine = np.flatnonzero(shard == number) if len(self._views) > 1 else slice(None)
+                rows[mine] = view[window[mine]]
         else:
             pairs = zip(shard.tolist(), window.tolist(), strict=True)
             np.concatenate(
@@ -136,7 +135,7 @@ class TokenWindows:
         The first token of a shard begins a document.
         """
         rows, offsets = [], []
-        for number in np.unique(shard):
+        for number in sorted(set(shard.tolist())):
             mine = np.flatnonzero(shard == number)
             first, ends = window[mine] * self.seq_len, self._ends[number]
             low = np.searchsorted(ends, first.astype(np.uint64))  # as ends: no copy of them

@@ -24,6 +24,15 @@ PERCENTILES = {"5 %": 5, "median": 50, "95 %": 95, "max": 100}
 Words = npt.NDArray[np.uint64]
 
 
+def distinct(words: Words) -> Words:
+    """Each value once, sorted (``np.unique`` hashes integers, which is five times slower here)."""
+    ordered = np.sort(words)
+    first = np.ones(ordered.size, np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    kept: Words = ordered[first]
+    return kept
+
+
 @dataclass
 class Seen:
     """Hashes of one domain of one split."""
@@ -33,12 +42,12 @@ class Seen:
 
     def unique(self) -> Words:
         """Hashes of documents, each once."""
-        return np.unique(np.concatenate([*self.documents, np.empty(0, np.uint64)]))
+        return distinct(np.concatenate([*self.documents, np.empty(0, np.uint64)]))
 
     def repeats(self, kind: list[Words]) -> tuple[int, int]:
         """How many came before, of how many."""
         every = np.concatenate([*kind, np.empty(0, np.uint64)])
-        return int(every.size - np.unique(every).size), int(every.size)
+        return int(every.size - distinct(every).size), int(every.size)
 
 
 @dataclass(frozen=True)
