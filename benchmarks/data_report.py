@@ -227,9 +227,7 @@ def rates_page(part: Data) -> list[str]:
     lines += [
         "ratios (x) within a round. Loaders read the same 134 million random ids from the page"
     ]
-    lines += [
-        "cache; ours gives int32, torch's and litdata's what they give. Resume and thread: wall."
-    ]
+    lines += ["cache; ours gives int32, torch's and litdata's what they give. The thread: wall."]
     lines += [f"**{text}.**" for text in part["missing"]]
     shown = ["", "![Gated rates relative to their gate](data.svg)"]
     return ["## Rates", "", made_by(part), "", *lines, *shown, "", *table(head, rows)]
