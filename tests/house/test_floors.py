@@ -48,6 +48,8 @@ PLACES: dict[str, dict[str, str]] = {
     "jinja2": {"report/": LAZY},
     "pandas": {},
     "sentencepiece": {"data/prep/": LAZY, "data/tokenizer.py": LAZY},
+    "tokenizers": {"data/": LAZY},
+    "pyarrow": {"data/prep/": LAZY},
     "datasets": {"data/prep/": LAZY},
     "datatrove": {"data/prep/": LAZY},
     "zstandard": {"data/prep/": LAZY, "data/documents.py": LAZY},
