@@ -34,8 +34,9 @@ CONFIGURATIONS = {
     "ray-1": ("ray", 1),
     "ray-2": ("ray", 2),
 }
-PART_MB = {"local": 0.15, "ray": 0.6}
-"""Text of a part; larger under Ray, which starts a process for every rank."""
+RAW = {"local": (1.5, 4), "ray": (0.5, 1)}
+"""Megabytes of raw text and files; less under Ray, which starts a process for every rank."""
+PART_MB = {"local": 0.15, "ray": 0.3}
 STAGES = ("ingest", "filter", "dedup", "divide", "shard")
 
 
@@ -58,8 +59,8 @@ class Trial:
     """Files that are not as in the undisturbed run."""
 
 
-def write_raw(folder: Path, megabytes: float) -> Path:
-    """Raw files of several sizes from this Python's documentation, some lines twice."""
+def write_raw(folder: Path, megabytes: float, files: int) -> Path:
+    """Raw files from this Python's documentation, some lines twice."""
     folder.mkdir()
     left, rows = megabytes * 1e6, []
     for number, document in enumerate(stdlib_documents("prose")):
@@ -67,8 +68,8 @@ def write_raw(folder: Path, megabytes: float) -> Path:
         rows += [document.text] * (2 if number % 7 == 0 else 1)
         if left < 0:
             break
-    for number in range(4):
-        some = rows[number::4]
+    for number in range(files):
+        some = rows[number::files]
         text = "".join(json.dumps({"text": t}) + "\n" for t in some)
         (folder / f"{number}.jsonl").write_text(text)
     return folder
@@ -145,51 +146,60 @@ def main() -> None:
     flag = parser.add_argument
     flag("--kills", type=int, default=10, help="per configuration (default: %(default)s)")
     flag("--configurations", nargs="*", default=[*CONFIGURATIONS], choices=[*CONFIGURATIONS])
-    flag("--megabytes", type=float, default=1.5, help="raw text (default: %(default)s)")
     flag("--seed", type=int, default=1)
     flag("--output", type=Path, default=ROOT / "artifacts/data/kill.json")
     args = parser.parse_args()
-    draw, trials, undisturbed = random.Random(args.seed), [], {}
+    draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        raw = write_raw(Path(folder) / "raw", args.megabytes)
-        references = {}
-        for kind, part_mb in PART_MB.items():
-            output = Path(folder) / f"reference-{kind}"
-            finish(start(raw, output, "local-1", part_mb))
-            references[kind] = digests(output)
         for name in args.configurations:
             kind = CONFIGURATIONS[name][0]
-            whole, part_mb = Path(folder) / f"whole-{name}", PART_MB[kind]
-            undisturbed[name] = finish(start(raw, whole, name, part_mb))
-            assert digests(whole) == references[kind], f"{name}: an undisturbed run differs"
-            for number in range(args.kills):
-                moment = draw.uniform(0.02, 0.98) * undisturbed[name]
-                output = Path(folder) / f"{name}-{number}"
-                ground = (raw, references[kind], part_mb)
-                trials.append(trial(ground, output, name, moment, number % 2 == 0))
-                print(trials[-1], flush=True)
-    rows: list[dict[str, Any]] = [
-        {
-            "configuration": name,
-            "executor": CONFIGURATIONS[name][0],
-            "workers": CONFIGURATIONS[name][1],
-            "undisturbed_seconds": round(undisturbed[name], 2),
-            "kills": sum(t.configuration == name for t in trials),
-            "identical": sum(t.configuration == name and not t.different for t in trials),
-        }
-        for name in args.configurations
-    ]
+            raw, reference = Path(folder) / f"raw-{kind}", Path(folder) / f"reference-{kind}"
+            if not raw.exists():
+                write_raw(raw, *RAW[kind])
+                finish(start(raw, reference, "local-1", PART_MB[kind]))
+            campaign(name, (raw, digests(reference), PART_MB[kind]), draw, args)
+
+
+def campaign(
+    name: str,
+    ground: tuple[Path, dict[str, str], float],
+    draw: random.Random,
+    args: argparse.Namespace,
+) -> None:
+    """All trials of a configuration; the output keeps what it has of the others."""
+    raw, reference, part_mb = ground
+    kind, workers = CONFIGURATIONS[name]
+    whole = raw.with_name(f"whole-{name}")
+    undisturbed = finish(start(raw, whole, name, part_mb))
+    assert digests(whole) == reference, f"{name}: an undisturbed run differs"
+    trials = []
+    for number in range(args.kills):
+        moment = draw.uniform(0.02, 0.98) * undisturbed
+        output = raw.with_name(f"{name}-{number}")
+        trials.append(trial(ground, output, name, moment, number % 2 == 0))
+        print(trials[-1], flush=True)
+    row: dict[str, Any] = {
+        "configuration": name,
+        "executor": kind,
+        "workers": workers,
+        "undisturbed_seconds": round(undisturbed, 2),
+        "kills": len(trials),
+        "identical": sum(not t.different for t in trials),
+        "commit": machine()["commit"],
+    }
+    old = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    rows = [r for r in old.get("rows", []) if r["configuration"] != name] + [row]
+    others = [t for t in old.get("trials", []) if t["configuration"] != name]
     result = {
         "command": command_line(),
         "machine": machine(),
-        "files_compared": {kind: len(files) for kind, files in references.items()},
-        "rows": rows,
-        "trials": [asdict(t) for t in trials],
+        "files_compared": old.get("files_compared", {}) | {kind: len(reference)},
+        "rows": sorted(rows, key=lambda r: [*CONFIGURATIONS].index(r["configuration"])),
+        "trials": others + [asdict(t) for t in trials],
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
-    for row in rows:
-        print(row)
+    print(row, flush=True)
 
 
 if __name__ == "__main__":
