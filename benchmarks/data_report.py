@@ -1,7 +1,7 @@
 """Make reports/data.md from the JSON files that the data benchmarks wrote; measures nothing.
 
-Each file of artifacts/data (sample, planted, kill, memory, rates) is copied into reports/data.json;
-what was not measured again is taken from there.
+Each file of artifacts/data (sample, planted, kill, memory, minhash, rates) is copied into
+reports/data.json; what was not measured again is taken from there.
 
 Example: python benchmarks/data_report.py
 """
@@ -25,6 +25,7 @@ PARTS = {
     "planted": "data_planted.py",
     "kill": "data_kill.py",
     "memory": "data_memory.py",
+    "minhash": "data_minhash.py",
     "rates": "data_peers.sh",
 }
 MINUTES = 3
@@ -199,6 +200,29 @@ def memory_page(part: Data) -> list[str]:
     return ["## Memory", "", made_by(part), "", *table(head, rows)]
 
 
+def minhash_gates(part: Data) -> list[Gate]:
+    speed = part["speed_against_datatrove"]
+    gate = Gate("near-duplicates, against datatrove", ">= 1 x", f"{speed:.2f} x", speed >= 1)
+    return [gate]
+
+
+def minhash_page(part: Data) -> list[str]:
+    head = ("similarity", "pairs", "found by ours", "by datatrove", "promised by 14 bands of 8")
+    rows = [
+        [f"{r['from']:g} to {r['to']:g}", r["pairs"], r["ours"], r["datatrove"], r["expected"]]
+        for r in part["rows"]
+    ]
+    dropped = part["dropped"]
+    lines = [
+        f"{part['documents']:,} documents ({part['megabytes']} MB), near-duplicates among them;",
+        f"dropped: ours {dropped['ours']}, datatrove {dropped['datatrove']}, both "
+        f"{part['dropped_by_both']}. MB per CPU second: ours",
+        f"{part['mb_per_cpu_second']['ours']}, datatrove {part['mb_per_cpu_second']['datatrove']}.",
+    ]
+    title = "## Near-duplicates beside datatrove's MinHash"
+    return [title, "", made_by(part), "", *lines, "", *table(head, rows)]
+
+
 def holds(row: Data) -> bool:
     below: bool = row.get("below", False)
     good: bool = row["measured"] <= row["gate"] if below else row["measured"] >= row["gate"]
@@ -238,6 +262,7 @@ SECTIONS: dict[str, tuple[Callable[[Data], list[Gate]], Callable[[Data], list[st
     "planted": (planted_gates, planted_page),
     "kill": (kill_gates, kill_page),
     "memory": (memory_gates, memory_page),
+    "minhash": (minhash_gates, minhash_page),
     "rates": (rates_gates, rates_page),
 }
 
