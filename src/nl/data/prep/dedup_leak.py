@@ -55,6 +55,21 @@ class Index:
         either = len(own) + self.sizes - both
         return both / np.maximum(either, 1), both / np.maximum(self.sizes, 1)
 
+    def covered(self, others: Sequence[Ints]) -> Floats:
+        """Of every document, the largest share of its shingles that one of ``others`` has."""
+        own = np.concatenate([*others, np.empty(0, np.uint64)])
+        who = np.repeat(np.arange(len(others)), [len(other) for other in others])
+        order = np.argsort(own)
+        own, who = own[order], who[order]
+        first = np.searchsorted(self.keys, own, "left")
+        counts = np.searchsorted(self.keys, own, "right") - first
+        hit = np.repeat(first + counts - np.cumsum(counts), counts) + np.arange(counts.sum())
+        pairs = np.repeat(who, counts) * len(self.sizes) + self.owners[hit]
+        pairs, both = np.unique(pairs, return_counts=True)
+        most = np.zeros(len(self.sizes), np.int64)
+        np.maximum.at(most, pairs % max(1, len(self.sizes)), both)
+        return most / np.maximum(self.sizes, 1)
+
 
 class HeldOut:
     """Held-out documents, and the nearest train document of each so far."""

@@ -111,6 +111,7 @@ def test_what_is_near_to_train_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(divide, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(divide, "TOGETHER", 3)
     source = write_parts(tmp_path / "in", {"x": related()[:50], "y": related()[50:]}, per_part=7)
     log, _ = divide_corpus(source, tmp_path / "out", DivideOptions(val=0.3, test=0.2), ONE)
     plain = DivideOptions(val=0.3, test=0.2, apart=0)
