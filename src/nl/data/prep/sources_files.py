@@ -185,13 +185,19 @@ def _json(file: LocalFile, column: str, _: str) -> Iterator[Record]:
 
 def _parquet(file: LocalFile, column: str, _: str) -> Iterator[Record]:
     pq = needed("pyarrow.parquet", "data")
-    with pq.ParquetFile(file.path) as table:
+    # Row group by row group with a small buffer: read at one go, memory grows with the file.
+    with pq.ParquetFile(file.path, buffer_size=BLOCK, pre_buffer=False) as table:
         names = tuple(table.schema_arrow.names)
         if column not in names:
             for number in range(table.metadata.num_rows):
                 yield Record(f"{file.name}:{number + 1}", None, "no_column", names)
             return
-        batches = (b.column(0) for b in table.iter_batches(batch_size=ROWS, columns=[column]))
+        options = {"batch_size": ROWS, "columns": [column], "use_threads": False}
+        batches = (
+            batch.column(0)
+            for group in range(table.num_row_groups)
+            for batch in table.iter_batches(row_groups=[group], **options)
+        )
         yield from _columnar(batches, file.name)
 
 

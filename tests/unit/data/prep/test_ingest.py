@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,3 +136,37 @@ def test_nothing_usable(tmp_path: Path) -> None:
 def test_bad_options(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: 0.0"):
         IngestOptions(**{name: 0.0})
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from nl.data.prep.engine import Executor
+from nl.data.prep.ingest import IngestOptions, ingest
+from nl.data.prep.sources_spec import Source
+raw, out = sys.argv[1:]
+source = Source(name="a", dataset="files", local=raw)
+ingest(source, Path(out), IngestOptions(part_mb=4), Executor())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def peak(groups: int) -> int:
+        """Kilobytes at most, in a process of its own."""
+        raw = tmp_path / f"{groups}.{kind}"
+        texts = [f"{i} " + f"{i % 97} words of it " * 60 for i in range(1000 * groups)]
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": texts}), raw, row_group_size=1000)
+        else:
+            raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        command = [sys.executable, "-c", PEAK, str(raw), str(tmp_path / f"out{groups}")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert peak(60) < 1.2 * peak(6)
