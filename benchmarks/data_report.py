@@ -42,6 +42,9 @@ CHOICES = """## What was chosen
   compute it faster than blake2b (1.6 against 0.9 GB/s where this page was made); xxh3 is faster
   than both and not in the core installation, and an open of large data reads a sample of blocks
   (`stream.verify=sample`) instead.
+- **The tables of MinHash are our own, the executors datatrove's.** What a part contributes follows
+  from the part alone and is joined in ranges that fit into memory, so that a kill, more workers or
+  another executor change no byte; datatrove's own stages find the same pairs (table above).
 - **No thread works ahead.** A batch costs microseconds (last rows of the table above): a thread
   saves nothing that can be measured, and one less thing can hang.
 - **Windows do not cross shards.** The tail of each shard, less than one window, is left out; order

@@ -21,7 +21,7 @@
 #   PREFIX_LANG  PREFIX_LANG_THRESHOLD  PREFIX_MIN_CHARS  PREFIX_MAX_CHARS
 set -euo pipefail
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,23p' "$0" | cut -c3-
+  sed -n '2,21p' "$0" | cut -c3-
   exit 0
 fi
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +191,18 @@ def test_checks_find_planted_violations(tmp_path: Path) -> None:
         assert bool(text) == bool(part)
     (tmp_path / "page.md").write_text(PLANTED)
     assert dead_links(tmp_path / "page.md") == ["nowhere.md", "docs/nowhere.md"]
+
+
+def help_of(script: Path) -> str:
+    """What the comment at the top of a shell script says."""
+    lines = script.read_text().splitlines()[1:]
+    return "".join(line[2:] + "\n" for line in itertools.takewhile(lambda t: t[:1] == "#", lines))
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.sh")), ids=lambda p: p.name)
+def test_help_of_a_shell_script_is_the_comment_at_its_top(script: Path) -> None:
+    shown = subprocess.run(
+        ["bash", str(script), "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert shown.stdout == help_of(script)
+    assert "Usage: bash scripts/" in shown.stdout
