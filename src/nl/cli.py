@@ -250,7 +250,9 @@ def add_import(commands: Commands) -> None:
         "--config-name", default="pilot_smoke", help="what the run is beside its model"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("overrides", nargs="*", help="key=value, of the same run")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of that run"
+    )
 
 
 def add_checkpoint(commands: Commands) -> None:

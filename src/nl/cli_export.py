@@ -47,7 +47,7 @@ def export_file(options: argparse.Namespace) -> int:
 def export_folder(options: argparse.Namespace) -> int:
     """A directory for ``AutoModelForCausalLM.from_pretrained``, with its tokenizer."""
     from nl.assembly import load_run
-    from nl.dist.hf_folder import write_hf_folder
+    from nl.dist.hf_folder import check_language, write_hf_folder
 
     target = Path(options.file)
     if target.suffix == ".safetensors":
@@ -58,6 +58,7 @@ def export_folder(options: argparse.Namespace) -> int:
         raise ConfigError(f"{target}: is not empty; choose another name or add --force.")
     writable_folder(target, "export")
     run, model = load_run(options.path)
+    check_language(run)
     count = sum(p.numel() for p in model.parameters())
     target.mkdir(parents=True, exist_ok=True)
     tokens, words = write_tokenizer(run, options.tokenizer, target)
@@ -88,6 +89,7 @@ def write_tokenizer(run: Any, given: str | None, target: Path) -> tuple[dict[str
         ConfigError: a tokenizer with another vocabulary than the model's.
     """
     from nl.data.tokenizer import load_tokenizer
+    from nl.data.tokenizer_hf import CONFIG
 
     data = getattr(run.stream, "path", None)
     found = given or (tokenizer_file(Path(data)) if data else None)
@@ -103,6 +105,11 @@ def write_tokenizer(run: Any, given: str | None, target: Path) -> tuple[dict[str
     tokens = {
         f"{role}_token_id": int(getattr(ours, f"{role}_id")) for role in ("bos", "eos", "pad")
     }
+    if ours.kind == "hf":
+        for file in (Path(found), Path(found).with_name(CONFIG)):
+            if file.is_file():
+                write_atomic(target / file.name, file.read_bytes())
+        return tokens, "tokenizer.json, as it is"
     if ours.kind != "sentencepiece":
         return tokens, f"none ({ours.kind}: only SentencePiece models are written for transformers)"
     if importlib.util.find_spec("tokenizers") is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from nl.config import ConfigError, unstructure
 from nl.run.files import writable_folder
 
 SOURCE = "hf:"
+DECIDED = ("arrangement", "hidden", "activation", "norm", "norm_eps", "bias")
+"""Fields of model.cms that ``nl.models.stacking`` sets."""
 
 
 def import_model(options: argparse.Namespace) -> int:
@@ -28,6 +31,7 @@ def import_model(options: argparse.Namespace) -> int:
     folder = source(options.source)
     config, tensors = read_foreign(folder)
     model, named = convert(config, tensors)
+    check_overrides(options.overrides, stacking=options.as_block is not None)
     data = compose(options.config_name, options.overrides)
     if options.as_block is not None:
         own: Any = run_config(data).model
@@ -49,6 +53,20 @@ def import_model(options: argparse.Namespace) -> int:
         f"{target}: {config['model_type']} as {kinds}, {model.layers} layers, {count:,} parameters"
     )
     return 0
+
+
+def check_overrides(overrides: Sequence[str], *, stacking: bool) -> None:
+    """Refuse what the checkpoint decides: the model, and with levels their MLPs."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] != "model":
+            continue
+        decided = not stacking or not key.startswith("model.cms.")
+        if decided or key.removeprefix("model.cms.") in DECIDED:
+            raise ConfigError(
+                f"--set {override}: the checkpoint decides it; leave it out. With --as "
+                "hope_attention periods, rates and the like of model.cms can be set."
+            )
 
 
 def source(given: str) -> Path:

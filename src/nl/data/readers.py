@@ -186,9 +186,9 @@ def _hdf5(source: Input, eos_id: int, vocab_size: int) -> Iterator[Piece]:
     last tokens and no EOS. A file of all splits is refused without a map, for it mixes them.
     """
     del eos_id
-    from nl.data.prep.command import needs
+    from nl.data.prep.extras import needed
 
-    needs("h5py", "hdf5")
+    needed("h5py", "hdf5")
     import h5py
 
     for path in input_files(source):

@@ -67,6 +67,18 @@ def hf_config(run: RunConfig, sha256: str, tokens: Mapping[str, int]) -> dict[st
     }
 
 
+def check_language(run: RunConfig) -> None:
+    """Refuse a model that is no language model.
+
+    Raises:
+        ConfigError: naming its kind.
+    """
+    if run.model.kind != "language":
+        raise ConfigError(
+            f"model: {run.model.kind}; a Hugging Face directory holds a model=language."
+        )
+
+
 def write_hf_folder(
     model: Mapping[str, Tensor],
     run: RunConfig,
@@ -84,10 +96,7 @@ def write_hf_folder(
     Raises:
         ConfigError: the model is no language model.
     """
-    if not hasattr(run.model, "vocab_size"):
-        raise ConfigError(
-            f"model: {run.model.kind}; a Hugging Face directory holds a model=language."
-        )
+    check_language(run)
     named = {plain_name(k): t for k, t in model.items()}
     config = hf_config(run, digest(named), tokens or {})
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,8 @@ from nl.eval.scoring import Item, Score, primed, scorer
 
 MAX_DOCUMENTS = 64
 DISTRACTORS = 512
+COUNTED = ("common", "frequent")
+"""Tasks whose haystack is the words that are counted."""
 Task = Literal[
     "single",
     "passkey",
@@ -86,6 +88,14 @@ class NeedleConfig(EvaluatorConfig):
         require(self.samples >= 1, f"samples: {self.samples}; must be >= 1.")
         require(1 <= self.digits <= 12, f"digits: {self.digits}; 1 to 12.")
         require(1 <= self.keys <= 64, f"keys: {self.keys}; 1 to 64.")
+        require(
+            self.task != "multikey" or self.keys <= 9 * 10 ** (self.digits - 1),
+            f"keys: {self.keys}; there are fewer numbers of {self.digits} digits: raise digits.",
+        )
+        require(
+            self.haystack == "noise" or self.task not in COUNTED,
+            f"haystack: {self.haystack}; task {self.task} is made of words: leave haystack out.",
+        )
         most = self.most_candidates
         require(
             2 <= self.candidates <= most,
@@ -99,7 +109,7 @@ class NeedleConfig(EvaluatorConfig):
         if self.task.startswith("facts"):
             return len(PLACES) - 1
         numbers: int = 9 * 10 ** (self.digits - 1)
-        if self.task in ("common", "frequent", "variables"):
+        if self.task in (*COUNTED, "variables"):
             return min(numbers, 200)
         return numbers // (self.keys if self.task in ("multivalue", "multiquery") else 1)
 
@@ -137,10 +147,11 @@ def make_grid(config: NeedleConfig, context: EvalContext) -> list[Cell]:
             for number in range(samples):
                 seed = book.seed("eval", "needle", length, repr(float(depth)), number)
                 rng = random.Random(seed)
+                hay = [] if config.task in COUNTED else _hay(pool, context.tokenizer, length, rng)
                 needles.append(
                     make_needle(
                         context.tokenizer,
-                        _hay(pool, context.tokenizer, length, rng),
+                        hay,
                         MAKERS[config.task](rng, config.size(length)),
                         length=length,
                         depth=depth,

@@ -32,7 +32,6 @@ class NLCache:
     """
 
     is_compileable = False
-    is_sliding: tuple[bool, ...] = ()
 
     def __init__(self, groups: Sequence[Group] = (), length: int = 0) -> None:
         self.groups, self.length = tuple(groups), length
@@ -46,11 +45,6 @@ class NLCache:
         """No limit."""
         del layer_idx
         return -1
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Length and offset of what a mask would cover."""
-        del layer_idx
-        return self.length + query_length, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> NLCache:
         """Row j goes on from row ``beam_idx[j]``."""

@@ -17,6 +17,9 @@ from nl.core.batch import IGNORE
 from nl.dist.hf_folder import MODEL_TYPE
 from nl.hf.cache import Group, NLCache, spans
 
+IMPLIED = ("position_ids", "cache_position", "token_type_ids", "return_dict")
+"""Arguments that ``generate`` and tokenizers give and that follow from the tokens read so far."""
+
 
 class NLConfig(PretrainedConfig):
     """``nl_config``: the RunConfig as plain data; ``write``: whether memories are written."""
@@ -103,13 +106,15 @@ class NLForCausalLM(PreTrainedModel, GenerationMixin):
             labels: (B, T), shifted here; -100 where there is none.
             use_cache: give the State back; default: no while training.
             logits_to_keep: only so many logits at the end, or those at these places; 0: all.
-            others: positions follow from the cache; outputs of layers are refused.
+            others: what follows from the cache (``IMPLIED``); anything else is refused.
 
         Raises:
             ConfigError: no token ids, a mask with gaps, or something this model does not have.
         """
-        for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
-            require(not _asked(others.get(name)), f"{name}: not available; leave it out.")
+        for name, value in others.items():
+            fine = name in IMPLIED or not _asked(value)
+            require(fine, f"{name}: not available; leave it out.")
+        require(others.get("return_dict") is not False, "return_dict: false; leave it out.")
         if input_ids is None:
             raise ConfigError("input_ids: missing; give token ids (B, T).")
         cache = past_key_values if past_key_values is not None else NLCache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
@@ -37,5 +38,6 @@ def embedded(model: Any, inputs: Tensor, position: int) -> Tensor:
             "tokenizer that the model was made for."
         ) from error
     if model.places is not None:
-        x = x + model.places.weight[position : position + inputs.shape[1]]
+        # Through the module, where strategies that cut parameters put them together.
+        x = x + model.places(torch.arange(position, position + inputs.shape[1], device=x.device))
     return x

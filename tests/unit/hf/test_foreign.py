@@ -178,3 +178,24 @@ def test_levels_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "5 levels cannot share 56 hidden units" in capsys.readouterr().err
     assert main([*given, "--levels", "16"]) == 2
     assert "add --as hope_attention" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "levels"),
+    [
+        ("model.dim=5", False),
+        ("model.cms.rate=2", False),
+        ("model=hope_smoke", True),
+        ("model.cms.hidden=8", True),
+    ],
+)
+def test_what_the_checkpoint_decides_cannot_be_set(
+    override: str, levels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(*CASES["llama"], tmp_path / "m")
+    given = ["import", str(tmp_path / "x.safetensors"), "--from", f"hf:{tmp_path / 'm'}"]
+    more = ["--as", "hope_attention", "--levels", "16", "32"] if levels else []
+    assert main([*given, "--set", override, *more]) == 2
+    assert f"{override}: the checkpoint decides it" in capsys.readouterr().err
+    assert main([*given, "--set", "model.cms.rate=0.5", "--as", "hope_attention"]) == 0
+    assert nl.load_model(tmp_path / "x.safetensors").config.cms.rate == 0.5

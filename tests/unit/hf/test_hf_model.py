@@ -164,6 +164,8 @@ def test_refusals(tmp_path: Path) -> None:
         ({"input_ids": x, "attention_mask": torch.zeros_like(x)}, "row 0 has no token"),
         ({"inputs_embeds": torch.zeros(1, 2, 32)}, "inputs_embeds: not available"),
         ({"input_ids": x, "output_hidden_states": True}, "output_hidden_states: not available"),
+        ({"input_ids": x, "return_dict": False}, "return_dict: false"),
+        ({"input_ids": x, "cache_params": 1}, "cache_params: not available"),
         ({}, "input_ids: missing"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -213,3 +215,28 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ):
         assert main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_json_goes_along_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer, models
+
+    from nl.dist.export import export
+
+    pieces = {piece: i for i, piece in enumerate(["<s>", "</s>", "<pad>", "a", "b"])}
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    made = Tokenizer(models.WordLevel(pieces, unk_token="a"))
+    made.add_special_tokens(["<s>", "</s>", "<pad>"])
+    made.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    run, model = built("transformer")
+    export(model.state_dict(), run, tmp_path / "m.safetensors")
+    given = ["export", str(tmp_path / "m.safetensors"), str(tmp_path / "out"), "--to", "hf"]
+    assert main([*given, "--tokenizer", str(folder / "tokenizer.json")]) == 0
+    assert "tokenizer.json, as it is" in capsys.readouterr().out
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -30,13 +29,3 @@ def run(main: Callable[[], None]) -> int:
     finally:
         LOG.removeHandler(handler)
     return 0
-
-
-def needs(package: str, extra: str) -> None:
-    """Refuse to go on without an optional package.
-
-    Raises:
-        ConfigError: naming the extra that brings it.
-    """
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{package}: not installed; install it with: uv sync --extra {extra}")

@@ -27,7 +27,8 @@ from typing import Any
 
 from nl.config import ConfigError
 from nl.data.files import write_json
-from nl.data.prep.command import LOG, needs
+from nl.data.prep.command import LOG
+from nl.data.prep.extras import needed
 
 Task = Callable[[int], Mapping[str, Any]]
 KINDS = ("local", "slurm", "ray")
@@ -104,7 +105,7 @@ def run_tasks(
         ConfigError: what a rank complained about, or an executor that is not there.
         RuntimeError: a rank failed; names its log.
     """
-    needs("datatrove", "data")
+    needed("datatrove", "data")
     folder, records = work / "engine", work / "records"
     records.mkdir(parents=True, exist_ok=True)
     _forget_torn(folder, records, tasks)
@@ -212,7 +213,7 @@ def _rank(made: Any, rank: int) -> None:
 
 
 def _ray(job: Job, executor: Executor) -> None:
-    needs("ray", "ray")
+    needed("ray", "ray")
     import ray
     from datatrove.executor.ray import RayPipelineExecutor
 
