@@ -6,7 +6,14 @@ Example: python scripts/eval/niah.py --checkpoint runs/pilot_smoke/<run> --conte
 import itertools
 import sys
 
-from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
+from nl.cli_measure import (
+    evaluator,
+    guarded,
+    measure,
+    memorize_modes,
+    memory_settings,
+    parser_for,
+)
 from nl.eval.puzzles import MAKERS
 
 
@@ -33,7 +40,7 @@ def main() -> int:
             "haystack": args.haystack,
             "task": args.task,
             "keys": args.keys,
-            "memorize": args.memorize,
+            "memorize": memorize_modes(args),
             "memory": memory_settings(args),
         }
         measure(args, evaluator("needle", settings))

@@ -5,7 +5,14 @@ Example: python scripts/eval/perplexity.py --checkpoint runs/pilot_smoke/<run> -
 
 import sys
 
-from nl.cli_measure import evaluator, guarded, measure, memory_settings, parser_for
+from nl.cli_measure import (
+    evaluator,
+    guarded,
+    measure,
+    memorize_modes,
+    memory_settings,
+    parser_for,
+)
 
 
 def main() -> int:
@@ -25,7 +32,7 @@ def main() -> int:
             "max_tokens": args.max_tokens,
             "state": "window" if args.window else "document",
             "window": args.window or None,
-            "memorize": args.memorize,
+            "memorize": memorize_modes(args),
             "memory": memory_settings(args),
         }
         measure(args, evaluator("perplexity", settings))

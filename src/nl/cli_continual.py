@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nl.cli_measure import Loaded, load, memory_settings
+from nl.cli_measure import Loaded, load, memorize_modes, memory_settings
 from nl.config import ConfigError, structure
 from nl.config.hydra import load_config
 from nl.config.run import RunConfig
@@ -37,8 +37,8 @@ def continual(options: argparse.Namespace) -> None:
     segments = read_segments(plan, first.context, options)
     rows = models(options, paths, first, len(phases))
     memory = structure(MemoryConfig, memory_settings(options), "memory")
-    result = forgetting_matrix(rows, segments, phases, first.context, options.memorize, memory)
-    context = first.context
+    context, modes = first.context, memorize_modes(options)
+    result = forgetting_matrix(rows, segments, phases, context, modes, memory)
     record = {
         "checkpoints": paths,
         **facts(context),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,9 @@ from nl.run.discover import newest_valid, step_of
 from nl.run.files import RunError, writable_folder
 
 if TYPE_CHECKING:
-    from nl.eval.context import EvalContext
+    from nl.eval.context import EvalContext, Memorize
+
+MODES = ("off", "context", "oracle")
 
 
 def parser_for(doc: str | None, output: str, *, single: bool = True) -> argparse.ArgumentParser:
@@ -41,8 +46,6 @@ def parser_for(doc: str | None, output: str, *, single: bool = True) -> argparse
     flag("--device", default="cpu", choices=("cpu", "cuda"), help=shown)
     flag("--batch-size", type=int, default=8, help="rows per forward pass; " + shown)
     flag("--seed", type=int, default=0, help="seed of everything that is sampled; " + shown)
-    modes = ("off", "context", "oracle")
-    flag("--memorize", nargs="+", default=["off", "context"], choices=modes, help=shown)
     memory_flags(parser)
     flag("--output", type=Path, default=Path(output), help="JSON file; " + shown)
     return parser
@@ -51,29 +54,65 @@ def parser_for(doc: str | None, output: str, *, single: bool = True) -> argparse
 def memory_flags(parser: argparse.ArgumentParser) -> None:
     """How memories are written in the modes context and oracle; see ``MemoryConfig``."""
     flag, shown = parser.add_argument, "default: %(default)s"
+    modes = "off, context (alone: off and context), oracle; " + shown
+    flag("--memorize", nargs="*", default=["off", "context"], choices=MODES, help=modes)
     flag("--memorize-steps", type=int, default=1, help="times a context is read first; " + shown)
     flag("--memorize-paths", nargs="+", default=[], help="memories that write; default: all")
-    flag("--memorize-layers", nargs="+", type=int, default=[], help="blocks that write; all")
-    flag("--memorize-surprise", type=float, help="weaker signals write into no level")
-    flag("--memorize-carry", action="store_true", help="keep the State between examples")
+    flag("--memorize-layers", nargs="+", default=[], help="blocks that write, -1 the last; all")
+    surprise = ("--memorize-surprise", "--memorize-surprise-threshold")
+    flag(*surprise, type=float, help="weaker signals write into no level")
+    carry = ("--memorize-carry", "--memorize-no-reset")
+    flag(*carry, action="store_true", help="keep the State between examples")
     flag(
         "--memorize-samples", type=int, default=2, help="contexts whose writes are shown; " + shown
     )
+    answer = "the right answer is read first: oracle in place of context"
+    flag("--memorize-use-correct-answer", action="store_true", help=answer)
+    flag("--eval-state-mode", default="reset_per_sample", help="reset_per_sample is all there is")
 
 
 def memory_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags of ``memory_flags`` say, as fields of ``MemoryConfig``."""
-    names = ("steps", "paths", "layers", "surprise", "carry", "samples")
-    return {name: getattr(options, f"memorize_{name}") for name in names}
+    names = ("steps", "surprise", "carry", "samples")
+    found = {name: getattr(options, f"memorize_{name}") for name in names}
+    paths, layers = options.memorize_paths, options.memorize_layers
+    words = [word.strip() for path in paths for word in path.split(",") if word.strip()]
+    ends = {"last": "-1"}
+    return found | {
+        "paths": [] if words == ["all"] else words,
+        "layers": [] if layers == ["all"] else [_layer(ends.get(word, word)) for word in layers],
+    }
+
+
+def _layer(word: str) -> int:
+    if word.removeprefix("-").isdigit():
+        return int(word)
+    raise ConfigError(f"--memorize-layers: {word!r}; numbers of blocks, -1 the last, or all.")
+
+
+def memorize_modes(options: argparse.Namespace) -> list[Memorize]:
+    """The memorisation modes that the flags ask for."""
+    if options.eval_state_mode != "reset_per_sample":
+        raise ConfigError(
+            f"--eval-state-mode: {options.eval_state_mode!r}; only reset_per_sample. To keep the "
+            "State between examples give --memorize-carry."
+        )
+    modes: list[Memorize] = options.memorize or ["off", "context"]
+    if options.memorize_use_correct_answer:
+        modes = ["oracle" if mode == "context" else mode for mode in modes]
+    return list(dict.fromkeys(modes))
 
 
 def guarded(work: Callable[[], None]) -> int:
     """Run a script's work; 2 after a complaint that the user can mend, 130 after Ctrl-C."""
-    setup_logging()
+    rank = os.environ.get("RANK", "0")
+    setup_logging(int(rank) if rank.isdigit() else 0)
     try:
         work()
     except (ConfigError, RunError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        from nl.dist.meeting import tell
+
+        tell(f"error: {error}", error)
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -178,14 +217,48 @@ def step_at(path: Path) -> int | None:
 
 
 def measure(options: argparse.Namespace, evaluator: Any, limit: int = 0) -> None:
-    """Run one evaluator on --checkpoint, print its table, leave the JSON at --output."""
+    """Run one evaluator on --checkpoint, print its table, leave the JSON at --output.
+
+    Under torchrun every rank loads the model, does its share and gets all scores; rank 0 writes.
+    """
+    from nl.dist.meeting import agreeing, met, naming_rank
     from nl.eval.rows import table
     from nl.eval.suite import run_suite
 
-    loaded = load(options, options.checkpoint)
-    context = replace(loaded.context, output=options.output.parent, limit=limit)
-    print(table(run_suite(loaded.model, {options.output.stem: evaluator.build()}, context)))
-    print(f"written: {options.output}")
+    with launched(options.device) as (device, team), tempfile.TemporaryDirectory() as scratch:
+        with agreeing(met() if team.world > 1 else None):
+            loaded = load(options, options.checkpoint)
+        first = team.rank == 0
+        output = options.output.parent if first else Path(scratch)
+        context = replace(
+            loaded.context, output=output, limit=limit, team=team, device=device or options.device
+        )
+        with naming_rank():
+            model = loaded.model.to(context.device)
+            rows = run_suite(model, {options.output.stem: evaluator.build()}, context)
+    if first:
+        print(table(rows))
+        print(f"written: {options.output}")
+
+
+@contextlib.contextmanager
+def launched(device: str) -> Iterator[tuple[Any, Any]]:
+    """This rank's device and the team of a launch by torchrun; (None, alone) without one."""
+    from nl.dist.env import spread
+    from nl.eval.context import Alone
+
+    if spread() is None:
+        yield None, Alone()
+        return
+    from nl.dist.group import Peers
+    from nl.dist.meeting import meet
+
+    meet()
+    here, team = Peers.join(device)
+    try:
+        yield here, team
+    finally:
+        team.close()
 
 
 def evaluator(kind: str, settings: Mapping[str, Any]) -> Any:

@@ -38,6 +38,15 @@ class HFTokenizer:
         self.bos_id = int(inner.token_to_id(special["bos"]))
         self.pad_id = int(inner.token_to_id(special["pad"]))
 
+    @property
+    def template_prefix(self) -> tuple[int, ...]:
+        """Special tokens that the file's own template puts in front of a text."""
+        plain = self.inner.encode("a", add_special_tokens=False).ids
+        whole = self.inner.encode("a", add_special_tokens=True).ids
+        cuts = range(len(whole) - len(plain) + 1)
+        at = next((i for i in cuts if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:at])
+
     @overload
     def encode(self, text: str) -> list[int]: ...
     @overload

@@ -13,6 +13,31 @@ from nl.dist.env import init_group, local_rank, select_device
 from nl.dist.meeting import met
 
 
+class Peers:
+    """The ranks of a launch that share an evaluation: each gets what all of them found."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    @classmethod
+    def join(cls, device: str) -> tuple[torch.device, Self]:
+        """This rank's device and its peers; the ranks have met."""
+        here = select_device(device, local_rank())
+        meeting = met()
+        return here, cls(*init_group(here, meeting.store if meeting is not None else None))
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, in their order (gloo)."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 class Distributed(Strategy):
     """torchrun with any number of processes, or plain python as one."""
 

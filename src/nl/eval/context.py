@@ -31,6 +31,53 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+class Team(Protocol):
+    """The processes that share an evaluation; each gets what all of them found."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    def gather(self, value: Any) -> list[Any]: ...
+
+
+class Alone:
+    """One process: the team of most evaluations."""
+
+    rank, world = 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, in their order."""
+        return [value]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an evaluator leaves beside its rows, filled while it runs.
+
+    Attributes:
+        details: facts of its result file (versions, digests of prompts), JSON data.
+        samples: one line per sample of ``samples.jsonl``; see ``add``.
+    """
+
+    details: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, task: str, memorize: Memorize, sample: str, values: Mapping[str, Any]) -> None:
+        """Keep one sample.
+
+        Args:
+            task: as in the rows.
+            memorize: the mode.
+            sample: its name; equal for every model that is asked the same.
+            values: by metric a number (rows hold its mean), or a pair (numerator, denominator)
+                where rows hold sum over sum.
+        """
+        self.samples.append(
+            {"task": task, "memorize": memorize, "sample": sample, "values": dict(values)}
+        )
+
+
 class Corpus(Protocol):
     """Held-out documents as text, by split and domain; iterated in a fixed order."""
 
@@ -54,6 +101,8 @@ class EvalContext:
         limit: at most this many samples (documents, passages) per task; 0: the evaluator's own.
         step: the optimizer step of the checkpoint, for evals.jsonl.
         facts: what else is recorded beside the results (checkpoint, configuration hash).
+        team: the processes that share the work.
+        record: what an evaluator leaves beside its rows.
     """
 
     tokenizer: Tokenizer
@@ -66,6 +115,8 @@ class EvalContext:
     limit: int = 0
     step: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    team: Team = field(default_factory=Alone)
+    record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "segment"):

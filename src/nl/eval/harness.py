@@ -1,7 +1,4 @@
-"""Our models behind lm_eval's interface. Floor 6.
-
-Every text is read from a fresh State after the mark that ends a document, as in training.
-"""
+"""Our models behind lm_eval's interface: every request is read from a fresh State. Floor 6."""
 
 from __future__ import annotations
 
@@ -16,10 +13,14 @@ from nl.config import ConfigError
 from nl.eval.context import EvalContext, Memorize, evaluating
 from nl.eval.memorize import MemoryConfig, Tokens
 from nl.eval.progress import ProgressMeter
-from nl.eval.scoring import Item, Scorer, primed, scorer
+from nl.eval.requests import Begin, Encoding
+from nl.eval.scoring import Item, Scorer, primed, scorer, shared_out
 
 PIECE = 32
 """Tokens generated between two looks for a stop text."""
+
+MOST_TOKENS = 256
+"""Tokens generated where a task does not say, as in lm_eval's hf model."""
 
 Gold = Callable[[Any, Sequence[Any]], Any]
 """(request, all requests) -> the request that holds the right answer (oracle only)."""
@@ -31,11 +32,13 @@ class Answers:
 
     Attributes:
         model: a language model.
-        context: tokenizer, device, batch size.
+        context: tokenizer, device, batch size, the team that shares the batches.
         memorize: the memorisation mode of every request.
         gold: for ``oracle``, finds the right answer among the requests of a document.
         memory: which memories write, how often, for how long.
-        texts: contexts of the items that were scored, as they were read.
+        begin: what stands before a text; see ``nl.eval.requests``.
+        max_length: tokens that are read for one answer; 0: no limit.
+        texts: what was read for the items that were scored.
     """
 
     model: nn.Module
@@ -43,17 +46,19 @@ class Answers:
     memorize: Memorize
     gold: Gold | None = None
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    begin: Begin = "text"
+    max_length: int = 0
     texts: list[Tokens] = field(default_factory=list)
 
+    @property
+    def encoding(self) -> Encoding:
+        """How texts become token ids."""
+        return Encoding(self.context.tokenizer, self.begin, self.max_length)
+
     def pair(self, request: Any) -> Item:
-        """Context and continuation, encoded together and cut where the context alone ends."""
+        """Context and continuation of a request."""
         before, after = request.args
-        tokenizer = self.context.tokenizer
-        stripped = before.rstrip()
-        after = before[len(stripped) :] + after
-        ids = tokenizer.encode(stripped) if stripped else []
-        whole = tokenizer.encode(stripped + after)
-        return Item((tokenizer.eos_id, *ids), tuple(whole[len(ids) :]))
+        return self.encoding.pair(before, after)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, greedy match) per request."""
@@ -73,22 +78,24 @@ class Answers:
                 )
                 for item, answer in zip(items, answers, strict=True)
             ]
+        self.texts.extend(item.context for item in items)
         return self.score(items)
 
     def rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Log-likelihood of whole texts, State carried through each; no text is cut."""
-        tokenizer = self.context.tokenizer
-        mark = (tokenizer.eos_id,)
-        texts = [tuple(tokenizer.encode(request.args[0])) for request in requests]
+        """Log-likelihood of whole texts; State is carried through each window of a text."""
+        windows = [self.encoding.whole(request.args[0]) for request in requests]
         steps = self.memory.steps if self.memorize == "oracle" else 1
-        found = [(Item(mark, text), mark + text) for text in texts if text]
-        items = [primed(item, shown, self.memorize, steps) for item, shown in found]
+        items = [
+            primed(item, item.context + item.continuation, self.memorize, steps)
+            for found in windows
+            for item in found
+        ]
+        self.texts.extend(item.context + item.continuation for item in items)
         scores = iter(self.score(items))
-        return [next(scores)[0] if text else 0.0 for text in texts]
+        return [sum((next(scores)[0] for _ in found), 0.0) for found in windows]
 
     def score(self, items: Sequence[Item]) -> list[tuple[float, bool]]:
         """Total and greedy match per item."""
-        self.texts.extend(item.context for item in items)
         with ProgressMeter(f"log-likelihoods ({self.memorize})", len(items)) as meter:
             judge = scorer(self.model, self.context, self.memorize, meter.advance, self.memory)
             scores = judge.score(items)
@@ -103,9 +110,21 @@ class Answers:
                 "memory.carry, memory.steps: not defined for tasks that generate text; leave them "
                 "at false and 1."
             )
-        pairs = [request.args for request in requests]
+        asked = [self.prompt(request) for request in requests]
+        self.texts.extend(prompt for prompt, _ in asked)
         judge = scorer(self.model, self.context, self.memorize, memory=self.memory)
-        return _generate(judge, self.context, self.memorize, pairs)
+        return _generate(judge, self.context, self.memorize, asked)
+
+    def prompt(self, request: Any) -> tuple[Tokens, dict[str, Any]]:
+        """The prompt of a request and what is asked for: ``until``, ``max_gen_toks``, sampling."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        text, given = request.args
+        options: dict[str, Any] = dict(normalize_gen_kwargs(given, MOST_TOKENS))
+        mark = getattr(self.context.tokenizer, "piece", None)
+        if mark is not None:  # as the hf model does: the mark ends a text when it is written out
+            options["until"] = [*options["until"], mark(self.context.tokenizer.eos_id)]
+        return self.encoding.prompt(text, options["max_gen_toks"]), options
 
 
 def harness_model(answers: Answers) -> Any:
@@ -151,29 +170,32 @@ def _generate(
     judge: Scorer,
     context: EvalContext,
     memorize: Memorize,
-    requests: list[tuple[str, dict[str, Any]]],
+    asked: list[tuple[Tokens, dict[str, Any]]],
 ) -> list[str]:
     """Prompts of one length and one set of options go together; rows never share a pad."""
     groups: dict[tuple[int, str], list[int]] = {}
-    prompts = [(context.tokenizer.eos_id, *context.tokenizer.encode(text)) for text, _ in requests]
-    for index, (_, options) in enumerate(requests):
-        groups.setdefault((len(prompts[index]), repr(options)), []).append(index)
-    texts = [""] * len(requests)
-    model = judge.model
+    for index, (prompt, options) in enumerate(asked):
+        groups.setdefault((len(prompt), repr(options)), []).append(index)
+    size = context.batch_size
+    batches = [
+        members[at : at + size]
+        for _, members in sorted(groups.items(), reverse=True)
+        for at in range(0, len(members), size)
+    ]
+    texts: list[str | None] = [None] * len(asked)
+    model, team = judge.model, context.team
     with (
-        ProgressMeter(f"generate ({memorize})", len(requests)) as meter,
+        ProgressMeter(f"generate ({memorize})", len(asked)) as meter,
         evaluating(model),
         judge.memory.gated(model),
     ):
-        for (_, _), members in sorted(groups.items(), reverse=True):
-            for at in range(0, len(members), context.batch_size):
-                rows = members[at : at + context.batch_size]
-                batch = [prompts[index] for index in rows]
-                found = generate_rows(judge, context, batch, requests[rows[0]][1])
-                for index, text in zip(rows, found, strict=True):
-                    texts[index] = text
-                meter.advance(len(rows))
-    return texts
+        for rows in batches[team.rank :: team.world]:
+            prompts = [asked[index][0] for index in rows]
+            found = generate_rows(judge, context, prompts, asked[rows[0]][1])
+            for index, text in zip(rows, found, strict=True):
+                texts[index] = text
+            meter.advance(len(rows))
+    return [text or "" for text in shared_out(team, texts)]
 
 
 def generate_rows(
@@ -185,12 +207,10 @@ def generate_rows(
         judge: model and write policy.
         context: tokenizer and seed.
         prompts: token ids, all of one length.
-        options: ``until`` (text or list), ``max_gen_toks``, ``do_sample``, ``temperature``.
+        options: ``until`` (list), ``max_gen_toks``, ``temperature`` (0: greedy).
     """
-    until = options.get("until") or []
-    stops = [until] if isinstance(until, str) else list(until)
-    limit = int(options.get("max_gen_toks", 256))
-    temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
+    stops, limit = options["until"], int(options["max_gen_toks"])
+    temperature = float(options.get("temperature", 0.0))
     tokens = torch.tensor(prompts, device=judge.device)
     _, state = judge.advance(tokens[:, :-1])
     rows: list[list[int]] = [[] for _ in prompts]

@@ -8,6 +8,7 @@ question needs no decoding loop.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from dataclasses import dataclass, field
@@ -251,13 +252,32 @@ class NeedleTest:
                 ]
                 scores = judge.score(items)
                 rows += self._rows(cell, mode, scores, time.monotonic() - start)
+                self._keep(context, cell, mode, scores)
         return rows
+
+    def _asked(self, scores: list[Score]) -> list[list[Score]]:
+        """The scores of every sample, the right answer's first."""
+        width = self.config.candidates
+        return [scores[at : at + width] for at in range(0, len(scores), width)]
+
+    def _keep(self, context: EvalContext, cell: Cell, mode: Memorize, scores: list[Score]) -> None:
+        """Every sample in the evaluation's record."""
+        task = f"{self.config.name}/{cell.length}/{cell.depth:g}"
+        pairs = zip(cell.needles, self._asked(scores), strict=True)
+        for number, (needle, group) in enumerate(pairs):
+            values = {
+                "choice_accuracy": choice_credit(group),
+                "exact_match": float(group[0].greedy),
+                "answer_logprob": group[0].total,
+            }
+            asked = hashlib.sha256(repr((needle.prompt, needle.answer)).encode()).hexdigest()[:16]
+            context.record.add(task, mode, f"{number}-{asked}", values)
 
     def _rows(
         self, cell: Cell, mode: Memorize, scores: list[Score], seconds: float
     ) -> list[EvalRow]:
         width = self.config.candidates
-        groups = [scores[at : at + width] for at in range(0, len(scores), width)]
+        groups = self._asked(scores)
         measured = {
             "choice_accuracy": ([choice_credit(group) for group in groups], 1 / width),
             "exact_match": (

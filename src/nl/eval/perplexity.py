@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -92,10 +93,17 @@ class DocumentLosses:
 
 
 class EncodedText(NamedTuple):
-    """A document as it is scored: token ids (not empty) and the UTF-8 bytes they stand for."""
+    """A document as it is scored.
+
+    Attributes:
+        tokens: its ids (not empty).
+        bytes: the UTF-8 bytes they stand for.
+        name: digest of the text, so that the same document is known again.
+    """
 
     tokens: tuple[int, ...]
     bytes: int
+    name: str = ""
 
 
 def sample_documents(
@@ -112,7 +120,8 @@ def sample_documents(
         if max_tokens and len(tokens) > max_tokens:
             tokens = tokens[:max_tokens]
             text = context.tokenizer.decode(tokens)
-        found.append(EncodedText(tuple(tokens), len(text.encode())))
+        raw = text.encode()
+        found.append(EncodedText(tuple(tokens), len(raw), hashlib.sha256(raw).hexdigest()[:16]))
     return found
 
 
@@ -158,6 +167,23 @@ def document_losses(
         tuple(len(document.tokens) for document in documents),
         tuple(document.bytes for document in documents),
     )
+
+
+def keep_samples(
+    context: EvalContext,
+    task: str,
+    mode: Memorize,
+    documents: Sequence[EncodedText],
+    losses: DocumentLosses,
+) -> None:
+    """Every document in the evaluation's record."""
+    places = zip(documents, losses.nats, losses.tokens, losses.bytes, strict=True)
+    for number, (document, nats, tokens, size) in enumerate(places):
+        values = {
+            "nats_per_token": [nats, tokens],
+            "bits_per_byte": [nats / math.log(2), size],
+        }
+        context.record.add(task, mode, f"{number}-{document.name}", values)
 
 
 @dataclass(frozen=True)
@@ -210,6 +236,7 @@ class Perplexity:
                 model, documents, context, memorize=mode, window=window, memory=self.config.memory
             )
             seconds = time.monotonic() - start
+            keep_samples(context, f"{split}/{domain}", mode, documents, losses)
             rows += self._rows(f"{split}/{domain}", losses, mode, seconds, context)
             total = losses if total is None else total + losses
         if total is not None and len(domains) > 1:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nl.config import ConfigError
 from nl.core.protocols import EvalRow
-from nl.run.files import write_json
+from nl.run.files import write_atomic, write_json
 
 
 def make_row(
@@ -57,6 +58,21 @@ def save_json(path: Path, data: Any) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _finite(data))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
+    return path
+
+
+def save_lines(path: Path, lines: Iterable[Any]) -> Path:
+    """Write JSON lines atomically; NaN and infinity become null.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    text = "".join(json.dumps(_finite(line), default=str) + "\n" for line in lines)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path

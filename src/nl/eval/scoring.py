@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nl.core.output import Knobs
 from nl.core.state import select_rows
-from nl.eval.context import EvalContext, Memorize, evaluating
+from nl.eval.context import Alone, EvalContext, Memorize, Team, evaluating
 from nl.eval.memorize import MemoryConfig, Tokens
 
 
@@ -66,6 +66,7 @@ class Scorer:
         whole: with ``memory.carry`` the continuation belongs to what is carried (a text that is
             scored as a whole), else the context alone does.
         on_progress: called with the number of items just finished.
+        team: the processes that share the batches.
     """
 
     model: nn.Module
@@ -76,9 +77,13 @@ class Scorer:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     whole: bool = False
     on_progress: Callable[[int], None] | None = None
+    team: Team = field(default_factory=Alone)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """Scores in the order of ``items``; the result does not depend on the batch size.
+
+        Batches are dealt out to the team; every rank gets all scores. With State carried from
+        context to context there is only one order, and every rank reads all.
 
         Raises:
             ValueError: an item has no context or no continuation.
@@ -91,9 +96,11 @@ class Scorer:
             if self.memory.carry and self.write:
                 self._score_carried(items, results)
             else:
-                for rows in self._batches(items):
-                    self._score_rows(rows, items, results)
-                    self._done(rows)
+                for number, rows in enumerate(self._batches(items)):
+                    if number % self.team.world == self.team.rank:
+                        self._score_rows(rows, items, results)
+                        self._done(rows)
+                results = shared_out(self.team, results)
         return [result for result in results if result is not None]
 
     def _done(self, rows: list[_Row]) -> None:
@@ -243,7 +250,18 @@ def scorer(
         memory=memory or MemoryConfig(),
         whole=whole,
         on_progress=on_progress,
+        team=context.team,
     )
+
+
+def shared_out(team: Team, own: list[Any]) -> list[Any]:
+    """What the ranks did of a list, together: the others' entries are None on each of them."""
+    if team.world == 1:
+        return own
+    found = {index: value for index, value in enumerate(own) if value is not None}
+    parts = team.gather(found)
+    whole = {index: value for part in parts for index, value in part.items()}
+    return [whole.get(index) for index in range(len(own))]
 
 
 def primed(item: Item, shown: Tokens, memorize: Memorize, steps: int = 1) -> Item:

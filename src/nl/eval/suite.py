@@ -11,9 +11,12 @@ from torch import nn
 
 from nl.core.logs import get_logger
 from nl.core.protocols import EvalRow, Evaluator
-from nl.eval.context import EvalContext
-from nl.eval.rows import save_json
+from nl.eval.context import EvalContext, Record
+from nl.eval.rows import save_json, save_lines
 from nl.run.provenance import provenance
+
+SAMPLES = "samples.jsonl"
+"""What every sample scored, below the details of an evaluator."""
 
 
 def run_suite(
@@ -27,21 +30,26 @@ def run_suite(
         context: what they may use; details of evaluator ``name`` go below ``output/<name>``.
 
     Returns:
-        All rows. The rows of each evaluator are in ``output/<name>.json`` as soon as it ends.
+        All rows. The rows of each evaluator are in ``output/<name>.json`` as soon as it ends, and
+        what it found per sample in ``output/<name>/samples.jsonl``.
     """
     rows: list[EvalRow] = []
     for name, evaluator in evaluators.items():
         get_logger(__name__).info("evaluate %s", name)
         start = time.monotonic()
-        inner = replace(context, output=context.output / name)
+        inner = replace(context, output=context.output / name, record=Record())
         found = [replace(row, suite=name) for row in evaluator(model, inner)]
         record = {
             "suite": name,
             "step": context.step,
             "seconds": time.monotonic() - start,
             **facts(context),
+            "details": inner.record.details,
+            "samples": f"{name}/{SAMPLES}" if inner.record.samples else None,
             "rows": [as_record(row, context.step) for row in found],
         }
+        if inner.record.samples:
+            save_lines(inner.output / SAMPLES, inner.record.samples)
         save_json(context.output / f"{name}.json", record)
         rows += found
     return rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,13 +25,23 @@ from nl.eval.context import EvalContext, Memorize, check_memorize
 from nl.eval.harness import Answers, harness_model
 from nl.eval.hub_tasks import (
     HUB_TASKS,
+    expand,
     harness_folder,
     offline_if_unreachable,
     recipe,
     task_folder,
 )
 from nl.eval.memorize import MemoryConfig, memory_rows
-from nl.eval.rows import make_row, mean_and_stderr
+from nl.eval.requests import Begin
+from nl.eval.rows import make_row
+from nl.eval.zeroshot_rows import (
+    harness_facts,
+    keep_samples,
+    save_samples,
+    task_facts,
+    task_rows,
+    uniform_guess,
+)
 
 BOOTSTRAP = 1000
 
@@ -44,7 +52,8 @@ class ZeroshotConfig(EvaluatorConfig):
     """Zero-shot tasks through lm_eval."""
 
     tasks: tuple[str, ...] = ("cloze",)
-    """cloze (made from held-out documents), or tasks of the hub: piqa, hellaswag, ..."""
+    """cloze (made from held-out documents), tasks of the hub (piqa, hellaswag, ...; all: every
+    one), or YAML files of lm_eval's format."""
     samples: int = 64
     """Samples per task; 0: all."""
     memorize: tuple[Memorize, ...] = ("off", "context")
@@ -59,12 +68,20 @@ class ZeroshotConfig(EvaluatorConfig):
     """Words to choose among in the cloze choice task; chance is 1 / candidates."""
     data_dir: str | None = None
     """Local copies of hub data sets: <data_dir>/<task>/<split>.jsonl."""
+    begin: Begin = "text"
+    """text: as lm_eval's hf model, nothing stands before a context. document: the mark that ends a
+    document does, as in training."""
+    max_length: int = 2048
+    """Tokens read for one answer, longer contexts lose their beginning and longer texts are scored
+    in windows, as by lm_eval's hf model; 0: whole texts, State carried through."""
 
     def __post_init__(self) -> None:
         check_memorize(self.memorize)
         require(bool(self.tasks), "tasks: empty; name at least one.")
-        for name in self.tasks:
-            require(name in task_names(), unknown("tasks", name, task_names()))
+        for name in expand(self.tasks):
+            known = name in task_names() or name.endswith(".yaml")
+            require(known, unknown("tasks", name, task_names()))
+        require(self.max_length >= 0, f"max_length: {self.max_length}; must be >= 0 (0: no limit).")
         require(self.samples >= 0, f"samples: {self.samples}; must be >= 0 (0: all).")
         require(self.words >= 10, f"words: {self.words}; must be >= 10.")
         require(self.candidates >= 2, f"candidates: {self.candidates}; must be >= 2.")
@@ -75,8 +92,8 @@ class ZeroshotConfig(EvaluatorConfig):
 
 
 def task_names() -> list[str]:
-    """All names that ``tasks`` may hold."""
-    return ["cloze", *HUB_TASKS]
+    """All names that ``tasks`` may hold, beside files."""
+    return ["cloze", "all", *HUB_TASKS]
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,9 @@ class Zeroshot:
         samples = context.capped(self.config.samples)
         rows: list[EvalRow] = []
         missing: list[str] = []
-        for name in self.config.tasks:
+        names = expand(self.config.tasks)
+        context.record.details.update(harness_facts(self.config))
+        for name in names:
             try:
                 found = self._prepare(name, context, samples)
             except (ConfigError, OSError) as error:
@@ -107,8 +126,8 @@ class Zeroshot:
                 continue
             for task in found:
                 for mode in self.config.memorize:
-                    rows += run_task(model, context, mode, task, samples, self.config.memory)
-        if len(missing) == len(self.config.tasks):
+                    rows += run_task(model, context, mode, task, samples, self.config)
+        if len(missing) == len(names):
             raise ConfigError("no task could be run:\n" + "\n".join(missing))
         return rows
 
@@ -125,6 +144,10 @@ class Zeroshot:
                 candidates=self.config.candidates,
             )
             names, place = make_cloze(context, folder, settings), folder
+        elif name.endswith(".yaml"):
+            if not Path(name).is_file():
+                raise ConfigError(f"{name}: no such file; give a task of lm_eval's format.")
+            names, place = [str(Path(name).resolve())], Path(name).resolve().parent
         else:
             data_dir = Path(self.config.data_dir) if self.config.data_dir else None
             names, place = [HUB_TASKS[name].name], task_folder(name, folder, data_dir)
@@ -138,6 +161,8 @@ def explain(name: str, error: Exception) -> str:
     """One line: what was looked for and what to do."""
     if isinstance(error, ConfigError):
         return str(error)
+    if name not in HUB_TASKS:
+        return f"{name}: {' '.join(str(error).split())}"
     task = HUB_TASKS[name]
     return f"{name}: {task.dataset} is neither cached nor reachable; {recipe(name)}"
 
@@ -148,7 +173,7 @@ def run_task(
     mode: Memorize,
     task: Any,
     samples: int,
-    memory: MemoryConfig | None = None,
+    config: ZeroshotConfig,
 ) -> list[EvalRow]:
     """One lm_eval task in one memorisation mode."""
     from lm_eval.evaluator import simple_evaluate
@@ -161,8 +186,8 @@ def run_task(
     def gold(request: Any, requests: Sequence[Any]) -> Any:
         return right_request(task, request, requests)
 
-    memory = memory or MemoryConfig()
-    answers = Answers(model, context, mode, gold, memory)
+    memory = config.memory
+    answers = Answers(model, context, mode, gold, memory, config.begin, config.max_length)
     with own_progress_only():
         result = simple_evaluate(
             model=harness_model(answers),
@@ -176,30 +201,23 @@ def run_task(
             torch_random_seed=context.seed,
             fewshot_random_seed=context.seed,
         )
-    logged = result["samples"][name]
+    logged = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
     save_samples(context.output / f"samples_{name}_{mode}.jsonl", logged)
-    guess = uniform_guess(logged, context) if "perplexity" in logged[0] else {}
+    keep_samples(context, name, mode, logged)
+    context.record.details["tasks"][name] = task_facts(task, result, logged)
+    guess = uniform_guess(logged, answers.encoding)
     rows = task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
-    policy = memory.policy("sample")
+    policy = memory.policy("sample") if mode != "off" else "State fresh per sample"
+    note = f"{policy}; {answers.encoding.words()}"
     rows = [
-        replace(
-            row,
-            chance=guess.get(row.metric, row.chance),
-            note=policy if mode != "off" else row.note,
-        )
+        replace(row, chance=guess.get(row.metric, row.chance), note=_joined(row.note, note))
         for row in rows
     ]
     return rows + memory_rows("zeroshot", name, model, context, mode, memory, answers.texts)
 
 
-def uniform_guess(logged: list[dict[str, Any]], context: EvalContext) -> dict[str, float]:
-    """What a model scores on open answers that gives every token the same probability."""
-    answers = (sample["arguments"][0][1] for sample in logged)
-    nats = math.log(context.tokenizer.vocab_size)
-    lengths = [len(context.tokenizer.encode(answer)) for answer in answers]
-    mean = nats * sum(lengths) / len(lengths)
-    right = sum(math.exp(-nats * length) for length in lengths) / len(lengths)
-    return {"answer_nats": mean, "perplexity": math.exp(mean), "acc": right}
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 @contextmanager
@@ -230,45 +248,3 @@ def right_request(task: Any, request: Any, requests: Sequence[Any]) -> Any:
         target = task.doc_to_choice(request.doc).index(target)
     same = [other for other in requests if other.doc_id == request.doc_id]
     return next(other for other in same if other.idx == target)
-
-
-def task_rows(
-    name: str, mode: Memorize, result: dict[str, Any], logged: list[dict[str, Any]], seconds: float
-) -> list[EvalRow]:
-    """Rows of one task from lm_eval's result and samples."""
-    choices = [len(sample["filtered_resps"]) for sample in logged]
-    chance = sum(1 / count for count in choices) / len(choices) if min(choices) > 1 else None
-    rows = []
-    if "perplexity" in logged[0]:  # a sample's entry is the log-probability of its answer
-        mean, error = mean_and_stderr([-float(sample["perplexity"]) for sample in logged])
-        result = result | {"answer_nats,none": mean, "answer_nats_stderr,none": error}
-        # first order in the error of the mean: exponentials of resampled means are all outliers
-        wide = None if error is None else float(result["perplexity,none"]) * error
-        result |= {"perplexity_stderr,none": wide}
-    for key, value in result.items():
-        metric, _, kind = key.partition(",")
-        if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-            continue
-        error = result.get(f"{metric}_stderr,{kind}")
-        rows.append(
-            make_row(
-                "zeroshot",
-                name,
-                metric,
-                float(value),
-                len(logged),
-                stderr=float(error) if isinstance(error, (int, float)) else None,
-                seconds=seconds,
-                memorize=mode,
-                chance=chance if metric.startswith("acc") else None,
-                note="State fresh per sample",
-            )
-        )
-    return rows
-
-
-def save_samples(path: Path, logged: list[dict[str, Any]]) -> None:
-    """One JSON line per sample."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(sample, default=str) + "\n" for sample in logged)
-    path.write_text(text)

@@ -12,6 +12,7 @@ import yaml
 from nl.config import ConfigError
 from nl.eval.hub_tasks import (
     HUB_TASKS,
+    expand,
     harness_folder,
     listing,
     offline_if_unreachable,
@@ -32,11 +33,14 @@ def test_names_and_splits_are_the_harness_own(name: str, tmp_path: Path) -> None
     task = HUB_TASKS[name]
     official = read_task(harness_folder() / task.file)
     assert official["task"] == task.name
-    assert {official["dataset_path"], official["dataset_name"] or ""} <= {
-        part.strip("()") for part in [*task.dataset.split(" "), ""]
-    }
+    assert official["dataset_path"] == task.path
+    assert official.get("dataset_name") == task.subset
+    code = [p.read_text() for p in (harness_folder() / task.file).parent.glob("*.py")]
+    for column in task.columns:
+        assert any(column in part for part in (str(official), *code)), column
     assert (official.get("test_split") or official["validation_split"]) == task.split
     assert f"{name}: {task.dataset}" in listing()
+    assert expand([task.name, name, "cloze"]) == [name, "cloze"]
     assert task_folder(name, tmp_path, None) == (harness_folder() / task.file).parent
 
 
@@ -45,7 +49,12 @@ def test_mirror_names_the_missing_file(tmp_path: Path) -> None:
         task_folder("arc_easy", tmp_path, tmp_path)
     assert not list(tmp_path.rglob("*.yaml"))
     (tmp_path / "arc_easy").mkdir()
-    (tmp_path / "arc_easy" / "test.jsonl").write_text("{}\n")
+    file = tmp_path / "arc_easy" / "test.jsonl"
+    for text, word in (("{}", "no column 'question'"), ("x", "does not begin with a line of JSON")):
+        file.write_text(text + "\n")
+        with pytest.raises(ConfigError, match=f"{word}.*mirror_task.py --tasks arc_easy"):
+            task_folder("arc_easy", tmp_path / "out", tmp_path)
+    file.write_text('{"question": "", "choices": {}, "answerKey": ""}\n')
     place = task_folder("arc_easy", tmp_path / "out", tmp_path)
     mirror = yaml.safe_load((place / "arc_easy.yaml").read_text())
     assert mirror["training_split"] is mirror["validation_split"] is None

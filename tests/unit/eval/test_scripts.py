@@ -235,6 +235,59 @@ def test_flags_say_which_memories_write(
     assert not record.exists()
 
 
+def test_flags_of_the_earlier_scripts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p.json"
+    common = ["--checkpoint", run, "--output", out, "--max-tokens", 40, "--splits", "test"]
+    flags = ["--memorize", "--memorize-use-correct-answer", "--memorize-no-reset"]
+    flags += ["--memorize-surprise-threshold", 0.5, "--memorize-paths", "all"]
+    flags += ["--memorize-layers", "last", "--eval-state-mode", "reset_per_sample"]
+    assert call(monkeypatch, "perplexity", *common, *flags) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["memorize"] for row in rows} == {"off", "oracle"}
+    note = next(row["note"] for row in rows if row["memorize"] == "oracle")
+    assert "State carried on; layers -1; surprise 0.5" in note
+    for flags, words in (
+        (["--eval-state-mode", "carry"], "give --memorize-carry"),
+        (["--memorize-paths", "titan,cms_fast"], "paths: 'titan'; this model's memories are"),
+        (["--memorize-layers", "first"], "--memorize-layers: 'first'; numbers of blocks"),
+    ):
+        assert call(monkeypatch, "perplexity", *common, *flags) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_samples_add_up_to_the_rows(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means, and sums over sums, of samples.jsonl are the rows' values, for every evaluator."""
+    made = {
+        "perplexity": ["--max-tokens", 40],
+        "niah": ["--context-lengths", 300, "--samples-per-length", 2, "--candidates", 3],
+        "zeroshot": ["--max-samples", 4],
+    }
+    for script, flags in made.items():
+        out = tmp_path / f"{script}.json"
+        assert call(monkeypatch, script, "--checkpoint", run, "--output", out, *flags) == 0
+        record = json.loads(out.read_text())
+        lines = [
+            json.loads(line) for line in (tmp_path / record["samples"]).read_text().splitlines()
+        ]
+        found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+        for line in lines:
+            for metric, value in line["values"].items():
+                pair = value if isinstance(value, list) else (value, 1)
+                found.setdefault((line["task"], metric, line["memorize"]), []).append(pair)
+        rows = {(r["task"], r["metric"], r["memorize"]): r for r in record["rows"]}
+        assert found.keys() <= rows.keys()
+        for key, pairs in found.items():
+            assert rows[key]["n"] == len(pairs)
+            mean = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+            assert rows[key]["value"] == pytest.approx(mean, rel=1e-6), key
+        shared = {key[0] for key in rows if not key[1].startswith("memory/")}
+        assert shared - {key[0] for key in found} <= {"val/all", "test/all"}
+
+
 def test_list_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "zeroshot", "--list-tasks") == 0
     assert "hellaswag: Rowan/hellaswag" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_requests_equal_direct_scores(
     fakes: ModuleType, context: EvalContext, memorize: str
 ) -> None:
     model = fakes.RecurrentModel()
-    answers = Answers(model, context, memorize)
+    answers = Answers(model, context, memorize, begin="document")
     write = memorize == "context"
 
     def direct(context_ids: list[int], ids: list[int]) -> float:
@@ -144,7 +144,7 @@ def test_generation_streams_state_and_stops(fakes: ModuleType, context: EvalCont
     prompts = [("abc", short), ("xyz", short), ("q", short)]
     alone = [Answers(plain, context, "context").generate(requests(p))[0] for p in prompts]
     assert Answers(plain, context, "context").generate(requests(*prompts)) == alone
-    tokens = torch.tensor([[0, *map(ord, "abc")]])
+    tokens = torch.tensor([[*map(ord, "abc")]])
     with torch.no_grad():
         whole, _ = fakes.greedy(plain, tokens, 40, temperature=0, seed=0, state=None, write=True)
     ids = whole[0].tolist()
@@ -160,7 +160,7 @@ def test_oracle_shows_the_right_answer(fakes: ModuleType, context: EvalContext) 
     assert blue[0] > red[0]
     with pytest.raises(ConfigError, match="oracle"):
         shown.generate(requests(("a", {})))
-    assert shown.pair(pair[0]) == Item((0, *map(ord, "The colour is")), (32, 114, 101, 100))
+    assert shown.pair(pair[0]) == Item(tuple(map(ord, "The colour is")), (32, 114, 101, 100))
 
 
 def test_hub_task_from_a_local_mirror(
