@@ -21,6 +21,7 @@ from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
 from nl.data.manifest import data_tokenizer, documents, read_manifest
+from nl.data.phases import check_phases
 from nl.dist.base import Strategy
 from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
@@ -44,6 +45,7 @@ from nl.eval.context import EvalContext
 from nl.eval.suite import run_suite
 from nl.models.compiled import check_compile, compile_units
 from nl.nn.cms import ContinuumMemory
+from nl.objectives.ewc import Ewc
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.directory import RunDir, RunError
@@ -122,6 +124,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             f"evals: {', '.join(run.evals)} read text, stream={run.stream.kind} has none; "
             "remove evals or choose stream=stdlib."
         )
+    check_phases(stream, run.objective)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
     needs = getattr(run.model, "requires", ())
@@ -192,6 +195,8 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         for module in objective.modules():
             if isinstance(module, ContinuumMemory):
                 module.reduce = strategy.reduce
+        if isinstance(objective, Ewc):
+            objective.spread(strategy.reduce, strategy.rank, strategy.world)
         whole: Any = getattr(objective, "model", objective)
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
@@ -360,7 +365,11 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
     try:
         meeting = None if strategy == "single" else meet()
         with agreeing(meeting, lambda: json.dumps(unstructure(run) | {"here": here})):
-            run = cfg if isinstance(cfg, RunConfig) else run_config(_data(cfg))
+            run = (
+                cfg
+                if isinstance(cfg, RunConfig)
+                else run_config(cfg if isinstance(cfg, dict) else plain(cfg))
+            )
             _check_launcher(strategy)
             here = kind.ready(run)
         with naming_rank():
@@ -380,10 +389,6 @@ def _check_launcher(strategy: str) -> None:
             f"train.py: started as one of WORLD_SIZE={world} processes, but it trains on one "
             "device; use train_dist.py."
         )
-
-
-def _data(cfg: Any) -> dict[str, Any]:
-    return cfg if isinstance(cfg, dict) else plain(cfg)
 
 
 def job(cfg: Any, *, strategy: str) -> None:

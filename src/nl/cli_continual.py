@@ -19,12 +19,28 @@ from nl.run.discover import checkpoints
 if TYPE_CHECKING:
     from nl.eval.context import EvalContext
     from nl.eval.forgetting import Segment, SegmentsFile
+    from nl.eval.sequential import ContinualPlan
 
 Rows = list[tuple[str, Callable[[], Any]]]
 
 
 def continual(options: argparse.Namespace) -> None:
-    """Measure R over --checkpoints, print it, write it with its metrics to --output."""
+    """Measure R over --checkpoints, or run --plan; print it, write it to --output.
+
+    Raises:
+        ConfigError: what is asked for is not said, or said twice.
+    """
+    given = bool(options.plan), bool(options.checkpoints)
+    if given[0] == given[1]:
+        raise ConfigError("--plan, --checkpoints: give one of the two.")
+    if options.plan:
+        from nl.cli_sequential import sequential
+
+        print(sequential(options).table())
+        print(f"written: {options.output}")
+        return
+    if not options.segments_yaml:
+        raise ConfigError("--segments-yaml: missing; it names the columns of --checkpoints.")
     from nl.eval.forgetting import SegmentsFile, forgetting_matrix
     from nl.eval.memorize import MemoryConfig
     from nl.eval.rows import save_json
@@ -72,7 +88,7 @@ def phase_ends(given: list[str]) -> list[str]:
     if missing:
         raise ConfigError(
             f"{run_path}: no checkpoint at step {missing[0]}, the end of a phase; train with "
-            "checkpoint.keep=0 and checkpoint.every that divides the steps of every phase."
+            f"checkpoint.keep=0 and checkpoint.at={ends}."
         )
     return [known[f"step_{step:06d}"] for step in ends]
 
@@ -89,7 +105,7 @@ def phases_of(plan: SegmentsFile, run: RunConfig) -> tuple[str, ...]:
 
 
 def read_segments(
-    plan: SegmentsFile, context: EvalContext, options: argparse.Namespace
+    plan: SegmentsFile | ContinualPlan, context: EvalContext, options: argparse.Namespace
 ) -> list[Segment]:
     """The held-out documents of every segment.
 
@@ -97,11 +113,12 @@ def read_segments(
         ConfigError: missing data, or data of another tokenizer.
     """
     from nl.assembly import evaluation_context
-    from nl.eval.forgetting import Segment
+    from nl.eval.forgetting import Segment, SegmentsFile
     from nl.eval.perplexity import sample_documents
 
     found = []
-    for spec in plan.segments:
+    specs = plan.segments if isinstance(plan, SegmentsFile) else plan.columns()
+    for spec in specs:
         own = context
         if spec.shards_dir is not None:
             corpus = evaluation_context(spec.shards_dir, context.output).corpus

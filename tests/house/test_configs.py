@@ -14,7 +14,7 @@ from nl.config.hydra import compose, run_config
 from nl.config.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-NOT_COMPOSED = {"data", "deepspeed", "sweep"}
+NOT_COMPOSED = {"continual", "data", "deepspeed", "sweep"}
 """Folders of files that are read by scripts, not composed by Hydra."""
 BASE = "pilot_smoke"
 

@@ -118,6 +118,8 @@ class CheckpointConfig:
 
     every: int = 0
     """Save every n steps; 0: at the end and on SIGTERM, SIGINT, SIGUSR1 only."""
+    at: tuple[int, ...] = ()
+    """Save after these steps, too (the ends of phases)."""
     keep: int = 3
     """Rolling checkpoints kept (the best and the last valid one are never deleted); 0: all."""
     asynchronous: bool = False
@@ -131,6 +133,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         require(self.every >= 0, f"every: {self.every}; must be >= 0.")
         require(self.keep >= 0, f"keep: {self.keep}; must be >= 0.")
+        require(all(n >= 1 for n in self.at), f"at: {list(self.at)}; steps must be >= 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,8 @@ class Capabilities:
     """Optimizers whose update of a tensor needs other tensors, too."""
     segments: bool = True
     """Reading parts of a row again in the backward pass."""
+    late_changes: bool = True
+    """What is trained, and what the loss is made of, may change while training."""
 
 
 class Strategy(Protocol):

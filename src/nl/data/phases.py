@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nl.config import register, require
+from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
+from nl.core.protocols import Stream
 from nl.data.manifest import read_manifest
 from nl.data.order import Ints, Shuffler
 from nl.data.shard_stream import boundaries, held_out_stream
@@ -107,7 +108,7 @@ class PhaseStreamConfig(StreamConfig):
         """The tokenizer's vocabulary."""
         return read_manifest(self.path).tokenizer.vocab_size
 
-    def build(self, split: str, *, seed: int, rank: int, world: int) -> RowStream:
+    def build(self, split: str, *, seed: int, rank: int, world: int) -> Stream:
         """The stream of ``train`` (endless), or of ``val[/domain]``, ``test[/domain]`` (once)."""
         if split != "train":
             return held_out_stream(self, split, rank=rank, world=world)
@@ -123,4 +124,17 @@ class PhaseStreamConfig(StreamConfig):
             world=world,
             identity=f"train {windows.digest}, seq_len {self.seq_len}, seed {seed}, {order}",
             boundaries=boundaries(windows, plan, self.documents),
+        )
+
+
+def check_phases(stream: StreamConfig, objective: object) -> None:
+    """Refuse an objective that reads phases where the stream has none.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if getattr(objective, "reads_phases", False) and not hasattr(stream, "phases"):
+        raise ConfigError(
+            f"objective: {getattr(objective, 'kind', '')} acts when a phase ends, but "
+            f"stream={stream.kind} has no phases; choose stream=phases or stream=replay."
         )

@@ -43,6 +43,7 @@ class DeepSpeed(Distributed):
         whole_matrices=False,
         whole_neurons=False,
         segments=False,
+        late_changes=False,
     )
 
     @classmethod

@@ -63,6 +63,7 @@ class FSDP2(Distributed):
         grad_through_write=True,
         whole_neurons=False,
         segments=False,
+        late_changes=False,
     )
     options = FSDPConfig()
 

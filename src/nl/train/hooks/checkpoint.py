@@ -42,9 +42,9 @@ class Saver:
         self.pending: PendingSave | None = None
 
     def due(self, step: int) -> bool:
-        """Whether ``checkpoint.every`` falls on this step."""
+        """Whether ``checkpoint.every`` or ``checkpoint.at`` falls on this step."""
         every = self.run.checkpoint.every
-        return every > 0 and step % every == 0
+        return (every > 0 and step % every == 0) or step in self.run.checkpoint.at
 
     def improve(self, state: TrainState) -> bool:
         """Note the last validation if it is the best yet; True: it is."""
