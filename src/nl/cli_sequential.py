@@ -78,8 +78,9 @@ def read_plan(options: argparse.Namespace) -> ContinualPlan:
     wrong = sorted(set(options.only or ()) - known)
     if wrong:
         raise ConfigError(f"--only: {', '.join(wrong)}; this plan has {', '.join(sorted(known))}.")
-    for model, method, seed in rows(plan, options)[:: len(plan.seeds)]:
-        trainings(plan, model, method, seed)
+    for model, method, seed in rows(plan, options):
+        if seed == plan.seeds[0]:
+            trainings(plan, model, method, seed)
     return plan
 
 

@@ -1,0 +1,89 @@
+"""Every method of continual learning, stopped in the middle of its second phase, goes on bit-equal."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.unit.data.conftest import build_tiny
+
+import nl
+from nl.config.hydra import compose, run_config
+from nl.config.run import RunConfig
+
+STEPS, MIDDLE, END = 8, 6, 4
+SMALL = (
+    *("model.dim=16", "model.layers=1", "model.vocab_size=259", "model.attention.heads=2"),
+    *("model.block=hope_attention", "model.cms.periods=[32,64]", "model.cms.hidden=16"),
+    *("stream.seq_len=64", "stream.batch_size=4", "schedule.warmup=1", f"train.steps={STEPS}"),
+    *(
+        "logging.every=1",
+        "train.validate_batches=1",
+        "checkpoint.keep=0",
+        "checkpoint.export=false",
+    ),
+)
+PHASES = "stream.phases=[{domain: prose, steps: 4}, {domain: code, steps: 4}]"
+MIXED = ("stream=shards", "stream.domains=[prose,code]", "stream.weights=[4,4]")
+METHODS = {
+    "naive": ("stream=phases", PHASES),
+    "joint": MIXED,
+    "reservoir": ("stream=replay", PHASES, "stream.memory=reservoir", "stream.capacity=5"),
+    "balanced": ("stream=replay", PHASES, "stream.capacity=6", "stream.documents=reset"),
+    "ewc": ("stream=phases", PHASES, "objective=ewc", "objective.strength=50", "objective.rows=6"),
+    "frozen": ("stream=phases", PHASES, "optim=frozen_backbone", "optim.full_steps=4"),
+}
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = load("compare")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("methods"))
+
+
+def run(method: str, data: Path, home: Path, *more: str) -> RunConfig:
+    told = [*METHODS[method], f"stream.path={data}", *SMALL, f"run.dir={home}", *more]
+    return run_config(compose("pilot_smoke", told))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_stopped_in_the_second_phase(method: str, data: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    nl.launch(run(method, data, whole, f"checkpoint.at=[{END},{MIDDLE}]", "checkpoint.every=0"))
+    for number, step in enumerate((END, MIDDLE)):
+        home = tmp_path / f"stopped{number}"
+        skipped = [f"step_{n:06d}*" for n in (END, MIDDLE, STEPS) if n > step]
+        shutil.copytree(whole, home, ignore=shutil.ignore_patterns(*skipped, "summary.json"))
+        nl.launch(run(method, data, home, "resume=auto", "checkpoint.every=0"))
+        assert compare.fingerprint(home, STEPS) == compare.fingerprint(whole, STEPS)
+    rows = [row for row in compare.rows(whole) if row["split"] == "train"]
+    if method == "ewc":
+        assert "ewc/penalty" not in rows[END - 1]
+        assert rows[END + 1]["ewc/penalty"] > rows[END]["ewc/penalty"] == 0
+        assert rows[-1]["loss"] > rows[-1]["ewc/nats"]
+
+
+def test_methods_differ_from_the_second_phase_on(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for method in ("naive", "balanced", "ewc", "frozen"):
+        told = ("checkpoint.every=0", "stream.documents=ignore")
+        home = nl.launch(run(method, data, tmp_path / method, *told))
+        rows = [row for row in compare.rows(home) if row["split"] == "train"]
+        losses[method] = [row["ewc/nats" if "ewc/nats" in row else "loss"] for row in rows]
+    for method in ("balanced", "ewc", "frozen"):
+        assert losses[method][:END] == losses["naive"][:END]
+        assert losses[method][-1] != losses["naive"][-1]
