@@ -6,7 +6,7 @@ import json
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,8 @@ from nl.config.hydra import compose, plain, publish, quoted, refusing, run_confi
 from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
-from nl.data.manifest import data_tokenizer, documents, read_manifest
+from nl.data.held_out import DataCorpus
+from nl.data.manifest import data_tokenizer
 from nl.data.phases import check_phases
 from nl.dist.base import Strategy
 from nl.dist.checkpoint import pointed, read_model
@@ -227,26 +228,6 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         evaluate=partial(evaluate, run),
         forward_flops=flops,
     )
-
-
-class DataCorpus:
-    """The held-out documents of a data directory, as evaluators ask for them."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self._splits = read_manifest(path).splits
-
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits."""
-        return tuple(self._splits)
-
-    def domains(self, split: str) -> tuple[str, ...]:
-        """Names of the domains of a split."""
-        return tuple(self._splits[split])
-
-    def documents(self, split: str, domain: str) -> Iterator[str]:
-        """Texts, in the order of the data."""
-        return (document.text for document in documents(self.path, split, domain))
 
 
 def evaluation_context(data: str | Path, output: Path, **options: Any) -> EvalContext:

@@ -1,4 +1,4 @@
-"""Every method of continual learning, stopped in the middle of its second phase, goes on bit-equal."""
+"""Every method of continual learning, stopped in its second phase, goes on bit-equal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.unit.data.conftest import build_tiny
 
 import nl
 from nl.config.hydra import compose, run_config
 from nl.config.run import RunConfig
+from tests.unit.data.conftest import build_tiny
 
 STEPS, MIDDLE, END = 8, 6, 4
 SMALL = (

@@ -113,6 +113,18 @@ OUTER: tuple[Mechanism, ...] = (
         options=("optim.lr", "optim.exponent"),
     ),
     Mechanism(
+        part="outer optimizer frozen_backbone",
+        source="Nested Learning (NeurIPS 2025): memory levels for a trained backbone",
+        equation="AdamW; grad W = 0 outside memories after optim.full_steps steps",
+        code="nl.optim.frozen_backbone:freeze_after",
+        tests=(
+            "tests/unit/optim/test_frozen_backbone.py::test_the_backbone_stands_still_after_its_"
+            "time_and_the_memory_goes_on_as_adamw",
+        ),
+        where=_optim("frozen_backbone"),
+        options=("optim.lr", "optim.full_steps"),
+    ),
+    Mechanism(
         part="parameter policy",
         source="Nested Learning (NeurIPS 2025): memory levels for a trained backbone",
         equation="grad W = 0 for every parameter that the policy leaves out",

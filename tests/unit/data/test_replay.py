@@ -99,7 +99,7 @@ def test_another_store_or_order_is_refused(tiny: Path) -> None:
     state = config(tiny).build("train", seed=2, rank=0, world=1).state_dict()
     for changes in ({"capacity": 13}, {"share": 0.5}, {"memory": "reservoir"}):
         other = config(tiny, **changes).build("train", seed=2, rank=0, world=1)
-        with pytest.raises(ConfigError, match="stream.identity"):
+        with pytest.raises(ConfigError, match=r"stream\.identity"):
             other.load_state_dict(state)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.data.conftest import build_tiny
 
 import nl.train.trainer
-from nl.config import ConfigError, structure
+from nl.config import structure
 from nl.config.hydra import load_config
 from nl.eval.sequential import ContinualPlan, Measured, Results, planned_runs
+from tests.unit.data.conftest import build_tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = [
@@ -271,7 +271,3 @@ def test_bad_flags_are_refused(
     assert "give one of the two" in capsys.readouterr().err
     assert call(monkeypatch, "--checkpoints", "x") == 2
     assert "--segments-yaml: missing" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no finished run"):
-        from nl.eval.continual_summary import interval
-
-        interval([])
