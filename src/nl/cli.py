@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nl.cli_command import Commands, add_command
+from nl.cli_sweep import add_sweep
 from nl.config import ConfigError
 from nl.core.logs import setup_logging
 from nl.run.files import RunError
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    Handler = Callable[[argparse.Namespace], int]
 
 USAGE = 2
 INTERRUPTED = 130
@@ -72,23 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
         add_help,
         add_audit,
         add_plan,
+        add_sweep,
     ):
         add(commands)
-    return parser
-
-
-def add_command(
-    commands: Commands, name: str, summary: str, example: str, handler: Handler
-) -> argparse.ArgumentParser:
-    """A command with its one-line summary, an example and its handler."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example: {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.set_defaults(handler=handler)
     return parser
 
 

@@ -1,0 +1,117 @@
+"""nl sweep from file to tables, with real launchers; the warm backend forks the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nl.cli import main
+
+FILE = """
+base_config: pilot_smoke
+global_overrides:
+  experiment: recall/pairs8
+  train: {steps: 2, validate_every: 2, validate_batches: 1, device: cpu, threads: 1}
+  model: {dim: 32, layers: 1, selfmod: {head_size: 16, hidden: 16}}
+  checkpoint: {export: false}
+experiments:
+  - {name: one, overrides: {model.block: transformer}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def results(root: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+
+
+def test_from_file_to_tables_and_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "out"
+    assert main(["sweep", str(file), "--output", str(root)]) == 0
+    assert "1 of 1 runs done, 0 failed" in capsys.readouterr().out
+    (row,) = results(root)
+    assert (row["experiment"], row["seed"], row["status"]) == ("one", 0, "done")
+    (line,) = csv.DictReader((root / "results.csv").read_text().splitlines())
+    assert float(line["val/loss"]) == row["metrics"]["val/loss"]  # type: ignore[index]
+    assert (root / "one" / "seed_0" / "summary.json").is_file()
+    told = yaml.safe_load((root / "sweep_metadata.yaml").read_text())
+    assert (told["total_runs"], told["experiments"]) == (1, ["one"])
+    config = yaml.safe_load((root / "configs" / "one_config.yaml").read_text())
+    assert config["model"]["dim"] == 32
+
+    # Another seed joins: what is done is kept.
+    file.write_text(FILE + "n_seeds: 2\n")
+    assert main(["sweep", str(file), "--output", str(root), "--backend", "warm"]) == 0
+    first, second = results(root)
+    assert first == row
+    assert (second["seed"], second["status"], second["attempts"]) == (1, "done", 1)
+    summary = yaml.safe_load((root / "one" / "experiment_summary.yaml").read_text())
+    assert summary["statistics"]["val/loss"]["n"] == 2
+
+
+def test_mistakes_are_told_before_anything_runs(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("dim: 32", "dimm: 32"))
+    assert main(["sweep", str(file), "--output", str(tmp_path / "out")]) == 2
+    assert "one: model: unknown 'dimm'. Did you mean 'dim'?" in capsys.readouterr().err
+    file.write_text(FILE.replace("base_config: pilot_smoke", "base_config: pilot_smok"))
+    assert main(["sweep", str(file), "--output", str(tmp_path / "out")]) == 2
+    assert "no file pilot_smok.yaml in configs" in capsys.readouterr().err
+    file.write_text(FILE.replace("model.block: transformer", "seed: 3"))
+    assert main(["sweep", str(file), "--output", str(tmp_path / "out")]) == 2
+    assert "one: seed: set by the sweep; use n_seeds or seeds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(file), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("--config-name pilot_smoke") == 1
+    assert "model.block=transformer" in said.out
+    assert "1 jobs; nothing was run" in said.err
+
+
+def test_the_shipped_files_compose(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted((repo / "configs" / "sweep").glob("*.yaml"))
+    assert files
+    for path in files:
+        assert main(["sweep", str(path), "--dry-run"]) == 0, path
+        assert "--config-name" in capsys.readouterr().out
+
+
+def test_a_place_with_other_files_is_left_alone(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    assert main(["sweep", str(file), "--output", str(tmp_path / "out")]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert main(["sweep", str(file), "--root", str(tmp_path), "--resume"]) == 2
+    assert "--resume: no sweep of small.yaml" in capsys.readouterr().err
+
+
+def test_a_search_runs_its_trials(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    head = FILE.split("experiments:")[0]
+    space = "{optim.lr: {low: 1e-4, high: 1e-2, log: true}, model.block: {choices: [transformer]}}"
+    file.write_text(f"{head}search: {{trials: 2, sampler: random, space: {space}}}\n")
+    root = tmp_path / "out"
+    assert main(["sweep", str(file), "--output", str(root), "--backend", "warm"]) == 0
+    found = results(root)
+    assert [row["experiment"] for row in found] == ["trial_0000", "trial_0001"]
+    best = yaml.safe_load((root / "best.yaml").read_text())
+    losses = {row["experiment"]: row["metrics"]["val/loss"] for row in found}  # type: ignore[index]
+    assert best["val/loss"] == min(losses.values())
+    assert losses[best["trial"]] == best["val/loss"]

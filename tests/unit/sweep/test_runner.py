@@ -1,0 +1,223 @@
+"""Scheduling, with launchers that need no torch: retries, kills, signals, other configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nl.run import RunError
+from nl.sweep.job import Job, standing
+from nl.sweep.results import scan
+from nl.sweep.runner import Lock, Runner
+from nl.sweep.slots import Local, Place
+
+DRIVER = Path(__file__).with_name("driver.py")
+_spec = importlib.util.spec_from_file_location("sweep_driver", DRIVER)
+assert _spec is not None
+assert _spec.loader is not None
+_driver = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_driver)
+jobs_of = _driver.jobs_of
+QUICK = "steps=2,wait=0.01"
+
+
+def run(root: Path, jobs: list[Job], **options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    told: list[str] = []
+    root.mkdir(exist_ok=True)
+    Runner(root, Local(Place(slots=2)), tell=told.append, **options).run(jobs)
+    return scan(jobs), told
+
+
+def starts(job: Job) -> int:
+    path = Path(f"{job.home}.starts")
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def test_every_job_runs_once_and_done_ones_are_kept(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path / "s", {"a": QUICK, "b": QUICK})
+    rows, _ = run(tmp_path / "s", jobs)
+    assert [(row["experiment"], row["seed"], row["status"]) for row in rows] == [
+        ("a", 0, "done"),
+        ("a", 1, "done"),
+        ("b", 0, "done"),
+        ("b", 1, "done"),
+    ]
+    assert rows[1]["metrics"] == {"val/loss": 0.5, "val/accuracy": 0.5}
+    again, _ = run(tmp_path / "s", jobs)
+    assert again == rows
+    assert [starts(job) for job in jobs] == [1, 1, 1, 1]
+    lines = (tmp_path / "s" / "results.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["run_dir"] for line in lines) == [
+        "a/seed_0",
+        "a/seed_1",
+        "b/seed_0",
+        "b/seed_1",
+    ]
+
+
+def test_a_failure_is_tried_again_and_goes_on(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path / "s", {"a": f"{QUICK},fail=once"}, seeds=1)
+    rows, told = run(tmp_path / "s", jobs)
+    assert (rows[0]["status"], rows[0]["attempts"], starts(jobs[0])) == ("done", 2, 2)
+    assert any("attempt 2 follows" in line for line in told)
+
+
+def test_a_failed_job_is_a_row_with_its_error_and_stops_no_other(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path / "s", {"bad": f"{QUICK},fail=always", "good": QUICK}, seeds=1)
+    rows, _ = run(tmp_path / "s", jobs)
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert rows[0]["error"] == {
+        "type": "ValueError",
+        "message": "the loss is not a number",
+        "traceback_tail": "line 1\nline 2",
+    }
+    assert starts(jobs[0]) == 2
+    run(tmp_path / "s", jobs)
+    assert starts(jobs[0]) == 2, "what failed is left alone"
+    run(tmp_path / "s", jobs, retry_failed=True)
+    assert starts(jobs[0]) == 3
+
+
+def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path / "s", {"a": f"{QUICK},fail=refuse"}, seeds=1)
+    rows, _ = run(tmp_path / "s", jobs)
+    assert (rows[0]["status"], starts(jobs[0])) == ("failed", 1)
+    assert rows[0]["error"]["message"] == "steps: -1; must be >= 1."
+    assert rows[0]["error"]["type"] == "exit code 2"
+
+
+def test_another_configuration_is_set_aside_not_deleted(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    run(root, jobs_of(root, {"a": QUICK}, seeds=1))
+    changed = jobs_of(root, {"a": "steps=3,wait=0.01"}, seeds=1)
+    assert standing(changed[0]) == "other"
+    rows, _ = run(root, changed)
+    assert (rows[0]["status"], rows[0]["steps"]) == ("done", 3)
+    kept = [path for path in (root / "a").iterdir() if path.name.startswith("seed_0.was-")]
+    assert len(kept) == 1
+    assert json.loads((kept[0] / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_launcher_that_resolves_another_configuration_fails_once(tmp_path: Path) -> None:
+    (job,) = jobs_of(tmp_path / "s", {"a": QUICK}, seeds=1)
+    wrong = dataclasses.replace(job, config_hash="something else")
+    rows, _ = run(tmp_path / "s", [wrong])
+    assert rows[0]["status"] == "failed"
+    assert "another configuration than the sweep" in rows[0]["error"]["message"]
+    run(tmp_path / "s", [wrong])
+    assert starts(wrong) == 1
+
+
+def test_two_schedulers_do_not_share_a_directory(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "s")
+    with pytest.raises(RunError, match="another nl sweep works there"):
+        Lock(tmp_path / "s")
+    lock.release()
+    Lock(tmp_path / "s").release()
+
+
+def test_slots_are_filled(tmp_path: Path) -> None:
+    """Two jobs of 0.6 s each side by side: most of the time both run."""
+    jobs = jobs_of(tmp_path / "s", {"a": "steps=6,wait=0.1"}, seeds=2)
+    seen: list[int] = []
+
+    def look() -> bool:
+        seen.append(busy(jobs))
+        return False
+
+    run(tmp_path / "s", jobs, stopping=look)
+    assert max(seen) == 2
+
+
+def busy(jobs: list[Job]) -> int:
+    return sum(standing(job) == "running" for job in jobs)
+
+
+def driver(root: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(DRIVER), str(root), "2", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_killed_ten_times_it_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    words = [f"{name}=steps=4,wait=0.1" for name in ("a", "b", "c")]
+    chance = random.Random(0)
+    for _ in range(10):
+        process = driver(tmp_path / "killed", *words)
+        time.sleep(0.2 + 0.3 * chance.random())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = driver(tmp_path / "killed", *words)
+    text = last.communicate(timeout=60)[0].decode()
+    assert last.returncode == 0, text
+    calm = driver(tmp_path / "calm", *words)
+    said = calm.communicate(timeout=60)[0]
+    assert calm.returncode == 0, said
+
+    def results(root: Path) -> list[dict[str, Any]]:
+        lines = (root / "results.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [
+            {key: row[key] for key in ("experiment", "seed", "status", "metrics", "steps")}
+            for row in rows
+        ]
+
+    assert results(tmp_path / "killed") == results(tmp_path / "calm")
+    assert len(results(tmp_path / "killed")) == 6
+
+
+def test_sigterm_stops_the_jobs_which_save_and_go_on_later(tmp_path: Path) -> None:
+    root, words = tmp_path / "s", ["a=steps=30,wait=0.1"]
+    process = driver(root, *words)
+    jobs = jobs_of(root, {"a": "steps=30,wait=0.1"})
+    until = time.monotonic() + 30
+    while busy(jobs) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.terminate()
+    text = process.communicate(timeout=30)[0].decode()
+    assert "stopping: 2 running jobs save first" in text
+    assert [standing(job) for job in jobs] == ["stopped", "stopped"]
+    steps = json.loads((jobs[0].home / "checkpoints" / "state.json").read_text())["step"]
+    assert 0 < steps < 30
+    progress = json.loads((root / "progress.json").read_text())
+    assert (progress["stopped"], progress["running"]) == (2, {})
+
+
+def test_gpus_are_slots_that_jobs_see(tmp_path: Path) -> None:
+    backend = Local(Place(gpus=("3", "5")))
+    assert backend.slots == 2
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    for slot, device in enumerate(("3", "5")):
+        home = tmp_path / f"seed_{slot}"
+        job = Job("a", slot, home, (sys.executable, "-c", code), "", {}, ())
+        handle = backend.start(job, slot)
+        while handle.poll() is None:
+            time.sleep(0.02)
+        assert job.log.read_text().strip() == device
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    from nl.sweep.job import finish, start
+
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(1, flush=True); time.sleep(60)"
+    )
+    with (tmp_path / "log").open("w") as out:
+        process = start([sys.executable, "-c", code], {}, out, str(tmp_path))
+    while not (tmp_path / "log").read_text():
+        time.sleep(0.02)
+    assert finish(process, grace=0.2) == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
