@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nl.cli_measure import check_output, load, memory_settings
+from nl.cli_measure import check_output, load, memorize_modes, memory_settings
 from nl.config import ConfigError, structure, unstructure
 from nl.config.hydra import compose, load_config, run_config
 from nl.core.logs import get_logger
@@ -37,6 +37,7 @@ def sequential(options: argparse.Namespace) -> Results:
 
     plan = read_plan(options)
     check_output(options.output)
+    options = argparse.Namespace(**{**vars(options), "memorize": memorize_modes(options)})
     found = []
     wanted = rows(plan, options)
     for number, (model, method, seed) in enumerate(wanted, 1):

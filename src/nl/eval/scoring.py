@@ -79,8 +79,10 @@ class Scorer:
     on_progress: Callable[[int], None] | None = None
     team: Team = field(default_factory=Alone)
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
+    def score(self, items: Sequence[Item], before: Any = None) -> list[Score]:
         """Scores in the order of ``items``; the result does not depend on the batch size.
+
+        ``before`` is a State of one row that every item begins from; None: a fresh one.
 
         Batches are dealt out to the team; every rank gets all scores. With State carried from
         context to context there is only one order, and every rank reads all.
@@ -98,7 +100,7 @@ class Scorer:
             else:
                 for number, rows in enumerate(self._batches(items)):
                     if number % self.team.world == self.team.rank:
-                        self._score_rows(rows, items, results)
+                        self._score_rows(rows, items, results, before)
                         self._done(rows)
                 results = shared_out(self.team, results)
         return [result for result in results if result is not None]
@@ -207,15 +209,15 @@ class Scorer:
         """Read what several rows have in common once: the length read and the forked State.
 
         All rows must be at one position, so the common part is as long as the shortest context
-        (less one token, whose output is needed). ``before``: a State of one row to begin from,
-        for rows of one context.
+        (less one token, whose output is needed). ``before``: a State of one row to begin from.
         """
         contexts = list(dict.fromkeys(row.context for row in rows))
         shared = min(len(context) for context in contexts) - 1
         if len(contexts) == len(rows) or shared == 0:
             return 0, None if before is None else select_rows(before, [0] * len(rows))
         known = torch.tensor([context[:shared] for context in contexts])
-        _, state = self.advance(known, before)
+        begin = None if before is None else select_rows(before, [0] * len(contexts))
+        _, state = self.advance(known, begin)
         place = {context: index for index, context in enumerate(contexts)}
         return shared, select_rows(state, [place[row.context] for row in rows])
 
