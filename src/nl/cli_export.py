@@ -105,6 +105,8 @@ def write_tokenizer(run: Any, given: str | None, target: Path) -> tuple[dict[str
     tokens = {
         f"{role}_token_id": int(getattr(ours, f"{role}_id")) for role in ("bos", "eos", "pad")
     }
+    if ours.kind != "hf":  # data holds no bos: the mark that ends a document stands before the next
+        tokens["bos_token_id"] = tokens["eos_token_id"]
     if ours.kind == "hf":
         for file in (Path(found), Path(found).with_name(CONFIG)):
             if file.is_file():

@@ -93,6 +93,7 @@ class SentencePieceTokenizer:
         self.eos_id = int(processor.eos_id())
         self.bos_id = int(processor.bos_id())
         self.pad_id = int(processor.pad_id())
+        self._unknown = int(processor.unk_id())  # in no text: it is spelled in bytes
         self._mark = [int(processor.piece_to_id(f"<0x{b:02X}>")) for b in SPACE_MARK.encode()]
 
     @overload
@@ -123,7 +124,7 @@ class SentencePieceTokenizer:
             ValueError: an id outside the vocabulary.
         """
         _check_ids(ids, self.vocab_size)
-        return str(self.processor.decode([int(i) for i in ids]))
+        return str(self.processor.decode([int(i) for i in ids if i != self._unknown]))
 
     def piece(self, index: int) -> str:
         """The piece of an id, blanks written as the mark."""

@@ -51,6 +51,7 @@ def hf_config(run: RunConfig, sha256: str, tokens: Mapping[str, int]) -> dict[st
         tokens: ``bos_token_id`` and so on, where they are known.
     """
     model: Any = run.model
+    limit = {"max_position_embeddings": model.max_positions}
     return {
         "architectures": [ARCHITECTURE],
         "auto_map": AUTO_MAP,
@@ -60,6 +61,7 @@ def hf_config(run: RunConfig, sha256: str, tokens: Mapping[str, int]) -> dict[st
         "num_hidden_layers": model.layers,
         "dtype": "float32",
         "tie_word_embeddings": False,
+        **(limit if model.positions == "learned" else {}),
         "write": True,
         "nl_config": unstructure(run),
         "nl_sha256": sha256,

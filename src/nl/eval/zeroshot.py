@@ -187,7 +187,10 @@ def run_task(
         return right_request(task, request, requests)
 
     memory = config.memory
-    answers = Answers(model, context, mode, gold, memory, config.begin, config.max_length)
+    longest = config.max_length
+    most = positions_of(model)
+    longest = min(longest, most) if longest and most else longest or most
+    answers = Answers(model, context, mode, gold, memory, config.begin, longest)
     with own_progress_only():
         result = simple_evaluate(
             model=harness_model(answers),
@@ -214,6 +217,13 @@ def run_task(
         for row in rows
     ]
     return rows + memory_rows("zeroshot", name, model, context, mode, memory, answers.texts)
+
+
+def positions_of(model: nn.Module) -> int:
+    """Positions that a model has learned a vector for; 0: it reads rows of any length."""
+    config: Any = getattr(model, "config", None)
+    learned = getattr(config, "positions", "") == "learned"
+    return int(config.max_positions) if learned else 0
 
 
 def _joined(*parts: str) -> str:

@@ -58,7 +58,10 @@ def export_hf(model: Path, output: Path, sample: Iterable[Document]) -> Equality
         raise ConfigError(f"{model}: is {ours.kind}, only SentencePiece models are exported.")
     inner = converted(ours)
     write_atomic(output / FILE, (inner.to_str(pretty=False) + "\n").encode())
-    names = {role: ours.piece(getattr(ours, f"{role}_id")) for role in ("bos", "eos", "pad")}
+    names = {role: ours.piece(getattr(ours, f"{role}_id")) for role in ("eos", "pad")}
+    # What stands before a document in training is the mark that ends one; the piece that is
+    # called bos is in no data, and tools that put bos before a text would put noise there.
+    names["bos"] = names["eos"]
     config = {f"{role}_token": name for role, name in names.items()}
     unknown = ours.piece(int(ours.processor.unk_id()))
     config |= {"unk_token": unknown, "tokenizer_class": "PreTrainedTokenizerFast"}
