@@ -216,10 +216,24 @@ def step_at(path: Path) -> int | None:
     return None if folder is None else step_of(folder)
 
 
-def measure(options: argparse.Namespace, evaluator: Any, limit: int = 0) -> None:
+def measure(
+    options: argparse.Namespace,
+    evaluator: Any,
+    limit: int = 0,
+    change: Callable[[EvalContext], EvalContext] | None = None,
+) -> bool:
     """Run one evaluator on --checkpoint, print its table, leave the JSON at --output.
 
     Under torchrun every rank loads the model, does its share and gets all scores; rank 0 writes.
+
+    Args:
+        options: the flags of ``parser_for``.
+        evaluator: its configuration.
+        limit: samples per task at most; 0: the evaluator's own.
+        change: gives the evaluator another context than the checkpoint's data.
+
+    Returns:
+        Whether this process wrote the result.
     """
     from nl.dist.meeting import agreeing, met, naming_rank
     from nl.eval.rows import table
@@ -233,12 +247,14 @@ def measure(options: argparse.Namespace, evaluator: Any, limit: int = 0) -> None
         context = replace(
             loaded.context, output=output, limit=limit, team=team, device=device or options.device
         )
+        context = change(context) if change else context
         with naming_rank():
             model = loaded.model.to(context.device)
             rows = run_suite(model, {options.output.stem: evaluator.build()}, context)
     if first:
         print(table(rows))
         print(f"written: {options.output}")
+    return bool(first)
 
 
 @contextlib.contextmanager

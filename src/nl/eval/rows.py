@@ -69,7 +69,15 @@ def save_lines(path: Path, lines: Iterable[Any]) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    text = "".join(json.dumps(_finite(line), default=str) + "\n" for line in lines)
+    return save_text(path, "".join(json.dumps(_finite(line), default=str) + "\n" for line in lines))
+
+
+def save_text(path: Path, text: str) -> Path:
+    """Write a text file atomically.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)

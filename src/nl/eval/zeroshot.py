@@ -232,17 +232,23 @@ def _joined(*parts: str) -> str:
 
 @contextmanager
 def own_progress_only() -> Iterator[None]:
-    """Keep lm_eval's bars and prints off the terminal: our meter shows the work."""
+    """Keep lm_eval's bars and prints off the terminal: our meter shows the work.
+
+    Every rank gets its result: it looks at the launcher's LOCAL_RANK, and gives others nothing.
+    """
     from lm_eval.api import task
 
     places = (task, import_module("tqdm"))
     before = [place.tqdm for place in places]
+    local = os.environ.pop("LOCAL_RANK", None)
     try:
         for place, bar in zip(places, before, strict=True):
             place.tqdm = partial(bar, disable=True)
         with redirect_stdout(StringIO()):
             yield
     finally:
+        if local is not None:
+            os.environ["LOCAL_RANK"] = local
         for place, bar in zip(places, before, strict=True):
             place.tqdm = bar
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from nl.config import ConfigError
@@ -121,30 +123,54 @@ SETTINGS: dict[str, Any] = {
 def draw(figure: Figure) -> str:
     """The figure as SVG text in marker colours; ``themed`` or ``standalone`` finish it."""
     matplotlib = matplotlib_ready()
+    with matplotlib.rc_context(SETTINGS):
+        return svg_text(_canvas(figure, _same), figure.name)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG: fixed colours on white paper."""
+    matplotlib = matplotlib_ready()
+    fixed = {key: plain(value) for key, value in SETTINGS.items()}
+    with matplotlib.rc_context(fixed):
+        canvas = _canvas(figure, plain)
+        canvas.axes[0].set_ylabel(figure.title)
+        canvas.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+
+
+def plain(value: Any) -> Any:
+    """A marker colour as the fixed colour of a file; anything else as it is."""
+    return COLOURS[value][1] if isinstance(value, str) and value in COLOURS else value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(SETTINGS):
-        size = (8.4, 3.4) if figure.wide else (3.9, 2.3)
-        canvas = Canvas(figsize=size, layout="constrained")
-        axes = canvas.subplots()
-        axes.set_xlabel(figure.x_label)
-        axes.margins(x=0.01)
-        for axis in AXES:
-            if axis in figure.log:
-                axes.set(**{f"{axis}scale": "log"})
-            else:
-                axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
-        for line in figure.lines:
-            draw_line(axes, line)
-        if figure.from_zero:
-            axes.set_ylim(bottom=0)
-        for name, value in figure.levels.items():
-            axes.axhline(value, color=level_colour(name, figure), lw=1.1, ls=DASHES[2], label=name)
-        entries = sum(not line.faint for line in figure.lines) + len(figure.levels)
-        if entries > 1:
-            columns = min(4, entries)
-            canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
-        return svg_text(canvas, figure.name)
+    size = (8.4, 3.4) if figure.wide else (3.9, 2.3)
+    canvas = Canvas(figsize=size, layout="constrained")
+    axes = canvas.subplots()
+    axes.set_xlabel(figure.x_label)
+    axes.margins(x=0.01)
+    for axis in AXES:
+        if axis in figure.log:
+            axes.set(**{f"{axis}scale": "log"})
+        else:
+            axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
+    for line in figure.lines:
+        draw_line(axes, line, colour(SERIES[line.colour % len(SERIES)]))
+    if figure.from_zero:
+        axes.set_ylim(bottom=0)
+    for name, value in figure.levels.items():
+        tone = colour(level_colour(name, figure))
+        axes.axhline(value, color=tone, lw=1.1, ls=DASHES[2], label=name)
+    entries = sum(not line.faint for line in figure.lines) + len(figure.levels)
+    if entries > 1:
+        columns = min(4, entries)
+        canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
+    return canvas
 
 
 def svg_text(canvas: Any, name: str) -> str:
@@ -163,10 +189,9 @@ def level_colour(name: str, figure: Figure) -> str:
     return SOFT
 
 
-def draw_line(axes: Any, line: Line) -> None:
+def draw_line(axes: Any, line: Line, colour: str) -> None:
     """One curve; a single point is drawn as a dot so that it can be seen."""
     x, y = thin(line.x), thin(line.y)
-    colour = SERIES[line.colour % len(SERIES)]
     dash = DASHES[line.colour // 2 % len(DASHES)] if not line.faint else "-"
     if line.low is not None and line.high is not None:
         low, high = thin(line.low), thin(line.high)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -235,6 +237,29 @@ def test_flags_say_which_memories_write(
     assert not record.exists()
 
 
+def test_long_documents_from_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for number in range(3):
+        (books / f"{number}.txt").write_text(text("prose", number)[: 300 + 60 * number])
+    out = tmp_path / "pg.json"
+    flags = ["--checkpoint", run, "--output", out, "--source", books, "--context-tokens", 400]
+    assert call(monkeypatch, "pg19_perplexity", *flags) == 0
+    rows = {(r["task"], r["metric"], r["memorize"]): r for r in json.loads(out.read_text())["rows"]}
+    assert rows["test/texts/256-400", "nats_per_token", "context"]["n"] == 3
+    assert rows["test/texts", "bits_per_byte", "off"]["note"].startswith("1060 tokens")
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert "test/texts,context,256,400," in (tmp_path / "pg" / "positions.csv").read_text()
+    assert call(monkeypatch, "pg19_perplexity", "--checkpoint", run, "--output", out) == 2
+    error = capsys.readouterr().err
+    assert "cannot read emozilla/pg19" in error
+    assert "give --source <file or directory of books>" in error
+    assert call(monkeypatch, "pg19_perplexity", *flags[:4], "--source", tmp_path / "no/x") == 2
+    assert "no/x; no such file or directory" in capsys.readouterr().err
+
+
 def test_flags_of_the_earlier_scripts(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,3 +325,30 @@ def test_the_run_itself_can_evaluate(data: Path, run: Path) -> None:
     for kind in ("perplexity", "needle", "zeroshot"):
         part = structure(EvaluatorConfig, {"kind": kind, "memorize": ["off"]}, f"evals.{kind}")
         assert part.kind == kind
+
+
+@pytest.mark.slow
+def test_torchrun_gives_what_one_process_gives(tmp_path: Path, run: Path) -> None:
+    flags = [str(ROOT / "scripts/eval/zeroshot.py"), "--checkpoint", str(run)]
+    flags += ["--max-samples", "5", "--batch-size", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        out = ["--output", str(tmp_path / f"{name}.json")]
+        done = subprocess.run(
+            [*command, *flags, *out], cwd=tmp_path, env=dict(os.environ), capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.decode().count("written: ") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    for mine, other in zip(one["rows"], two["rows"], strict=True):
+        same = {k: v for k, v in mine.items() if k not in ("seconds", "suite")}
+        assert same == {k: v for k, v in other.items() if k not in ("seconds", "suite")}
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert samples[0] == samples[1]
+    bad = subprocess.run(
+        [*launch, flags[0], "--checkpoint", "nowhere"], cwd=tmp_path, capture_output=True
+    )
+    text = bad.stderr.decode()
+    assert text.count("error: nowhere: does not exist") == 1
+    assert "exitcode  : 2" in text
