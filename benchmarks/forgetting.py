@@ -22,7 +22,7 @@ from nl.cli_measure import guarded, parser_for
 from nl.cli_sequential import sequential
 from nl.eval.continual_summary import ALL_BETTER, Interval, interval, paired
 from nl.eval.forgetting import labels
-from nl.eval.sequential import Results
+from nl.eval.sequential import ContinualPlan, Results
 from nl.report.continual import draw_curves, draw_panels, forgetting_panels, read_record
 
 NOTES = Path(__file__).with_name("forgetting_notes.md")
@@ -211,7 +211,7 @@ def class_section(args: argparse.Namespace) -> list[str]:
                 continue
             flags = parser_for(None, str(kept)).parse_args(["--checkpoint", str(home)])
             more = {"dataset": None, "local_jsonl": None, "data_dir": None, "task_size": 5}
-            more |= {"train_per_label": 15, "eval_per_label": 15, "max_tasks": 4}
+            more |= {"train_per_label": 10, "eval_per_label": 10, "max_tasks": 3}
             more |= {"task_aware": True, "length_normalise": True, "max_tokens": 96}
             more |= {"max_samples": 0, "smoke": False, "output": kept, "data": args.classes_data}
             classes(argparse.Namespace(**{**vars(flags), **more, "memorize": list(MODES)}))
@@ -238,8 +238,8 @@ def class_section(args: argparse.Namespace) -> list[str]:
     head = ["run", "memorize", "tasks", "accuracy when learned", "accuracy at the end", "lost"]
     text = (
         "`scripts/eval/continual_classification.py` on runs of `reports/comparison.md` (3.0M "
-        "parameters, trained on text and code): tasks of five modules of Python's library, fifteen "
-        "held-out snippets of each memorised with their label (`context`), fifteen classified, "
+        "parameters, trained on text and code): tasks of five modules of Python's library, ten "
+        "held-out snippets of each memorised with their label (`context`), ten classified, "
         "candidates are the five of the task. 95 % intervals: Wilson for accuracies, Student over "
         "examples for what was lost."
     )
@@ -255,22 +255,30 @@ MODES = ("off", "context", "oracle")
 LOST = "lost_after_learning"
 
 
+def introduction(args: argparse.Namespace, plan: ContinualPlan) -> str:
+    """What was trained and how it was measured."""
+    phases = ", then ".join(f"{phase.domain} ({phase.steps} steps)" for phase in plan.phases)
+    return (
+        f"Made by `{study.call('forgetting')}` of `{Path(args.plan).as_posix()}`: {phases}, "
+        "8 x 256 tokens per step, a constant learning rate after 20 steps of warm-up, every run a "
+        "normal run of `train.py`. Rows of one seed read the same tokens in the same order, "
+        "methods that differ only later have equal first phases to the last bit, and all models "
+        f"have as many parameters. R: nats per token of {plan.documents} held-out documents per "
+        f"domain, at most {plan.max_tokens} tokens each, State fresh per document, before training "
+        "and after each phase. Mean and half a 95 % interval over seeds (Student); one seed has "
+        "none. `written`: memories are written by the document while it is scored, each token "
+        "before it is learned from; else they are frozen. Words in brackets say which direction "
+        "is good."
+    )
+
+
 def page(args: argparse.Namespace, result: Results, record: dict[str, Any]) -> list[str]:
     """The lines of the page; pictures are written next to it."""
     plan, rows = result.plan, rows_of(result)
-    phases = ", then ".join(f"{phase.domain} ({phase.steps} steps)" for phase in plan.phases)
     return [
         "# What is forgotten?",
         "",
-        f"Made by `{study.call('forgetting')}` of `{Path(args.plan).as_posix()}`: {phases}, "
-        "8 x 256 tokens per step, a constant learning rate after 20 steps of warm-up, every run a "
-        "normal run of `train.py`. Rows of one seed read the same tokens in the same order, methods "
-        "that differ only later have equal first phases to the last bit, and all models have as "
-        f"many parameters. R: nats per token of {plan.documents} held-out documents per domain, at most "
-        f"{plan.max_tokens} tokens each, State fresh per document, before training and after "
-        "each phase. Mean and half a 95 % interval over seeds (Student); one seed has none. "
-        "`written`: memories are written by the document while it is scored, each token before "
-        "it is learned from; else they are frozen. Words in brackets say which direction is good.",
+        introduction(args, plan),
         *main_table(result, rows),
         "",
         "## Beside joint and fresh training",
