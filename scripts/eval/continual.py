@@ -22,6 +22,9 @@ def main() -> int:
     flag("--max-batches", type=int, default=8, help="batches of documents per segment; " + shown)
     flag("--max-tokens", type=int, default=1024, help="per document; 0: all; " + shown)
     flag("--no-initial", action="store_true", help="leave out the row of the untrained model")
+    always = "what always holds: State and attention are carried inside a document"
+    flag("--eval-use-fast-state", action="store_true", help=always)
+    flag("--eval-use-attention-cache", action="store_true", help=always)
     flag("--plan", help="phases, models and methods, such as configs/continual/smoke.yaml")
     flag("--root", default="runs/continual", help="run directories of the plan; " + shown)
     flag("--only", nargs="+", metavar="MODEL/METHOD", help="these rows of the plan; default: all")

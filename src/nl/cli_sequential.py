@@ -124,14 +124,14 @@ def measured(
 
     places: list[Path] = []
     values: dict[Any, list[list[float]]] = {}
-    written, seconds = [], 0.0
+    written: list[dict[str, Any]] = []
+    seconds: list[float | None] = []
     for one in trainings(plan, model, method, seed):
         home = train(plan, one, options)
         if home is None:
             return None
         record = measure(plan, home, one.ends, options)
-        spent = json.loads(usage(home).read_text()) if usage(home).is_file() else {}
-        seconds += float(spent.get("cpu_seconds", "nan"))
+        seconds.append(spent(home))
         for mode, losses in record["nats_per_token"].items():
             values[mode] = [*values.get(mode, losses[:1]), *losses[1:]]
         written = record["written"]
@@ -143,7 +143,7 @@ def measured(
         order=plan.methods[method].order,
         runs=tuple(map(str, places)),
         parameters=json.loads(RunDir(places[-1]).meta.read_text())["parameters"],
-        cpu_seconds=seconds,
+        cpu_seconds=None if None in seconds else sum(s for s in seconds if s is not None),
         values=values,
         written=tuple(written),
     )
@@ -152,6 +152,12 @@ def measured(
 def usage(home: Path) -> Path:
     """Where the CPU time of a run's training is kept."""
     return RunDir(home).artifacts / "continual_usage.json"
+
+
+def spent(home: Path) -> float | None:
+    """CPU seconds of a run's training so far; None where they were not kept."""
+    kept = usage(home)
+    return float(json.loads(kept.read_text())["cpu_seconds"]) if kept.is_file() else None
 
 
 def train(plan: ContinualPlan, one: Trained, options: argparse.Namespace) -> Path | None:
@@ -169,11 +175,14 @@ def train(plan: ContinualPlan, one: Trained, options: argparse.Namespace) -> Pat
     if options.report_only:
         return None
     start = time.process_time()
-    with arguments(told):
-        home = launch(run)
-    spent = json.loads(usage(home).read_text())["cpu_seconds"] if usage(home).is_file() else 0.0
-    write_json(usage(home), {"cpu_seconds": spent + time.process_time() - start})
-    return home
+    try:
+        with arguments(told):
+            return launch(run)
+    finally:
+        known = newest_run(Path(options.root) / one.name, config_hash(run))
+        if known is not None:
+            seconds = (spent(known.path) or 0.0) + time.process_time() - start
+            write_json(usage(known.path), {"cpu_seconds": seconds})
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -87,3 +89,53 @@ def test_methods_differ_from_the_second_phase_on(data: Path, tmp_path: Path) -> 
     for method in ("balanced", "ewc", "frozen"):
         assert losses[method][:END] == losses["naive"][:END]
         assert losses[method][-1] != losses["naive"][-1]
+
+
+def test_accumulated_batches_are_consolidated_as_whole_ones(data: Path, tmp_path: Path) -> None:
+    phases = PHASES.replace("4}", "8}")
+    halves = ("train.grad_accum=2", "stream.batch_size=2", phases, "checkpoint.every=0")
+    found = []
+    for name, told in (("whole", ("checkpoint.every=0",)), ("halves", halves)):
+        home = nl.launch(run("ewc", data, tmp_path / name, *told))
+        rows = [row for row in compare.rows(home) if row["split"] == "train"]
+        found.append([(row["loss"], row.get("ewc/penalty", 0.0)) for row in rows])
+    for whole, half in zip(*found, strict=True):
+        assert half == pytest.approx(whole, rel=2e-5, abs=1e-9)
+
+
+def torchrun(launcher: str, ranks: int, told: list[str]) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parents[2]
+    spread = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d"]
+    spread += ["--rdzv-endpoint=localhost:0"]
+    place = [str(root / launcher), "--config-name", "pilot_smoke", *told]
+    command = [sys.executable, *(spread if ranks > 1 else []), *place]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["balanced", "ewc", "frozen"])
+def test_two_ranks_have_the_numbers_of_one(method: str, data: Path, tmp_path: Path) -> None:
+    told = [*METHODS[method], f"stream.path={data}", *SMALL, "checkpoint.every=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    nl.launch(run(method, data, one, "checkpoint.every=0"))
+    done = torchrun("train_dist.py", 2, [*told, f"run.dir={two}"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = compare.rows(one), compare.rows(two)
+    assert len(ours) == len(theirs) > STEPS
+    for mine, other in zip(ours, theirs, strict=True):
+        keys = ("loss", "grad_norm") if mine["split"] == "train" else ("loss",)
+        for key in (*keys, *(("ewc/penalty",) if "ewc/penalty" in mine else ())):
+            assert other[key] == pytest.approx(mine[key], rel=2e-5, abs=1e-9), (key, mine["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "key"), [("ewc", "objective: ewc"), ("frozen", "optim: frozen")]
+)
+def test_cut_parameters_are_refused(method: str, key: str, data: Path, tmp_path: Path) -> None:
+    told = [*METHODS[method], f"stream.path={data}", *SMALL, f"run.dir={tmp_path / 'run'}"]
+    done = torchrun("train_fsdp.py", 1, told)
+    assert done.returncode == 2
+    assert key in done.stderr
+    assert "late_changes, which fsdp2 cannot do; launch train.py or train_dist.py" in done.stderr
+    assert not (tmp_path / "run").exists()
