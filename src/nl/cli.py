@@ -328,14 +328,26 @@ def add_report(commands: Commands) -> None:
     def run(options: argparse.Namespace) -> int:
         from nl.cli_model import write_baselines
         from nl.report import write_report
+        from nl.report.index import INDEX, is_run, write_index
 
-        write_baselines(Path(options.run))
-        print(write_report(options.run))
+        paths = [Path(path) for path in options.run]
+        if (
+            options.index is None
+            and len(paths) == 1
+            and (is_run(paths[0]) or not paths[0].exists())
+        ):
+            write_baselines(paths[0])
+            print(write_report(paths[0]))
+            return 0
+        page = Path(options.index) if options.index else paths[0] / INDEX
+        print(f"{page}: {write_index(paths, page)} runs")
         return 0
 
-    example = "nl report runs/pilot_smoke/20260101-120000-0123456789ab-s0"
-    parser = add_command(commands, "report", "write report.html of a run", example, run)
-    parser.add_argument("run", help="run directory, finished or not")
+    example = "nl report runs/pilot_smoke/20260101-120000-0123456789ab-s0, or nl report runs"
+    summary = "write report.html of a run, or one page over many runs"
+    parser = add_command(commands, "report", summary, example, run)
+    parser.add_argument("run", nargs="+", help="a run, or folders with runs for one page over all")
+    parser.add_argument("--index", help="the page over many; default: index.html in the first")
 
 
 def add_bench(commands: Commands) -> None:

@@ -67,8 +67,8 @@ def write_report(directory: str | Path) -> Path:
     return page
 
 
-def load_template() -> Any:
-    """The page template.
+def load_template(name: str = "run.html.j2") -> Any:
+    """A page template.
 
     Raises:
         ConfigError: the viz extra is not installed.
@@ -87,7 +87,7 @@ def load_template() -> Any:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("run.html.j2")
+    return environment.get_template(name)
 
 
 def replace(path: Path, text: str) -> None:

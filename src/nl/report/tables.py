@@ -23,6 +23,8 @@ class Cell:
     numeric: bool = False
     shade: float | None = None
     """0..1, how strongly a heat-map cell is coloured."""
+    href: str = ""
+    """Where the first cell of a row leads."""
 
 
 @dataclass(frozen=True)
