@@ -151,10 +151,8 @@ def between(sides: list[Side]) -> list[str]:
     """Paired differences to the first model where they are largest to read: one row per domain."""
     first = sides[0]
     lines = [f"Against {first.name}, memory `context`:", ""]
-    lines += [
-        "| task | metric | model | difference | n | |",
-        "| --- | --- | --- | ---: | ---: | --- |",
-    ]
+    lines.append("| task | metric | model | difference | n | |")
+    lines.append("| --- | --- | --- | ---: | ---: | --- |")
     for key, line in differences(sides).items():
         if key[2] not in SHOWN.get(key[0], ())[:1] or key[3] != "context" or "/all" in key[1]:
             continue
@@ -163,15 +161,8 @@ def between(sides: list[Side]) -> list[str]:
                 continue
             low, high = difference.value - difference.half, difference.value + difference.half
             text = f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]"
-            words = [
-                key[1],
-                key[2],
-                side.name,
-                text,
-                str(difference.n),
-                verdict(difference, key[2]),
-            ]
-            lines.append("| " + " | ".join(words) + " |")
+            words = [key[1], key[2], side.name, text, str(difference.n)]
+            lines.append(f"| {' | '.join(words)} | {verdict(difference, key[2])} |")
     return lines
 
 

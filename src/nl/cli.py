@@ -331,11 +331,8 @@ def add_report(commands: Commands) -> None:
         from nl.report.index import INDEX, is_run, write_index
 
         paths = [Path(path) for path in options.run]
-        if (
-            options.index is None
-            and len(paths) == 1
-            and (is_run(paths[0]) or not paths[0].exists())
-        ):
+        one = len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir())
+        if one and options.index is None:
             write_baselines(paths[0])
             print(write_report(paths[0]))
             return 0

@@ -33,9 +33,7 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "doctor" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "argv", [["nonsense"], ["doctor", "--jsn"], ["report"], ["report", "a", "b"]]
-)
+@pytest.mark.parametrize("argv", [["nonsense"], ["doctor", "--jsn"], ["report"], ["export", "a"]])
 def test_usage_errors_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(argv)

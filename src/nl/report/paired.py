@@ -91,9 +91,24 @@ def unpaired(first: Row, second: Row) -> Difference | None:
     return Difference(value, half, 0, None, None, "unpaired normal")
 
 
+SHARES = ("acc", "exact_match", "choice_accuracy")
+"""Metrics whose samples are right or wrong."""
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of ``n`` (Wilson's), which also holds at 0 and 1."""
+    square = NORMAL**2
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    spread = math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    half = NORMAL * spread / (1 + square / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def interval(row: Row) -> tuple[float, float] | None:
-    """95 % interval of one row: Student's on its standard error."""
+    """95 % interval of one row: Wilson's of a share, else Student's on the standard error."""
     value, error, n = (row.get(key) for key in ("value", "stderr", "n"))
+    if str(row.get("metric", "")).startswith(SHARES) and is_number(value) and is_number(n):
+        return wilson(float(value or 0), int(n or 1))
     if not (is_number(value) and is_number(error) and is_number(n)) or int(n or 0) < 2:
         return None
     half = t_95(int(n or 0) - 1) * float(error or 0)

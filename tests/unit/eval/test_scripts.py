@@ -352,3 +352,30 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path, run: Path) -> Non
     text = bad.stderr.decode()
     assert text.count("error: nowhere: does not exist") == 1
     assert "exitcode  : 2" in text
+
+
+@pytest.mark.slow
+def test_the_whole_suite_in_one_folder(run: Path, tmp_path: Path) -> None:
+    small = {"HOPE_CHECKPOINT": str(run), "TITAN_CHECKPOINT": str(run), "PYTHON": sys.executable}
+    small |= {"MAX_SAMPLES": "4", "NIAH_CONTEXTS": "300 320", "NIAH_SAMPLES": "1"}
+    small |= {"PASSKEY_SAMPLES": "2", "PASSKEY_FILLER": "300", "PG19_SAMPLES": "2"}
+    small |= {"PG19_TOKENS": "128", "CONT_BATCH": "2", "CONT_MAX_BATCHES": "1"}
+    script = ["bash", str(ROOT / "scripts/eval/run_pilot_suite.sh"), "out"]
+    done = subprocess.run(
+        script, cwd=tmp_path, env=dict(os.environ) | small, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["continual", "niah", "passkey", "perplexity", "pg19_perplexity", "zeroshot"]
+    for model in ("hope", "titan"):
+        found = sorted(path.stem for path in (tmp_path / "out" / model).glob("*.json"))
+        assert found == names
+        assert "| cloze_code.acc.off |" in (tmp_path / "out" / model / "summary.md").read_text()
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "hope - titan" in page
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    missing = small | {"HOPE_CHECKPOINT": ""}
+    done = subprocess.run(
+        script, cwd=tmp_path, env=dict(os.environ) | missing, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "error: HOPE_CHECKPOINT: not set" in done.stderr
