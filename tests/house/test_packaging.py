@@ -99,4 +99,5 @@ def test_the_wheel_carries_configs_and_templates() -> None:
     assert wheel["packages"] == ["src/nl"]
     assert wheel["force-include"] == {"configs": "nl/configs"}
     templates = ROOT / "src" / "nl" / "report" / "templates"
-    assert {p.name for p in templates.iterdir()} == {"run.html.j2", "page.css", "page.js"}
+    pages = {"run.html.j2", "tables.html.j2", "macros.html.j2"}
+    assert {p.name for p in templates.iterdir()} == pages | {"page.css", "page.js"}
