@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config
@@ -21,25 +21,22 @@ from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
 from nl.data.held_out import DataCorpus
-from nl.data.manifest import data_tokenizer
+from nl.data.manifest import data_tokenizer, read_manifest
 from nl.data.phases import check_phases
 from nl.dist.base import Strategy
-from nl.dist.checkpoint import pointed, read_model
 from nl.dist.ddp import DDP
 from nl.dist.deepspeed import DeepSpeed
 from nl.dist.env import number, without_local_rank
-from nl.dist.export import load_export
 from nl.dist.fsdp import FSDP2
-from nl.dist.hf_folder import is_hf_folder, read_hf_folder
 from nl.dist.leaving import leaving
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
+from nl.dist.origin import begin, fill, read_weights, resolve_model
 from nl.dist.recompute import (
     check_recompute,
     check_segments,
     recompute_segments,
     recompute_units,
 )
-from nl.dist.saved import check_names
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext
@@ -49,8 +46,7 @@ from nl.nn.cms import ContinuumMemory
 from nl.objectives.ewc import Ewc
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
-from nl.run.directory import RunDir, RunError
-from nl.run.discover import is_checkpoint, newest_valid
+from nl.run.files import RunError
 from nl.train.session import train
 from nl.train.sinks import check_logging
 from nl.train.throughput import forward_flops
@@ -172,8 +168,13 @@ def validation_splits(run: RunConfig) -> list[str]:
     return [s for s in stream.splits() if s == "val" or s.startswith("val/")]
 
 
-def build(run: RunConfig, strategy: Strategy) -> Parts:
+def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
     """Build and seed everything one run needs, on ``strategy``; nothing is written.
+
+    Args:
+        run: the configuration.
+        strategy: started, not yet set up.
+        begun: a checkpoint will be read; ``init_from`` is left alone.
 
     Raises:
         ConfigError: parts that do not fit, missing data.
@@ -193,12 +194,13 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
             for split in validation_splits(run)
         }
         objective = build_objective(run)
+        tokenizer, whole = tokenizer_of(run), getattr(objective, "model", objective)
+        origin = None if begun else begin(whole, run, tokenizer)
         for module in objective.modules():
             if isinstance(module, ContinuumMemory):
                 module.reduce = strategy.reduce
         if isinstance(objective, Ewc):
             objective.spread(strategy.reduce, strategy.rank, strategy.world)
-        whole: Any = getattr(objective, "model", objective)
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
@@ -227,7 +229,15 @@ def build(run: RunConfig, strategy: Strategy) -> Parts:
         hooks=hooks,
         evaluate=partial(evaluate, run),
         forward_flops=flops,
+        tokenizers=() if tokenizer is None else (tokenizer,),
+        origin=origin,
     )
+
+
+def tokenizer_of(run: RunConfig) -> str | None:
+    """SHA-256 of the tokenizer of a run's data; None where its stream has no text."""
+    path = getattr(run.stream, "path", None)
+    return None if path is None else read_manifest(path).tokenizer.sha256
 
 
 def evaluation_context(data: str | Path, output: Path, **options: Any) -> EvalContext:
@@ -294,37 +304,12 @@ def load_model(path: str | Path) -> nn.Module:
 
 def load_run(path: str | Path) -> tuple[RunConfig, nn.Module]:
     """Like ``load_model``, with the configuration."""
-    path = Path(path)
-    data, named = _read(path)
-    run = run_config(data)
+    weights = read_weights(path)
+    run = run_config(weights.config)
     config: Any = run
     model: nn.Module = config.model.build()
-    check_names(path, set(model.state_dict()), set(named))
-    try:
-        model.load_state_dict(named)
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    fill(model, weights)
     return run, model.eval()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.exists():
-        raise ConfigError(f"{path}: does not exist; give a run, a checkpoint or an exported file.")
-    if path.suffix == ".safetensors":
-        return load_export(path)
-    if path.name in ("latest", "best") and path.is_file():
-        path = pointed(path.parent.parent, path.name) or path
-    if RunDir.holds_run(path):
-        folder, complaints = newest_valid(path)
-        if folder is None:
-            raise ConfigError(f"{path}: {complaints[0] if complaints else 'has no checkpoint'}.")
-        path = folder
-    if is_hf_folder(path):
-        return read_hf_folder(path)
-    if not is_checkpoint(path):
-        raise ConfigError(f"{path}: neither a run, a checkpoint nor an export.")
-    data, named = read_model(path)
-    return data, {n: t for n, t in named.items() if not n.startswith("objective.")}
 
 
 def launch(cfg: Any, *, strategy: str = "single") -> Path:
@@ -351,6 +336,7 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
                 if isinstance(cfg, RunConfig)
                 else run_config(cfg if isinstance(cfg, dict) else plain(cfg))
             )
+            run = resolve_model(run)
             _check_launcher(strategy)
             here = kind.ready(run)
         with naming_rank():

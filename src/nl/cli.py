@@ -232,6 +232,9 @@ def add_import(commands: Commands) -> None:
     parser.add_argument(
         "--config-name", default="pilot_smoke", help="what the run is beside its model"
     )
+    parser.add_argument(
+        "--tokenizer", help="bytes, .model or tokenizer.json; default: the one in the directory"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of that run"

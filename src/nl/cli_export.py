@@ -36,7 +36,7 @@ def export_file(options: argparse.Namespace) -> int:
     writable_folder(target.parent, "export")
     run, model = load_run(options.path)
     try:
-        export(model.state_dict(), run, target)
+        export(model.state_dict(), run, target, known_tokenizers(options.path, run))
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in model.parameters())
@@ -61,9 +61,10 @@ def export_folder(options: argparse.Namespace) -> int:
     check_language(run)
     count = sum(p.numel() for p in model.parameters())
     target.mkdir(parents=True, exist_ok=True)
-    tokens, words = write_tokenizer(run, options.tokenizer, target)
+    known = known_tokenizers(options.path, run)
+    tokens, words = write_tokenizer(run, options.tokenizer, target, options.path)
     try:
-        write_hf_folder(model.state_dict(), run, target, tokens)
+        write_hf_folder(model.state_dict(), run, target, tokens, known)
         write_atomic(target / "README.md", model_card(target.name, run, count, words))
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
@@ -74,22 +75,38 @@ def export_folder(options: argparse.Namespace) -> int:
     return 0
 
 
-def write_tokenizer(run: Any, given: str | None, target: Path) -> tuple[dict[str, int], str]:
+def known_tokenizers(path: str, run: Any) -> tuple[str, ...]:
+    """SHA-256 of the tokenizers the weights were trained with: recorded, else of the run's data."""
+    from nl.data.manifest import read_manifest
+    from nl.dist.origin import tokenizers_of
+
+    data = getattr(run.stream, "path", None)
+    known = tokenizers_of(path)
+    if known or data is None or not (Path(data) / "manifest.json").is_file():
+        return known
+    return (read_manifest(data).tokenizer.sha256,)
+
+
+def write_tokenizer(
+    run: Any, given: str | None, target: Path, path: str
+) -> tuple[dict[str, int], str]:
     """Write the tokenizer in the form transformers reads.
 
     Args:
         run: of the model; its data directory has the tokenizer that was trained with.
         given: ``--tokenizer``, which goes before.
         target: the directory.
+        path: the weights.
 
     Returns:
         Ids of special tokens for config.json, and what was done, in words.
 
     Raises:
-        ConfigError: a tokenizer with another vocabulary than the model's.
+        ConfigError: another tokenizer than the model's.
     """
     from nl.data.tokenizer import load_tokenizer
     from nl.data.tokenizer_hf import CONFIG
+    from nl.dist.origin import check_tokenizer
 
     data = getattr(run.stream, "path", None)
     found = given or (tokenizer_file(Path(data)) if data else None)
@@ -102,6 +119,7 @@ def write_tokenizer(run: Any, given: str | None, target: Path) -> tuple[dict[str
             f"{found}: {ours.vocab_size} ids, the model has {vocabulary}; give the tokenizer it "
             "was trained with (--tokenizer)."
         )
+    check_tokenizer(path, ours.sha256, f"{found}: it")
     tokens = {
         f"{role}_token_id": int(getattr(ours, f"{role}_id")) for role in ("bos", "eos", "pad")
     }

@@ -43,8 +43,9 @@ def import_model(options: argparse.Namespace) -> int:
     built: Any = model.build()
     built.load_state_dict(named)
     target.parent.mkdir(parents=True, exist_ok=True)
+    known = tokenizers_in(folder, options.tokenizer)
     try:
-        export(built.state_dict(), run, target)
+        export(built.state_dict(), run, target, known)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in built.parameters())
@@ -52,7 +53,42 @@ def import_model(options: argparse.Namespace) -> int:
     print(
         f"{target}: {config['model_type']} as {kinds}, {model.layers} layers, {count:,} parameters"
     )
+    print(f"  tokenizer: {what_tokenizer(run, folder, known)}")
     return 0
+
+
+def tokenizers_in(folder: Path, given: str | None) -> tuple[str, ...]:
+    """SHA-256 of the tokenizer of a checkpoint, in the forms that it has; ``given`` goes before.
+
+    Raises:
+        ConfigError: ``given`` is no tokenizer.
+    """
+    from nl.data.files import sha256_file
+    from nl.data.tokenizer import load_tokenizer
+
+    if given is not None:
+        return (load_tokenizer(given).sha256,)
+    files = (folder / name for name in ("tokenizer.json", "tokenizer.model"))
+    return tuple(sha256_file(file) for file in files if file.is_file())
+
+
+def what_tokenizer(run: Any, folder: Path, known: tuple[str, ...]) -> str:
+    """Whose ids the model knows, and whether the run's data has them."""
+    from nl.data.manifest import read_manifest
+
+    if not known:
+        return f"none in {folder}, so that no data can be checked against it; --tokenizer names one"
+    data = getattr(run.stream, "path", None)
+    if data is None or not (Path(data) / "manifest.json").is_file():
+        return f"{known[0][:12]} (sha256)"
+    own = read_manifest(data).tokenizer.sha256
+    if own in known:
+        return f"{own[:12]} (sha256), that of {data}"
+    return (
+        f"{known[0][:12]} (sha256), which is not that of {data} ({own[:12]}): training and "
+        "evaluating refuse that data; make some with scripts/data/shard_corpus.py "
+        f"--tokenizer-path {folder}/tokenizer.json and name it with --data or stream.path"
+    )
 
 
 def check_overrides(overrides: Sequence[str], *, stacking: bool) -> None:

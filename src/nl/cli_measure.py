@@ -156,7 +156,7 @@ def load(options: argparse.Namespace, checkpoint: str) -> Loaded:
     )
     if options.tokenizer_path:
         context = replace(context, tokenizer=checked_tokenizer(options.tokenizer_path, context))
-    check_vocabulary(context.tokenizer, run)
+    check_vocabulary(context.tokenizer, run, checkpoint)
     return Loaded(run, model.to(options.device), context)
 
 
@@ -198,8 +198,10 @@ def checked_tokenizer(path: str, context: EvalContext) -> Any:
     return load_tokenizer(path, sha256=getattr(context.tokenizer, "sha256", None))
 
 
-def check_vocabulary(tokenizer: Any, run: RunConfig) -> None:
-    """Refuse what is no language model, and a tokenizer with ids that the model does not have."""
+def check_vocabulary(tokenizer: Any, run: RunConfig, path: str | Path) -> None:
+    """Refuse what is no language model, and the ids of another tokenizer than the weights know."""
+    from nl.dist.origin import check_tokenizer
+
     known = getattr(run.model, "vocab_size", None)
     if known is None:
         raise ConfigError(f"model={run.model.kind} is no language model; it reads no text.")
@@ -208,6 +210,7 @@ def check_vocabulary(tokenizer: Any, run: RunConfig) -> None:
             f"--tokenizer-path: {tokenizer.vocab_size} token ids, the model has {known}; "
             "give the tokenizer the model was trained with."
         )
+    check_tokenizer(path, getattr(tokenizer, "sha256", None), "--data: the data directory")
 
 
 def step_at(path: Path) -> int | None:

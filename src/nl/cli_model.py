@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         step=step,
     )
-    check_vocabulary(context.tokenizer, run)
+    check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
     rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
     print(as_text(rows))
@@ -146,7 +146,7 @@ def generate(options: argparse.Namespace) -> int:
     samples = samples_file(path) if options.save else None
     run, model = load_run(path)
     tokenizer = data_tokenizer(data_of(run, options.data))
-    check_vocabulary(tokenizer, run)
+    check_vocabulary(tokenizer, run, path)
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -59,7 +59,7 @@ def stream(options: argparse.Namespace) -> int:
     text = _read_text(Path(options.text))
     run, model = load_run(options.run)
     tokenizer = data_tokenizer(data_of(run, options.data))
-    check_vocabulary(tokenizer, run)
+    check_vocabulary(tokenizer, run, options.run)
     ids = [tokenizer.eos_id, *tokenizer.encode(text)]
     facts = {"model": _model_digest(run), "text": _digest(text), "tokens": len(ids)}
     reading = _begin(options, facts)

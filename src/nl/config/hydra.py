@@ -54,6 +54,8 @@ def publish() -> None:
         "checkpoint": defaults_of(CheckpointConfig),
         "run": defaults_of(RunDirConfig),
         "resume": "none",
+        "init_from": None,
+        "init_changes": [],
         "fsdp": defaults_of(FSDPConfig),
         "deepspeed": {"config": None},
         "controller": None,

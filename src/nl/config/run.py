@@ -21,6 +21,8 @@ from nl.config.guards import NonfiniteConfig, ProfileConfig, SpikeConfig, Watchd
 from nl.config.structure import require, unstructure
 
 NOT_HASHED = ("name", "run", "resume", "logging", "checkpoint", "fsdp")
+BEGINNING = ("init_from", "init_changes")
+"""Keys of what a run begins with."""
 WATCHING = ("watchdog", "peak_tflops", "profile", "activation_checkpointing")
 """Keys of ``train`` that are not hashed: they decide no metric."""
 
@@ -177,6 +179,12 @@ class RunConfig:
     run: RunDirConfig = field(default_factory=RunDirConfig)
     resume: str = "none"
     """auto: newest run of this configuration under run.root (or run.dir); a path; or none."""
+    init_from: str | None = None
+    """Begin with the weights of a run, checkpoint, exported or imported file, or a directory of nl
+    export --to hf; optimizer, schedule and data begin anew. Its model has to be this one:
+    model=init_from takes it as it is. A resumed run goes on from its own checkpoint."""
+    init_changes: tuple[str, ...] = ()
+    """Keys of ``model`` (cms.rate) that may differ from those of init_from; no weight may."""
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     deepspeed: DeepSpeedConfig | None = None
 
@@ -186,12 +194,19 @@ class RunConfig:
             bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name),
             f"name: {self.name!r}; letters, digits, '-', '_' and '.' only.",
         )
+        require(
+            self.init_from is not None or not self.init_changes,
+            f"init_changes: {list(self.init_changes)}; they are about init_from, which is not set.",
+        )
 
 
 def config_hash(run: RunConfig) -> str:
     """12 hex digits over everything that decides the metrics (seed included, names left out)."""
     data = {k: v for k, v in unstructure(run).items() if k not in NOT_HASHED}
     data["deepspeed"] = None  # changes no number; the key stays, so that hashes do
+    for key in BEGINNING:  # hashes of runs without them stay what they were
+        if not data[key]:
+            del data[key]
     data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from nl.dist.serial import load_tensors, plain_name, save_tensors
 from nl.run.files import fsync_dir, fsync_file
 
 FORMAT = "nl"
+TOKENIZERS = "tokenizers"
+"""Key of the SHA-256 of the tokenizer whose ids the model knows; several where it has two forms."""
 
 
 def digest(named: Mapping[str, Tensor]) -> str:
@@ -30,13 +32,16 @@ def digest(named: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def export(model: Mapping[str, Tensor], run: RunConfig, path: Path) -> None:
+def export(
+    model: Mapping[str, Tensor], run: RunConfig, path: Path, tokenizers: Iterable[str] = ()
+) -> None:
     """Write model weights and configuration to ``path`` (.safetensors), whole or not at all.
 
     Args:
         model: its state_dict.
         run: the configuration that builds it.
         path: the file.
+        tokenizers: SHA-256 of the tokenizer it was trained with, where that is known.
 
     Raises:
         ConfigError: ``path`` does not end in .safetensors.
@@ -48,6 +53,7 @@ def export(model: Mapping[str, Tensor], run: RunConfig, path: Path) -> None:
         "format": FORMAT,
         "nl_config": json.dumps(unstructure(run)),
         "sha256": digest(named),
+        TOKENIZERS: " ".join(tokenizers),
     }
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     try:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nl.config import ConfigError, unstructure
 from nl.config.run import RunConfig
-from nl.dist.export import digest
+from nl.dist.export import TOKENIZERS, digest
 from nl.dist.serial import load_tensors, plain_name, save_tensors
 from nl.run.files import fsync_dir, fsync_file
 
@@ -86,6 +86,7 @@ def write_hf_folder(
     run: RunConfig,
     folder: Path,
     tokens: Mapping[str, int] | None = None,
+    tokenizers: Iterable[str] = (),
 ) -> None:
     """Write ``folder``, which must not hold a model yet.
 
@@ -94,6 +95,7 @@ def write_hf_folder(
         run: the configuration that builds it.
         folder: the directory; made if it is not there.
         tokens: ids of special tokens for config.json.
+        tokenizers: SHA-256 of the tokenizer it was trained with, where that is known.
 
     Raises:
         ConfigError: the model is no language model.
@@ -101,6 +103,7 @@ def write_hf_folder(
     check_language(run)
     named = {plain_name(k): t for k, t in model.items()}
     config = hf_config(run, digest(named), tokens or {})
+    config[f"nl_{TOKENIZERS}"] = list(tokenizers)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".tmp-model.safetensors"
     try:

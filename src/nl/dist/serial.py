@@ -117,6 +117,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return named, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, no tensor being read.
+
+    Raises:
+        ConfigError: missing, truncated or not a safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
 def pack(value: Any, named: dict[str, Tensor], path: str = "") -> Any:
     """A JSON skeleton of nested dicts, lists, tuples and scalars; tensors go to ``named``.
 

@@ -37,6 +37,15 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(variance / count)
 
 
+def wilson(hits: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share of ``count`` tries (Wilson 1927); it stays inside [0, 1]."""
+    share, spread = hits / count, z * z / count
+    middle = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    low, high = ((middle + sign * half) / (1 + spread) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
+
+
 def ratio_and_stderr(
     numerators: Sequence[float], denominators: Sequence[float]
 ) -> tuple[float, float | None]:

@@ -6,8 +6,16 @@ from nl.models.mechanism import BLOCK, LAWS, LAYERS, OPS, Mechanism
 
 ATTENTION = ("transformer", "hope_attention", "hope_hybrid")
 TITANS = ("titan_lmm", "titan_mac", "titan_mag", "titan_mal", "hope_hybrid")
-WINDOW = ("titan_mag", "titan_mal")
-DENSE = ("transformer", "gated_delta", "titan_lmm", "titan_mac", "titan_mag", "titan_mal")
+WINDOW = ("titan_mag", "titan_mal", "sliding_window")
+DENSE = (
+    "transformer",
+    "gated_delta",
+    "titan_lmm",
+    "titan_mac",
+    "titan_mag",
+    "titan_mal",
+    "sliding_window",
+)
 
 
 def _in(*kinds: str) -> dict[str, tuple[str, ...]]:

@@ -176,6 +176,15 @@ class TransformerBlock(_Kind, BlockConfig):
     levels = False
 
 
+@register("block", "sliding_window")
+@dataclass(frozen=True)
+class SlidingWindowBlock(_Kind, BlockConfig):
+    """Attention over a window and SwiGLU: titan_mal without its memory (arXiv 2004.05150)."""
+
+    mixers = (sliding_window,)
+    levels = False
+
+
 @register("block", "hope_attention")
 @dataclass(frozen=True)
 class HopeAttentionBlock(_Kind, BlockConfig):

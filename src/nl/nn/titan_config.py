@@ -42,7 +42,7 @@ class TitanConfig:
     """Compute convolutions and writes again in the backward pass: half the memory, a sixth more
     time."""
     window: int = 256
-    """Tokens seen by the sliding-window attention of titan_mag and titan_mal, itself included."""
+    """Tokens seen by the attention of titan_mag, titan_mal and sliding_window, itself included."""
     persistent: int = 4
     """Learned keys and values without position that titan_mac, _mag and _mal attend to."""
 

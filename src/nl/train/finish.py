@@ -25,7 +25,8 @@ def finish(trainer: Trainer, stop: StopSignals) -> int:
     run, strategy, state = trainer.run, trainer.strategy, trainer.state
     model = strategy.full_model() if run.checkpoint.export else {}
     if strategy.rank == 0 and run.checkpoint.export:
-        export(model, run, trainer.run_dir.checkpoints / f"step_{state.step:06d}.safetensors")
+        target = trainer.run_dir.checkpoints / f"step_{state.step:06d}.safetensors"
+        export(model, run, target, trainer.tokenizers)
     rows = evaluate(trainer, stop)
     received = int(strategy.max(stop.received))
     if received or strategy.rank != 0:

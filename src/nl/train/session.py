@@ -27,7 +27,8 @@ from nl.train.trainer import Parts, Trainer
 
 log = get_logger(__name__)
 
-Build = Callable[[RunConfig, Strategy], Parts]
+Build = Callable[..., Parts]
+"""(run, strategy, begun=) -> what the loop drives; ``begun``: a checkpoint has the weights."""
 
 
 def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
@@ -53,8 +54,9 @@ def train(run: RunConfig, strategy: Strategy, build: Build) -> Path:
             return resume.run
         if resume is None:
             strategy.first(lambda: _check_place(run))
-        parts = build(run, strategy)
-        run_dir = _enter(run, strategy, resume)
+        begun = resume is not None and resume.checkpoint is not None
+        parts = build(run, strategy, begun=begun)
+        run_dir = _enter(parts, resume)
         with _recording(run_dir, run.train.steps) as progress:
             trainer = Trainer(parts, run_dir)
             _continue(trainer, resume)
@@ -76,12 +78,13 @@ def _check_place(run: RunConfig) -> None:
         RunDir.check_new(Path(run.run.dir))
 
 
-def _enter(run: RunConfig, strategy: Strategy, resume: Resume | None) -> RunDir:
+def _enter(parts: Parts, resume: Resume | None) -> RunDir:
     """Create or lock the run directory on rank 0; the same one on every rank."""
     box: list[RunDir] = []
+    strategy = parts.strategy
 
     def enter() -> str:
-        box.append(_create(run, strategy) if resume is None else _reopen(resume))
+        box.append(_create(parts) if resume is None else _reopen(resume))
         return str(box[0].path)
 
     path = Path(strategy.first(enter))
@@ -95,19 +98,21 @@ def _overrides() -> str:
     return "".join(f"{a}\n" for a in sys.argv[1:] if "=" in a and not a.startswith("-"))
 
 
-def _create(run: RunConfig, strategy: Strategy) -> RunDir:
+def _create(parts: Parts) -> RunDir:
+    run = parts.run
     named, name, seed = run.run.dir, run.name, run.seed
     path = Path(named) if named else RunDir.place(run.run.root, name, config_hash(run), seed)
     run_dir = RunDir.create(path)
     with contextlib.ExitStack() as undo:
         undo.callback(run_dir.release)
-        _describe(run, strategy, run_dir)
+        _describe(parts, run_dir)
         undo.pop_all()
     return run_dir
 
 
-def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
+def _describe(parts: Parts, run_dir: RunDir) -> None:
     """Write config, overrides and, last, the meta.json that makes the directory a run."""
+    run, strategy = parts.run, parts.strategy
     save_config(run, run_dir.config)
     write_atomic(run_dir.overrides, _overrides())
     parameters = sum(strategy.sizes.values())
@@ -123,6 +128,8 @@ def _describe(run: RunConfig, strategy: Strategy, run_dir: RunDir) -> None:
             "seed": run.seed,
             "started": time.time(),
             "parameters": parameters,
+            "tokenizers": list(parts.tokenizers),
+            "init_from": parts.origin,
             "optimizer": [
                 {
                     "group": group.get("name", ""),

@@ -54,6 +54,10 @@ class Parts:
     hooks: tuple[Hook, ...] = ()
     forward_flops: float = 0.0
     """Of one token, for perf/mfu; 0: not known."""
+    tokenizers: tuple[str, ...] = ()
+    """SHA-256 of the tokenizer of the data; empty where there is no text."""
+    origin: dict[str, Any] | None = None
+    """The weights it began with: path and sha256."""
 
 
 @dataclass
@@ -77,7 +81,7 @@ class Trainer:
         self.stream, self.controller = parts.stream, parts.controller
         self.schedule: Any = parts.schedule
         self.hooks, self.run_dir = parts.hooks, run_dir
-        self.evaluate = parts.evaluate
+        self.evaluate, self.tokenizers = parts.evaluate, parts.tokenizers
         self.sinks: list[Sink] = []
         self.state = TrainState()
         self.saver = Saver(

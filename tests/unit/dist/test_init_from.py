@@ -1,0 +1,185 @@
+"""init_from: a run begins with the weights of a file; what does not fit is refused by its key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nl.assembly import launch, load_model, load_run
+from nl.cli import main
+from nl.config import ConfigError
+from nl.config.hydra import compose, run_config
+from nl.config.run import config_hash
+from nl.dist.export import export
+from nl.dist.hf_folder import write_hf_folder
+from nl.dist.origin import check_tokenizer, read_description, tokenizers_of
+from nl.run.records import read_records
+
+SMALL = [
+    "model=language",
+    "model.vocab_size=24",
+    "model.dim=16",
+    "model.layers=2",
+    "model.attention.heads=2",
+    "model.cms.periods=[8,16]",
+    "model.cms.allow_short_periods=true",
+    "stream=recall",
+    "stream.keys=12",
+    "stream.pairs=3",
+    "stream.val_size=8",
+    "stream.batch_size=4",
+    "train.steps=3",
+    "logging.every=1",
+]
+
+
+def trained(folder: Path, *more: str) -> Path:
+    return launch(compose("pilot_smoke", [*SMALL, f"run.dir={folder}", *more]))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps."""
+    return trained(tmp_path_factory.mktemp("first") / "run")
+
+
+def forms(first: Path, folder: Path) -> dict[str, Path]:
+    """The same weights as run, checkpoint, file and Hugging Face directory."""
+    run, model = load_run(first)
+    write_hf_folder(model.state_dict(), run, folder / "hf")
+    step = first / "checkpoints" / "step_000003"
+    return {"run": first, "checkpoint": step, "file": Path(f"{step}.safetensors"), "hf": folder / "hf"}
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_records(run / "metrics.jsonl") if row["split"] == "train"]
+
+
+def test_every_form_begins_with_the_same_weights(first: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, path in forms(first, tmp_path).items():
+        run = trained(tmp_path / f"from_{name}", f"init_from={path}", "seed=7")
+        found[name] = losses(run)
+        meta = json.loads((run / "meta.json").read_text())
+        assert meta["init_from"]["path"].startswith(str(path))
+        assert len(meta["init_from"]["sha256"]) == 64
+    assert len({tuple(one) for one in found.values()}) == 1
+    fresh = losses(trained(tmp_path / "fresh", "seed=7"))
+    assert found["file"][0] != fresh[0]
+
+
+def test_it_begins_with_exactly_these_weights(first: Path, tmp_path: Path) -> None:
+    frozen = trained(tmp_path / "run", f"init_from={first}", "optim.lr=1e-30", "train.steps=1")
+    before, after = load_model(first).state_dict(), load_model(frozen).state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-12, rtol=0)
+
+
+def test_the_model_of_the_file_with_a_change(first: Path, tmp_path: Path) -> None:
+    chosen = [o for o in SMALL if not o.startswith("model")]
+    told = [*chosen, "model=init_from", f"init_from={first}", "+model.changes.cms.rate=0.25"]
+    run = launch(compose("pilot_smoke", [*told, f"run.dir={tmp_path / 'run'}"]))
+    kept, model = load_run(run)
+    assert kept.model.kind == "language"
+    assert model.config.cms.rate == 0.25
+    assert model.config.dim == 16
+    assert kept.init_changes == ("cms.rate",)
+    with pytest.raises(ConfigError, match=r"model\.changes\.cms\.speed: the model of .* has no cms"):
+        launch(compose("pilot_smoke", [*told[:-1], "+model.changes.cms.speed=1"]))
+    with pytest.raises(ConfigError, match="name one with init_from=<file>"):
+        launch(compose("pilot_smoke", [*chosen, "model=init_from"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["model.dim=32"], r"model\.dim: 16 there, 32 here"),
+        (["model.cms.rate=0.5"], r"model\.cms\.rate: 1\.0 there, 0\.5 here"),
+        (["model.block=transformer"], r"model\.block: 'hope_attention' there, 'transformer' here"),
+        (["init_changes=[cms.speed]"], r"init_changes: model\.cms\.speed; the model has no such"),
+        (["init_changes=[dim]", "model.dim=32"], "size mismatch|shape"),
+    ],
+)
+def test_another_model_is_refused_by_its_keys(
+    more: list[str], message: str, first: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trained(tmp_path / "run", f"init_from={first}", *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_there_or_damaged_is_refused(first: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist; give a run, a checkpoint or an export"):
+        trained(tmp_path / "run", f"init_from={tmp_path / 'nowhere'}")
+    with pytest.raises(ConfigError, match="neither a run, a checkpoint nor an export"):
+        trained(tmp_path / "run", f"init_from={tmp_path}")
+    damaged = tmp_path / "damaged.safetensors"
+    data = bytearray(forms(first, tmp_path)["file"].read_bytes())
+    data[-3] ^= 1
+    damaged.write_bytes(bytes(data))
+    with pytest.raises(ConfigError, match="sha256 differs"):
+        trained(tmp_path / "run", f"init_from={damaged}")
+    with pytest.raises(ConfigError, match="init_changes: .* they are about init_from"):
+        trained(tmp_path / "run", "init_changes=[dim]")
+
+
+def test_a_resumed_run_goes_on_from_its_own_checkpoint(first: Path, tmp_path: Path) -> None:
+    source = forms(first, tmp_path)["file"]
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(source.read_bytes())
+    place = tmp_path / "run"
+    trained(place, f"init_from={copy}")
+    more = ["train.steps=5", f"init_from={copy}"]
+    copy.unlink()  # not needed any more
+    longer = [*SMALL, *more, f"resume={place}"]
+    launch(compose("pilot_smoke", longer))
+    assert len(losses(place)) == 5
+    whole = trained(tmp_path / "whole", "train.steps=5", f"init_from={source}")
+    assert losses(whole)[:1] == losses(place)[:1]
+    other = [*SMALL, "train.steps=6", f"init_from={source}", f"resume={place}"]
+    with pytest.raises(ConfigError, match=r"init_from: '.*copy\.safetensors' saved"):
+        launch(compose("pilot_smoke", other))
+    with pytest.raises(ConfigError, match="init_from: None saved|init_from: 'absent' saved"):
+        launch(compose("pilot_smoke", [*SMALL, f"init_from={source}", f"resume={first}"]))
+
+
+def test_hashes_of_runs_without_it_stay(first: Path) -> None:
+    run = run_config(compose("pilot_smoke", SMALL))
+    begun = run_config(compose("pilot_smoke", [*SMALL, f"init_from={first}"]))
+    assert config_hash(begun) != config_hash(run)
+    import nl.config.run as module
+
+    assert module.BEGINNING == ("init_from", "init_changes")
+
+
+def test_another_tokenizer_is_refused_by_its_digest(first: Path, tmp_path: Path) -> None:
+    run, model = load_run(first)
+    target = tmp_path / "known.safetensors"
+    export(model.state_dict(), run, target, ["a" * 64, "b" * 64])
+    assert tokenizers_of(target) == ("a" * 64, "b" * 64)
+    check_tokenizer(target, "b" * 64, "--data")
+    check_tokenizer(target, None, "--data")
+    with pytest.raises(ConfigError, match=r"--data has the tokenizer cccccccccccc .* aaaaaaaaaaaa or"):
+        check_tokenizer(target, "c" * 64, "--data")
+    write_hf_folder(model.state_dict(), run, tmp_path / "hf", None, ["d" * 64])
+    assert tokenizers_of(tmp_path / "hf") == ("d" * 64,)
+    assert tokenizers_of(first) == ()
+    assert read_description(target)["model"]["dim"] == 16
+
+
+def test_init_from_is_no_model_by_itself() -> None:
+    with pytest.raises(ConfigError, match="name one with init_from=<file>"):
+        run_config(compose("pilot_smoke", ["model=init_from"])).model.build()
+
+
+def test_the_command_line_refuses_with_code_2(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_to: Any = tmp_path / "out.safetensors"
+    assert main(["export", str(first), str(export_to)]) == 0
+    assert main(["generate", str(export_to), "--prompt", "a"]) == 2
+    assert "stream=recall has no text" in capsys.readouterr().err
