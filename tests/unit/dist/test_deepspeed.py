@@ -14,7 +14,7 @@ import torch
 
 from tests.resume.compare import fingerprint, rows
 from tests.unit.dist.test_parity import check as check_parity
-from tests.unit.dist.test_parity import every_block, parity
+from tests.unit.dist.test_parity import every_block, of_forms, parity
 
 import nl
 from nl.assembly import check
@@ -97,6 +97,13 @@ def test_every_block_trains_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     whole = blocks(tmp_path, 1, 1)[::2] + blocks(tmp_path, 2, 1)[1::2]  # share most of their code
     cases = whole + blocks(tmp_path, 3, 2) + options(tmp_path, 3)
     check_parity(cases, parity(cases))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_models_in_the_form_of_others_train_as_on_one(stage: int, tmp_path: Path) -> None:
+    cases = [one | {"beside": {"deepspeed": zero(tmp_path, stage)}} for one in of_forms("deepspeed")]
+    check_parity(cases, parity(cases, timeout=900))
 
 
 @pytest.mark.slow

@@ -66,11 +66,43 @@ def every_option() -> list[dict[str, Any]]:
     return [*cases, more | segments]
 
 
+def every_form() -> list[tuple[str, dict[str, Any]]]:
+    """Block and options of models in the form of Llama, GPT-NeoX and GPT-2, with and without levels."""
+    shared = {"heads": 2, "kv_heads": 1, "qk_norm": False, "bias": True, "rotary": 0.5}
+    levels = {"periods": [4, 8], "hidden": 10, "rate": 0.3, "allow_short_periods": True}
+    levels |= {"arrangement": "independent", "norm": "layer", "bias": True}
+    layer = {"norm": "layer", "bias": True}
+    llama = {"attention": shared, "cms": levels | {"activation": "swiglu"}}
+    neox = {**layer, "parallel": True, "mlp": "gelu", "attention": shared}
+    neox["cms"] = levels | {"activation": "gelu"}
+    gpt2 = {**layer, "positions": "learned", "max_positions": 64, "mlp": "gelu_tanh"}
+    gpt2 |= {"attention": {"heads": 2, "qk_norm": False, "bias": True}}
+    gpt2["cms"] = levels | {"activation": "gelu_tanh"}
+    return [
+        (kind, form) for kind in ("transformer", "hope_attention") for form in (llama, neox, gpt2)
+    ]
+
+
+def of_forms(*strategies: str, **more: Any) -> list[dict[str, Any]]:
+    """Cases of every form."""
+    return [
+        {"strategy": strategy, "kind": kind, "changes": {"model": form} | more}
+        for strategy in strategies
+        for kind, form in every_form()
+    ]
+
+
 def every_matrix_optimizer() -> list[dict[str, Any]]:
     """Newton-Schulz steps of Muon compute in bf16, so that rounding weighs more: 1e-4."""
     kinds = ({"kind": "muon"}, {"kind": "m3", "slow_chunk": 3}, {"kind": "dmgd"})
     more = {"strategy": "fsdp2", "kind": "hope_attention", "tolerance": 1e-4}
     return [more | {"changes": {"optim": kind | {"rest": {"eps": 1e-4}}}} for kind in kinds]
+
+
+def test_models_in_the_form_of_others_train_as_on_one() -> None:
+    """Norms with bias, parallel layers, learned positions, gated levels, shared key heads."""
+    cases = of_forms("fsdp2") + of_forms("ddp")[3:]
+    check(cases, parity(cases))
 
 
 def test_two_ranks_train_as_one() -> None:

@@ -126,7 +126,9 @@ def test_the_command_writes_cells_and_samples(tmp_path: Path, capsys: Any) -> No
     assert data["oracle"]["accuracy"] == 1.0
     assert data["chance"] == 1 / 64
     assert data["state"].startswith("State fresh per sample")
-    rows = [json.loads(row) for row in options.output.with_suffix(".jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(row) for row in options.output.with_suffix(".jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 40
     assert sum(row["right"] for row in rows if row["memorize"] == "off") == sum(
         round(cell["accuracy"] * 5) for cell in data["cells"] if cell["memorize"] == "off"
