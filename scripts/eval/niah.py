@@ -28,6 +28,8 @@ def main() -> int:
     flag("--task", choices=tuple(MAKERS), default="single", help=shown)
     flag("--keys", type=int, default=4, help="facts of a question, where it has several; " + shown)
     flag("--haystack", choices=("noise", "distractor", "text"), default="noise", help=shown)
+    ways = ("likelihood", "generate")
+    flag("--scoring", choices=ways, default=ways[0], help="generate: decode and parse; " + shown)
     args = parser.parse_args()
 
     def work() -> None:
@@ -40,6 +42,7 @@ def main() -> int:
             "haystack": args.haystack,
             "task": args.task,
             "keys": args.keys,
+            "scoring": args.scoring,
             "memorize": memorize_modes(args),
             "memory": memory_settings(args),
         }

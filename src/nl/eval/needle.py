@@ -3,7 +3,8 @@
 Every sample is asked twice with one reading of its prompt: which of k numbers is most likely
 (chance 1 / k), and is the right one what greedy decoding writes. Greedy decoding writes the answer
 exactly when every token of it is the model's first choice after the ones before, so the second
-question needs no decoding loop.
+question needs no decoding loop. With ``scoring=generate`` the model writes freely instead, and what
+it wrote is parsed (``nl.eval.decode``): an answer in other tokens, or more words, shows there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -21,12 +22,13 @@ from nl.config.groups import EvaluatorConfig
 from nl.core.protocols import EvalRow
 from nl.core.seeds import SeedBook
 from nl.eval.context import EvalContext, Memorize, Tokenizer, check_memorize
+from nl.eval.decode import write_answers
 from nl.eval.haystack import NOISE, Needle, make_needle, sentences
 from nl.eval.memorize import MemoryConfig, memory_rows
 from nl.eval.progress import ProgressMeter
 from nl.eval.puzzles import MAKERS, PLACES, Size, single
-from nl.eval.rows import make_row, mean_and_stderr, save_json
-from nl.eval.scoring import Item, Score, primed, scorer
+from nl.eval.rows import make_row, mean_and_stderr, save_json, wilson
+from nl.eval.scoring import Item, Score, Scorer, primed, scorer
 
 MAX_DOCUMENTS = 64
 DISTRACTORS = 512
@@ -70,6 +72,9 @@ class NeedleConfig(EvaluatorConfig):
     haystack: Literal["noise", "distractor", "text"] = "noise"
     """noise: a few plain sentences over and over. distractor: numbers of other keys. text: held-out
     documents. Tasks that count words are made of words."""
+    scoring: Literal["likelihood", "generate"] = "likelihood"
+    """likelihood: choice among candidates, and greedy match by log-probabilities. generate: the
+    answer is decoded greedily and parsed, as RULER does it."""
     split: str = "test"
     """Split of the documents when haystack=text."""
     domain: str | None = None
@@ -99,6 +104,11 @@ class NeedleConfig(EvaluatorConfig):
         )
         most = self.most_candidates
         require(
+            self.scoring == "likelihood" or not self.memory.carry,
+            "scoring: generate; every answer is written from a fresh State: set memory.carry=false "
+            "or scoring=likelihood.",
+        )
+        require(
             2 <= self.candidates <= most,
             f"candidates: {self.candidates}; 2 to {most} (task {self.task}, {self.digits} digits, "
             f"{self.keys} keys).",
@@ -126,6 +136,16 @@ class NeedleConfig(EvaluatorConfig):
     def build(self) -> NeedleTest:
         """The evaluator."""
         return NeedleTest(self)
+
+
+Measured = dict[str, tuple[list[float], float | None]]
+"""By metric: a number per sample, and what chance scores."""
+METRICS: dict[str, tuple[str, ...]] = {
+    "likelihood": ("choice_accuracy", "exact_match", "answer_logprob"),
+    "generate": ("generated_match", "generated_share"),
+}
+SHARES = ("choice_accuracy", "exact_match", "generated_match")
+"""Metrics that are shares of samples, with an interval after Wilson."""
 
 
 class Cell(NamedTuple):
@@ -199,7 +219,8 @@ class NeedleTest:
         """Rows per length, depth, memorisation mode and metric."""
         cells = make_grid(self.config, context)
         rows: list[EvalRow] = []
-        maps: dict[str, dict[str, list[list[float | None]]]] = {}
+        maps: dict[str, dict[str, list[list[Any]]]] = {}
+        intervals: dict[str, dict[str, list[list[Any]]]] = {}
         for mode in self.config.memorize:
             found = self._mode(model, context, mode, cells)
             rows += found
@@ -208,7 +229,12 @@ class NeedleTest:
             rows += memory_rows("needle", task, model, context, mode, memory, texts)
             maps[mode] = {
                 metric: self._grid([row.value for row in found if row.metric == metric])
-                for metric in ("choice_accuracy", "exact_match", "answer_logprob")
+                for metric in METRICS[self.config.scoring]
+            }
+            intervals[mode] = {
+                metric: self._grid([interval(row) for row in found if row.metric == metric])
+                for metric in METRICS[self.config.scoring]
+                if metric in SHARES
             }
         save_json(
             context.output / f"needle_{self.config.name}.json",
@@ -217,15 +243,17 @@ class NeedleTest:
                 "haystack": self.config.haystack,
                 "lengths": list(self.config.lengths),
                 "depths": list(self.config.depths),
+                "scoring": self.config.scoring,
                 "samples": len(cells[0].needles),
                 "chance": 1 / self.config.candidates,
                 "memorize": maps,
+                "intervals": intervals,
                 "real_depths": [[needle.depth for needle in cell.needles] for cell in cells],
             },
         )
         return rows
 
-    def _grid(self, values: list[float | None]) -> list[list[float | None]]:
+    def _grid(self, values: list[Any]) -> list[list[Any]]:
         """[length][depth] from the order of the cells."""
         width = len(self.config.depths)
         return [values[at : at + width] for at in range(0, len(values), width)]
@@ -235,11 +263,18 @@ class NeedleTest:
     ) -> list[EvalRow]:
         rows: list[EvalRow] = []
         memory = self.config.memory
-        total = sum(len(cell.needles) for cell in cells) * self.config.candidates
+        writing = self.config.scoring == "generate"
+        each = 1 if writing else self.config.candidates
+        total = sum(len(cell.needles) for cell in cells) * each
         with ProgressMeter(f"needle ({mode})", total) as meter:
             judge = scorer(model, context, mode, meter.advance, memory)
             for cell in cells:
                 start = time.monotonic()
+                if writing:
+                    measured = self._written(judge, context, mode, cell)
+                    rows += self._rows(cell, mode, measured, time.monotonic() - start)
+                    self._keep(context, cell, mode, measured)
+                    continue
                 items = [
                     primed(
                         Item(needle.prompt, value),
@@ -250,42 +285,59 @@ class NeedleTest:
                     for needle in cell.needles
                     for value in (needle.answer, *needle.others)
                 ]
-                scores = judge.score(items)
-                rows += self._rows(cell, mode, scores, time.monotonic() - start)
-                self._keep(context, cell, mode, scores)
+                measured = self._chosen(judge.score(items))
+                rows += self._rows(cell, mode, measured, time.monotonic() - start)
+                self._keep(context, cell, mode, measured)
         return rows
 
-    def _asked(self, scores: list[Score]) -> list[list[Score]]:
-        """The scores of every sample, the right answer's first."""
-        width = self.config.candidates
-        return [scores[at : at + width] for at in range(0, len(scores), width)]
-
-    def _keep(self, context: EvalContext, cell: Cell, mode: Memorize, scores: list[Score]) -> None:
+    def _keep(self, context: EvalContext, cell: Cell, mode: Memorize, measured: Measured) -> None:
         """Every sample in the evaluation's record."""
         task = f"{self.config.name}/{cell.length}/{cell.depth:g}"
-        pairs = zip(cell.needles, self._asked(scores), strict=True)
-        for number, (needle, group) in enumerate(pairs):
-            values = {
-                "choice_accuracy": choice_credit(group),
-                "exact_match": float(group[0].greedy),
-                "answer_logprob": group[0].total,
-            }
+        for number, needle in enumerate(cell.needles):
+            values = {metric: found[number] for metric, (found, _) in measured.items()}
             asked = hashlib.sha256(repr((needle.prompt, needle.answer)).encode()).hexdigest()[:16]
             context.record.add(task, mode, f"{number}-{asked}", values)
 
-    def _rows(
-        self, cell: Cell, mode: Memorize, scores: list[Score], seconds: float
-    ) -> list[EvalRow]:
+    def _written(self, judge: Scorer, context: EvalContext, mode: Memorize, cell: Cell) -> Measured:
+        """What greedy decoding wrote; every sample goes to a file, so that it can be read."""
+        memory, answers = self.config.memory, [needle.answer for needle in cell.needles]
+        prompts = [
+            primed(Item(n.prompt, n.answer), n.prompt + n.answer, mode, memory.steps).context
+            for n in cell.needles
+        ]
+        written = write_answers(judge, context.tokenizer, prompts, answers)
+        place = {"memorize": mode, "length": cell.length, "depth": cell.depth}
+        decode = context.tokenizer.decode
+        save_json(
+            context.output / f"written_{self.config.name}_{mode}_{cell.length}_{cell.depth:g}.json",
+            [
+                {**place, "sample": i, "answer": decode(list(answers[i])), **w._asdict()}
+                for i, w in enumerate(written)
+            ],
+        )
+        return {
+            "generated_match": ([float(one.exact) for one in written], self._exact_chance),
+            "generated_share": ([one.share for one in written], None),
+        }
+
+    def _chosen(self, scores: list[Score]) -> Measured:
+        """Choice among the candidates, and whether the answer is what greedy decoding writes."""
         width = self.config.candidates
-        groups = self._asked(scores)
-        measured = {
+        groups = [scores[at : at + width] for at in range(0, len(scores), width)]
+        return {
             "choice_accuracy": ([choice_credit(group) for group in groups], 1 / width),
-            "exact_match": (
-                [float(group[0].greedy) for group in groups],
-                1 / (9 * 10 ** (self.config.digits - 1)),
-            ),
+            "exact_match": ([float(group[0].greedy) for group in groups], self._exact_chance),
             "answer_logprob": ([group[0].total for group in groups], None),
         }
+
+    @property
+    def _exact_chance(self) -> float:
+        """What writing a random number scores."""
+        return float(1 / (9 * 10 ** (self.config.digits - 1)))
+
+    def _rows(
+        self, cell: Cell, mode: Memorize, measured: Measured, seconds: float
+    ) -> list[EvalRow]:
         rows = []
         policy = self.config.memory.policy("sample")
         for metric, (values, chance) in measured.items():
@@ -305,6 +357,11 @@ class NeedleTest:
                 )
             )
         return rows
+
+
+def interval(row: EvalRow) -> tuple[float, float] | None:
+    """The 95 % interval of a share (Wilson)."""
+    return None if row.value is None else wilson(row.value * row.n, row.n)
 
 
 def choice_credit(scores: list[Score]) -> float:

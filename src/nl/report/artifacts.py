@@ -12,7 +12,11 @@ from typing import Any
 from nl.report.frames import RunFrame, is_number
 from nl.report.tables import Grid
 
-NEEDLE_METRICS = {"choice_accuracy": "right answer chosen", "exact_match": "right answer written"}
+NEEDLE_METRICS = {
+    "choice_accuracy": "right answer chosen",
+    "exact_match": "right answer written",
+    "generated_match": "right answer generated",
+}
 
 
 @dataclass(frozen=True)
