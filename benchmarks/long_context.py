@@ -1,6 +1,7 @@
 """Does a memory carry facts further than attention sees, and further than it was trained?
 
-Trains each model through train.py on experiment=long_context/recall (finished runs are kept),
+Trains each model through train.py on experiment=long_context/short, then from its weights on
+experiment=long_context/recall (finished runs are kept),
 measures it with scripts/eval/recall.py over context length and depth (files are kept too), then
 writes the page, and next to it the heat maps as SVG and CSV, from the JSON files.
 
@@ -23,14 +24,14 @@ import study
 from nl.report.figures import standalone
 from nl.report.heat import HeatMap, HeatMaps, heat_csv, heat_svg
 
-EXPERIMENT = "experiment=long_context/recall"
+SHORT, EXPERIMENT = "experiment=long_context/short", "experiment=long_context/recall"
 MEMORY, REFERENCE = "titan_mal", "sliding_window"
 LABELS = {
     "titan_mal": "Titans memory before a window of attention",
     "sliding_window": "the same window of attention, no memory",
     "transformer": "attention to everything",
 }
-LENGTHS = (64, 128, 256, 512)
+LENGTHS = (64, 128, 256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -59,13 +60,17 @@ def name(label: str, seed: int) -> str:
     return f"{label}-s{seed}"
 
 
-def cell(label: str, seed: int) -> study.Cell:
-    """One run; widths are chosen so that all have as many parameters as the reference."""
-    chosen = (EXPERIMENT, f"model.block={label}")
+def cells(args: argparse.Namespace, label: str, seed: int) -> list[study.Cell]:
+    """Short rows first, then long ones; all have as many parameters as the one with a memory."""
     goal = study.parameters((EXPERIMENT, f"model.block={MEMORY}"))
-    return study.Cell(
-        name(label, seed), (*chosen, study.width(label, chosen, goal), f"seed={seed}")
-    )
+    width = study.width(label, (EXPERIMENT, f"model.block={label}"), goal)
+    chosen = (f"model.block={label}", width, f"seed={seed}", "checkpoint.export=false")
+    first = f"{name(label, seed)}-short"
+    begun = f"init_from={(args.root / first).resolve()}"
+    return [
+        study.Cell(first, (SHORT, *chosen)),
+        study.Cell(name(label, seed), (EXPERIMENT, *chosen, begun)),
+    ]
 
 
 def measure(args: argparse.Namespace, label: str, seed: int) -> None:
@@ -145,11 +150,13 @@ def cells_table(models: list[Measured]) -> list[str]:
     return study.table(["model", "memory", "length", *(f"depth {d:g}" for d in DEPTHS)], lines)
 
 
-def models_table(models: list[Measured]) -> list[str]:
+def models_table(root: Path, models: list[Measured]) -> list[str]:
     """What the models are and what they cost."""
     lines = []
     for one in models:
-        cpu = one.result.cpu_seconds
+        both = (one.result, study.result(root, f"{name(one.label, one.seed)}-short"))
+        spent = [r.cpu_seconds for r in both if r is not None and r.cpu_seconds is not None]
+        cpu = sum(spent) if len(spent) == 2 else None
         used = "-" if cpu is None else f"{cpu / 60:.1f}"
         val = f"{one.result.final['val/loss']:.3f}"
         size = f"{one.result.parameters:,}"
@@ -193,9 +200,9 @@ def page(args: argparse.Namespace, models: list[Measured]) -> list[str]:
         f'wrote. A row is noise with {task["pairs"]} facts "key value" in it; a key is asked for '
         f"again and the value has to follow: {task['keys']} keys, {task['keys']} values, "
         f"{task['noise']} ids of noise. Trained on rows of {train['seq_len']} tokens "
-        f"(`{EXPERIMENT}`), measured on rows up to {max(LENGTHS)}: right is the likeliest token of "
-        "the whole vocabulary. 95 % intervals after Wilson. Each sample has its own random stream; "
-        f"State: {data['state']}.",
+        f"(`{EXPERIMENT}`, begun from `{SHORT}`), measured on rows up to "
+        f"{max(LENGTHS)}: right is the likeliest token of the whole vocabulary. 95 % intervals "
+        f"after Wilson. Each sample has its own random stream; State: {data['state']}.",
         "",
         *verdict(models),
     ]
@@ -204,7 +211,7 @@ def page(args: argparse.Namespace, models: list[Measured]) -> list[str]:
             "",
             picture(args.output, [m for m in models if m.seed == seed], f"long_context_s{seed}"),
         ]
-    lines += ["", "## Models", *models_table(models)]
+    lines += ["", "## Models", *models_table(args.root, models)]
     for seed in dict.fromkeys(one.seed for one in models):
         lines += [
             "",
@@ -233,7 +240,7 @@ def main() -> int:
     if not args.report_only:
         for seed in range(args.seeds):
             for label in args.labels:
-                study.run_cells([cell(label, seed)], args.root, extra=study.fixed(args))
+                study.run_cells(cells(args, label, seed), args.root, extra=study.fixed(args))
                 measure(args, label, seed)
     study.save_page(args.output, page(args, found(args)))
     return 0

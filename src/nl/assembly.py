@@ -204,12 +204,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
-        if run.train.activation_checkpointing:
-            recompute_units(whole)
-        if run.train.recompute_every:
-            recompute_segments(whole, run.train.recompute_every)
-        if run.train.compile:
-            compile_units(whole)
+        _prepare(run, whole)
     strategy.setup(
         objective,
         partial(config.optim.build, roles=roles),
@@ -232,6 +227,16 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         tokenizers=() if tokenizer is None else (tokenizer,),
         origin=origin,
     )
+
+
+def _prepare(run: RunConfig, model: nn.Module) -> None:
+    """How the model is run: what is computed again, what is compiled."""
+    if run.train.activation_checkpointing:
+        recompute_units(model)
+    if run.train.recompute_every:
+        recompute_segments(model, run.train.recompute_every)
+    if run.train.compile:
+        compile_units(model)
 
 
 def tokenizer_of(run: RunConfig) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nl.cli_command import Commands, add_command
 from nl.cli_sweep import add_sweep
+from nl.cli_talk import add_talk
 from nl.config import ConfigError
 from nl.core.logs import setup_logging
 from nl.run.files import RunError
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_doctor,
         add_train,
         add_eval,
-        add_generate,
+        add_talk,
         add_stream,
         add_report,
         add_bench,
@@ -129,27 +130,6 @@ def add_eval(commands: Commands) -> None:
     parser.add_argument("--limit", type=int, default=0, help="samples per task; 0: no limit")
     parser.add_argument("--batch-size", type=int, default=8, help="rows per forward pass")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is sampled")
-
-
-def add_generate(commands: Commands) -> None:
-    """``nl generate``."""
-
-    def run(options: argparse.Namespace) -> int:
-        from nl.cli_model import generate
-
-        return generate(options)
-
-    example = 'nl generate runs/pilot_smoke/<run> --prompt "Return the" --temperature 0.8'
-    parser = add_command(commands, "generate", "continue a prompt, token by token", example, run)
-    add_path(parser)
-    parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to add")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample within this probability")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
-    parser.add_argument("--no-write", action="store_true", help="freeze every memory")
-    parser.add_argument("--save", action="store_true", help="keep the text for the run's report")
 
 
 def add_stream(commands: Commands) -> None:

@@ -89,7 +89,7 @@ def measure_side(options: argparse.Namespace, path: Path, output: Path) -> Path:
         step=step_at(path),
         facts={"checkpoint": str(path), "config_hash": config_hash(run), "data": str(data)},
     )
-    check_vocabulary(context.tokenizer, run)
+    check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
     run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
     return output

@@ -1,12 +1,11 @@
-"""``nl eval``, ``nl generate`` and the baselines of a report. Floor 8."""
+"""``nl eval``, kept samples and the baselines of a report. Floor 8."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,72 +134,20 @@ def record(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, "".join(line(row) for row in [*kept, *rows]))
 
 
-def generate(options: argparse.Namespace) -> int:
-    """``nl generate``: print the prompt and what follows, token by token, with streamed State."""
-    from nl.assembly import load_run
-    from nl.data.manifest import data_tokenizer
-    from nl.models.generate import Sampling
-
-    path = Path(options.path)
-    check_device(options.device)
-    samples = samples_file(path) if options.save else None
-    run, model = load_run(path)
-    tokenizer = data_tokenizer(data_of(run, options.data))
-    check_vocabulary(tokenizer, run, path)
-    sampling = Sampling(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        stop=(tokenizer.eos_id,),
-    )
-    prompt = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
-    model.to(options.device)
-    sys.stdout.write(options.prompt)
-    text = ""
-    new: list[int] = []
-    for token in stream_tokens(model, prompt, sampling, write=not options.no_write):
-        new.append(token)
-        grown = tokenizer.decode([*prompt, *new])[len(tokenizer.decode(prompt)) :]
-        if not grown.endswith("\ufffd"):
-            sys.stdout.write(grown[len(text) :])
-            sys.stdout.flush()
-            text = grown
-    sys.stdout.write("\n")
-    if samples is not None:
-        sample = {"prompt": options.prompt, "text": text, **settings_of(options)}
-        samples.parent.mkdir(exist_ok=True)
-        write_atomic(samples, "".join(line(row) for row in [*read_records(samples), sample]))
-    return 0
+def save_sample(samples: Path, prompt: str, text: str, options: argparse.Namespace) -> None:
+    """Keep a generated text for the run's report."""
+    sample = {"prompt": prompt, "text": text, **settings_of(options)}
+    samples.parent.mkdir(exist_ok=True)
+    write_atomic(samples, "".join(line(row) for row in [*read_records(samples), sample]))
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """How a text was drawn, for the report."""
     keys = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
     memory = "frozen" if options.no_write else "written while reading"
-    return {**{key: getattr(options, key) for key in keys}, "memory": memory}
-
-
-def stream_tokens(model: Any, prompt: list[int], sampling: Any, *, write: bool) -> Iterator[int]:
-    """New token ids one at a time: the same ids as ``model.generate`` gives."""
-    import torch
-
-    from nl.models.generate import pick
-
-    device = next(model.parameters()).device
-    tokens = torch.tensor([prompt], device=device)
-    random = torch.Generator(device).manual_seed(sampling.seed)
-    state = None
-    for _ in range(sampling.max_new_tokens):
-        with torch.no_grad():
-            out = model(tokens, state, write=write)
-        state = out.state
-        tokens = pick(out.pred[:, -1].float(), sampling, random)[:, None]
-        token = int(tokens.item())
-        if token in sampling.stop:
-            return
-        yield token
+    told = {key: getattr(options, key) for key in keys}
+    told["temperature"] = 0.0 if options.greedy else options.temperature
+    return {**told, "memory": memory}
 
 
 def samples_file(path: Path) -> Path:

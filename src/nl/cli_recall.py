@@ -28,9 +28,10 @@ def recall(options: argparse.Namespace) -> None:
     grid = structure(RecallGrid, settings, "")
     run, model = load_run(options.checkpoint)
     task: Any = task_of(run, options.pairs)
-    key = SeedBook(options.seed).seed("eval", "noisy_recall")
+    book = SeedBook(options.seed)
 
     def draw(number: int, length: int, depth: float) -> tuple[list[int], int]:
+        key = book.seed("eval", "noisy_recall", length, repr(float(depth)))
         tokens, value = task.question(key, number, length, depth)
         return tokens.tolist(), value
 

@@ -61,7 +61,7 @@ def stream(options: argparse.Namespace) -> int:
     tokenizer = data_tokenizer(data_of(run, options.data))
     check_vocabulary(tokenizer, run, options.run)
     ids = [tokenizer.eos_id, *tokenizer.encode(text)]
-    facts = {"model": _model_digest(run), "text": _digest(text), "tokens": len(ids)}
+    facts = {"model": model_digest(run), "text": _digest(text), "tokens": len(ids)}
     reading = _begin(options, facts)
     begun, first = time.monotonic(), reading.read
     with StopSignals() as stop:
@@ -93,7 +93,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _model_digest(run: RunConfig) -> str:
+def model_digest(run: RunConfig) -> str:
     """What a State must agree on: every option of the model."""
     return _digest(repr(sorted(unstructure(run.model).items())))
 
@@ -108,6 +108,11 @@ def _begin(options: argparse.Namespace, facts: dict[str, Any]) -> Reading:
     if found.facts.get("model") != facts["model"]:
         raise ConfigError(
             f"--from: {options.start} is the State of another model; use the run it was made with."
+        )
+    if found.facts.get("unread"):
+        raise ConfigError(
+            f"--from: {options.start} is of nl generate or nl chat, and its last token waits to be "
+            "read; go on from it with nl generate --from."
         )
     same = found.facts.get("text") == facts["text"] and found.facts["read"] < facts["tokens"]
     begin = int(found.facts["read"]) if same else 0

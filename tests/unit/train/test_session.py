@@ -122,9 +122,9 @@ def test_evaluators_run_once_at_the_end(
     nl.launch(run)
     assert not (folder / "evals.jsonl").exists()
 
-    def parts(run: Any, strategy: Any) -> Any:
+    def parts(run: Any, strategy: Any, **more: bool) -> Any:
         rows = [EvalRow("e", "x", "y", 2.0, 3), EvalRow("e", "x", "z", float("inf"), 3)]
-        built = build(replace(run, evals={}), strategy)
+        built = build(replace(run, evals={}), strategy, **more)
         return replace(built, run=run, evaluate=lambda name, model, output, step: rows)
 
     build = nl.assembly.build

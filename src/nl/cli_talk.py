@@ -1,0 +1,272 @@
+"""``nl generate`` and ``nl chat``: text goes in, text comes out, the State stays. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from nl.cli_command import Commands, add_command
+from nl.config import ConfigError
+
+CONTEXT = 8
+"""Tokens before the new ones that are decoded with them, for the spaces between."""
+UNREAD = "unread"
+"""Fact of a state file: the token that was written last and has not been read."""
+
+
+@dataclass
+class Talk:
+    """A model with the State of what it has read and written.
+
+    Attributes:
+        model: a language model on its device.
+        tokenizer: the one it was trained with.
+        write: False freezes every memory.
+        segment: tokens per forward pass.
+        digest: of the model's options; a state file belongs to one model.
+        state: of everything read; None: nothing yet.
+        unread: the token written last, which is read before what comes next.
+    """
+
+    model: Any
+    tokenizer: Any
+    write: bool
+    segment: int
+    digest: str
+    state: Any = None
+    unread: list[int] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state, self.unread = None, []
+
+    @property
+    def position(self) -> int:
+        """Tokens read."""
+        return int(getattr(self.state, "position", 0))
+
+    def read(self, ids: list[int]) -> Any:
+        """Read tokens in segments; (1, vocab) logits after the last.
+
+        State and unread token change together after every segment, so that an interruption leaves
+        both as they belong together.
+        """
+        import torch
+
+        device = next(self.model.parameters()).device
+        whole, logits = [*self.unread, *ids], None
+        for start in range(0, len(whole), self.segment):
+            part = torch.tensor([whole[start : start + self.segment]], device=device)
+            with torch.no_grad():
+                out = self.model(part, self.state, write=self.write)
+            self.state, self.unread = out.state, []
+            logits = out.pred[:, -1].float()
+        return logits
+
+    def tokens(self, ids: list[int], sampling: Any) -> Iterator[int]:
+        """New token ids one at a time: the same ids as ``model.generate`` gives."""
+        import torch
+
+        from nl.models.generate import pick
+
+        device = next(self.model.parameters()).device
+        random = torch.Generator(device).manual_seed(sampling.seed)
+        given = ids
+        for _ in range(sampling.max_new_tokens):
+            token = int(pick(self.read(given), sampling, random).item())
+            self.unread, given = [token], []
+            if token in sampling.stop:
+                return
+            yield token
+
+    def text(self, ids: list[int], sampling: Any) -> Iterator[str]:
+        """The same as pieces of text; a piece is held back until its characters are whole."""
+        last = ids[-CONTEXT:]
+        skip, shown = len(self.tokenizer.decode(last)), ""
+        new: list[int] = []
+        for token in self.tokens(ids, sampling):
+            new.append(token)
+            grown = self.tokenizer.decode([*last, *new])[skip:]
+            if not grown.endswith("\ufffd"):
+                yield grown[len(shown) :]
+                shown = grown
+
+    def save(self, path: Path) -> None:
+        """Write the State, and what it has not read yet, to a file.
+
+        Raises:
+            ConfigError: nothing was read yet, or the file cannot be written.
+        """
+        from nl.dist.state_file import save_state
+
+        if self.state is None:
+            raise ConfigError(f"{path}: nothing was read yet, so that there is no State to save.")
+        save_state(path, self.state, {"model": self.digest, UNREAD: self.unread})
+
+    def load(self, path: Path) -> None:
+        """Go on from a file of ``save`` or ``nl stream --save``.
+
+        Raises:
+            ConfigError: no such file, damaged, or of another model.
+        """
+        from nl.dist.state_file import read_state
+
+        found = read_state(path, next(self.model.parameters()).device)
+        if found.facts.get("model") != self.digest:
+            raise ConfigError(f"{path}: the State of another model; use the run it was made with.")
+        self.state, self.unread = found.state, list(found.facts.get(UNREAD, []))
+
+
+def opened(options: argparse.Namespace) -> Talk:
+    """The model and tokenizer of a command line, and the State of ``--from``.
+
+    Raises:
+        ConfigError: missing files, another tokenizer, no CUDA, a value out of range.
+    """
+    from nl.assembly import load_run
+    from nl.cli_measure import check_device, check_vocabulary
+    from nl.cli_model import data_of
+    from nl.cli_stream import model_digest
+    from nl.data.manifest import data_tokenizer
+    from nl.data.tokenizer import load_tokenizer
+
+    if options.segment < 1:
+        raise ConfigError(f"--segment: {options.segment}; must be >= 1 token.")
+    check_device(options.device)
+    if options.save_state is not None:
+        check_state_file(Path(options.save_state), "--save-state")
+    run, model = load_run(options.path)
+    if options.tokenizer is not None:
+        tokenizer = load_tokenizer(options.tokenizer)
+    else:
+        tokenizer = data_tokenizer(data_of(run, options.data))
+    check_vocabulary(tokenizer, run, options.path)
+    model.to(options.device)
+    talk = Talk(model, tokenizer, not options.no_write, options.segment, model_digest(run))
+    if options.start is not None:
+        talk.load(Path(options.start))
+    return talk
+
+
+def check_state_file(path: Path, where: str) -> None:
+    """Refuse a name that is no state file, or a folder that cannot be written, before the work."""
+    from nl.run.files import writable_folder
+
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{where}: {path}; a state file ends in .safetensors.")
+    writable_folder(path.parent, where)
+
+
+def sampling_of(options: argparse.Namespace, stop: tuple[int, ...]) -> Any:
+    """How tokens are chosen."""
+    from nl.models.generate import Sampling
+
+    return Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=0.0 if options.greedy else options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=stop,
+    )
+
+
+def generate(options: argparse.Namespace) -> int:
+    """``nl generate``: print the prompt and what follows, token by token, with streamed State."""
+    from nl.cli_model import samples_file, save_sample
+
+    samples = samples_file(Path(options.path)) if options.save else None
+    told = None if options.read is None else read_file(Path(options.read))
+    sampling_of(options, ())  # refused before anything is read
+    talk = opened(options)
+    prompt = given_prompt(options, sys.stdin)
+    if told is not None:
+        talk.read([*([] if talk.state else [talk.tokenizer.eos_id]), *talk.tokenizer.encode(told)])
+    ids = talk.tokenizer.encode(prompt)
+    if not ids and not talk.unread:
+        ids = [talk.tokenizer.eos_id]
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    text = ""
+    try:
+        for piece in talk.text(ids, sampling_of(options, (talk.tokenizer.eos_id,))):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            text += piece
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        if options.save_state is not None and talk.state is not None:
+            talk.save(Path(options.save_state))
+            sys.stderr.write(f"State saved: {options.save_state} (position {talk.position})\n")
+    if samples is not None:
+        save_sample(samples, prompt, text, options)
+    return 0
+
+
+def given_prompt(options: argparse.Namespace, stdin: TextIO) -> str:
+    """``--prompt``; ``-`` is all of stdin."""
+    if options.prompt != "-":
+        return str(options.prompt)
+    try:
+        return stdin.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"stdin: not UTF-8 text ({error}).") from error
+
+
+def read_file(path: Path) -> str:
+    """A UTF-8 text file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--read: {path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def add_talk(commands: Commands) -> None:
+    """``nl generate`` and ``nl chat``."""
+
+    def write(options: argparse.Namespace) -> int:
+        return generate(options)
+
+    def talk(options: argparse.Namespace) -> int:
+        from nl.cli_chat import chat
+
+        return chat(options)
+
+    example = 'nl generate runs/pilot_smoke/<run> --prompt "Return the" --temperature 0.8'
+    parser = add_command(commands, "generate", "continue a prompt, token by token", example, write)
+    flag = parser.add_argument
+    _shared(parser, max_new_tokens=128)
+    flag("--prompt", default="", help="text to continue; -: all of stdin")
+    flag("--read", help="UTF-8 text file to read first; the memories keep what they can of it")
+    flag("--save", action="store_true", help="keep the text for the run's report")
+    example = "nl chat runs/pilot_smoke/<run> --max-new-tokens 40"
+    summary = "talk to a model that keeps its State from turn to turn"
+    parser = add_command(commands, "chat", summary, example, talk)
+    flag = parser.add_argument
+    _shared(parser, max_new_tokens=64)
+    flag("--template", default="{text}\\n", help="what is read for a line of yours")
+    flag("--stop", default="\\n\\n", help="text that ends a reply; empty: none but the end mark")
+
+
+def _shared(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """Flags of both commands."""
+    flag = parser.add_argument
+    flag("path", help="run directory, checkpoint directory or exported .safetensors")
+    flag("--data", help="data directory (the one the run was trained on)")
+    flag("--tokenizer", help="bytes, .model or tokenizer.json, where there is no data directory")
+    flag("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    flag("--max-new-tokens", type=int, default=max_new_tokens, help="tokens to add")
+    flag("--greedy", action="store_true", help="always the likeliest token")
+    flag("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    flag("--top-k", type=int, default=0, help="sample among the k likeliest; 0: all")
+    flag("--top-p", type=float, default=1.0, help="sample within this probability")
+    flag("--seed", type=int, default=0, help="seed of the sampling")
+    flag("--segment", type=int, default=512, help="tokens per forward pass of what is read")
+    flag("--no-write", action="store_true", help="freeze every memory")
+    flag("--from", dest="start", help="state file to go on from")
+    flag("--save-state", help="state file to write at the end")
