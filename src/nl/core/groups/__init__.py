@@ -1,0 +1,17 @@
+"""Finite groups: tables, irreducible representations, what gradient flow learns first. Floor 0."""
+
+from nl.core.groups.finite import FiniteGroup, group_of, parse_group
+from nl.core.groups.irreps import Irrep, irreps
+from nl.core.groups.staircase import Step, growth_rate, staircase, utility
+
+__all__ = [
+    "FiniteGroup",
+    "Irrep",
+    "Step",
+    "group_of",
+    "growth_rate",
+    "irreps",
+    "parse_group",
+    "staircase",
+    "utility",
+]

@@ -1,0 +1,140 @@
+"""Irreducible real representations, found from the multiplication table alone. Floor 0.
+
+A random symmetric element of the right regular algebra commutes with every left translation, and
+its eigenspaces are irreducible; one is kept per character. No tables of characters are stored.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+
+import numpy as np
+
+from nl.core.groups.finite import FiniteGroup, Floats, GroupError
+
+TYPES = {1: "real", 2: "complex", 4: "quaternionic"}
+ATTEMPTS = 5
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Irrep:
+    """An irreducible real representation of a group of N elements.
+
+    Attributes:
+        name: dimension and a letter, ``1a`` the trivial one.
+        matrices: (N, d, d) orthogonal.
+        character: (N,) traces.
+        schur: Frobenius-Schur number: 1 real, 2 complex, 4 quaternionic type.
+    """
+
+    name: str
+    matrices: Floats
+    character: Floats
+    schur: int
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return int(self.matrices.shape[1])
+
+    @property
+    def type(self) -> str:
+        """real, complex or quaternionic."""
+        return TYPES[self.schur]
+
+    @property
+    def complex_dimension(self) -> int:
+        """Of the complex irreducible representations that it consists of."""
+        return self.dimension if self.schur == 1 else self.dimension // 2
+
+    def transform(self, values: Floats) -> Floats:
+        """Fourier coefficient sum_g x(g) rho(g)^T, (..., d, d), of functions (..., N)."""
+        return np.asarray(np.einsum("...g,gij->...ji", values, self.matrices))
+
+    def part(self, group: FiniteGroup, values: Floats) -> Floats:
+        """The component (..., N) of functions (..., N) that lies in this representation."""
+        # (P x)(h) = d / (m N) sum_k chi(h k^-1) x(k)
+        between = group.table[:, group.inverse]
+        weight = self.dimension / (self.schur * group.order)
+        return np.asarray(values @ (weight * self.character[between]).T)
+
+    def power(self, group: FiniteGroup, values: Floats) -> Floats:
+        """Squared norm (...,) of that component; over all irreps they sum to ||x||^2 (Parseval)."""
+        return np.asarray(np.square(self.part(group, values)).sum(axis=-1))
+
+
+_CACHE: dict[bytes, tuple[Irrep, ...]] = {}
+
+
+def irreps(group: FiniteGroup) -> tuple[Irrep, ...]:
+    """All irreducible real representations, by dimension, the trivial one first.
+
+    Raises:
+        GroupError: the decomposition does not add up (a table that is no group's).
+    """
+    key = group.table.tobytes()
+    if key not in _CACHE:
+        _CACHE[key] = _decompose(group)
+    return _CACHE[key]
+
+
+def _decompose(group: FiniteGroup) -> tuple[Irrep, ...]:
+    for attempt in range(ATTEMPTS):
+        found = _attempt(group, np.random.default_rng(attempt))
+        # Every irrep of real dimension d and number m fills d^2 / m dimensions.
+        if sum(d * d // m for _, d, m, _ in found) == group.order:
+            return _named(found)
+    raise GroupError(f"{group.name}: its representations do not add up to {group.order} dimensions")
+
+
+Found = tuple[Floats, int, int, Floats]
+
+
+def _attempt(group: FiniteGroup, rng: np.random.Generator) -> list[Found]:
+    n = group.order
+    weights = rng.standard_normal(n)
+    weights = weights + weights[group.inverse]
+    # (A x)(h) = sum_g c_g x(h g): entry (h, k) is c_{h^-1 k}.
+    values, vectors = np.linalg.eigh(weights[group.quotient])
+    gap = TOLERANCE * max(1.0, float(np.abs(values).max()))
+    cuts = np.flatnonzero(np.diff(values) > gap) + 1
+    found: list[Found] = []
+    for basis in np.split(vectors, cuts, axis=1):
+        # L_g moves row h of the basis to row g h.
+        moved = basis[group.quotient]  # (g, h, d): (L_g v)(h) = v(g^-1 h)
+        matrices = np.einsum("hi,ghj->gij", basis, moved)
+        character = np.einsum("gii->g", matrices)
+        if any(np.abs(character - chi).max() < 1e-3 for chi, *_ in found):
+            continue
+        schur = float(character @ character) / n
+        if abs(schur - round(schur)) > 1e-3 or round(schur) not in TYPES:
+            return []
+        found.append((character, basis.shape[1], round(schur), matrices))
+    return found
+
+
+def _named(found: list[Found]) -> tuple[Irrep, ...]:
+    """Sorted by dimension, then by characters, larger ones first."""
+
+    def place(one: Found) -> tuple[int, tuple[float, ...]]:
+        return one[1], tuple(-np.round(one[0], 6) + 0.0)
+
+    named, count = [], dict[int, int]()
+    for character, dimension, schur, matrices in sorted(found, key=place):
+        number = count[dimension] = count.get(dimension, -1) + 1
+        named.append(Irrep(f"{dimension}{letters(number)}", matrices, character, schur))
+    return tuple(named)
+
+
+def letters(number: int) -> str:
+    """a to z, then aa, ab, ..."""
+    alphabet = string.ascii_lowercase
+    head, last = divmod(number, len(alphabet))
+    return (letters(head - 1) if head else "") + alphabet[last]
+
+
+def powers(group: FiniteGroup, values: Floats) -> dict[str, Floats]:
+    """Power (...,) of functions (..., N) in every irrep, by name."""
+    return {one.name: one.power(group, values) for one in irreps(group)}
