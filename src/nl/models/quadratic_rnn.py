@@ -53,6 +53,9 @@ class QuadraticRNN(nn.Module):
     """Words of length 2 never use ``cell.mix``."""
     neuron_axes: ClassVar[dict[str, int]] = {"first": 0, "cell.drive": 0, "out": 1}
     """Neuron i reads with row i of the embeddings and writes with column i of the readout."""
+    neuron_degree = 3
+    """Of words of length 2: two inputs and a readout. In longer words a neuron comes back, and
+    ``optim.exponent`` may be set lower."""
 
     def __init__(self, config: QuadraticRNNConfig) -> None:
         super().__init__()

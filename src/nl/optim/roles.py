@@ -6,7 +6,8 @@ it (the innermost declaration wins):
 - ``memory_parameters: bool``: they are a memory's meta parameters; a module that writes every
   ``shortest_period`` > 0 tokens is a memory unless it says otherwise;
 - ``hidden_matrices: dict[str, bool]``: relative dotted name -> whether it is a hidden matrix;
-- ``neuron_axes: dict[str, int]``: relative dotted name -> the axis that counts neurons.
+- ``neuron_axes: dict[str, int]``: relative dotted name -> the axis that counts neurons;
+- ``neuron_degree: int``: degree in which the weights of one neuron enter the output.
 
 Without a word about it, a hidden matrix is the 2-D weight of an ``nn.Linear`` inside one of the
 model's ``shard_units()``: embedding, head, norms, biases, convolutions and stacks are not.
@@ -33,6 +34,8 @@ class Role:
     """A meta parameter of a memory: initial weights, projections, gates."""
     neurons: tuple[str, int] | None = None
     """The population of neurons it belongs to and the axis that counts them."""
+    degree: int | None = None
+    """Degree of the model's output in the weights of one such neuron, where there is one."""
 
 
 Roles = Mapping[str, Role]
@@ -47,7 +50,7 @@ def parameter_roles(objective: nn.Module) -> dict[str, Role]:
 
 
 def _role(objective: nn.Module, name: str, parameter: nn.Parameter, units: set[int]) -> Role:
-    memory, matrix, neurons = False, None, None
+    memory, matrix, neurons, degree = False, None, None, None
     inside, owner = False, objective
     for path, rest, module in _owners(objective, name):
         inside = inside or id(owner) in units
@@ -57,10 +60,13 @@ def _role(objective: nn.Module, name: str, parameter: nn.Parameter, units: set[i
         memory = bool(declared) if declared is not None else memory or period > 0
         matrix = getattr(module, "hidden_matrices", {}).get(rest, matrix)
         axis = getattr(module, "neuron_axes", {}).get(rest)
-        neurons = neurons if axis is None else (path, int(axis))
+        if axis is not None:
+            neurons, degree = (path, int(axis)), getattr(module, "neuron_degree", None)
     if matrix is None:
         matrix = inside and isinstance(owner, nn.Linear)
-    return Role(matrix=matrix and parameter.ndim == 2, memory=memory, neurons=neurons)
+    return Role(
+        matrix=matrix and parameter.ndim == 2, memory=memory, neurons=neurons, degree=degree
+    )
 
 
 def _owners(objective: nn.Module, name: str) -> Iterator[tuple[str, str, nn.Module]]:

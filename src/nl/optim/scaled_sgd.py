@@ -36,9 +36,9 @@ class ScaledSGDConfig(PolicyConfig):
 
     lr: float = 1.0
     """Peak learning rate of the neurons; the schedule multiplies it."""
-    exponent: float = -1.0
+    exponent: float | None = None
     """2 - d, where d is the degree of the network in one neuron's weights: 3 for a product of two
-    inputs and a readout."""
+    inputs and a readout. null: what the model says of itself."""
     rest: AdamWSettings = field(
         default_factory=lambda: AdamWSettings(betas=(0.9, 0.999), weight_decay=0.0)
     )
@@ -72,21 +72,32 @@ class ScaledSGDConfig(PolicyConfig):
             group = groups.setdefault(population, fresh)
             group["params"].append((name, parameter))
             group["axes"].append(axis)
+            group["exponent"] = self._exponent(role.degree)
         if not groups:
             raise ConfigError(
                 "optim: scaled_sgd; this model does not say which weights belong to which neuron; "
                 "set optim=adamw, or model=quadratic_rnn."
             )
-        neurons = ScaledSGD(list(groups.values()), lr=self.lr, exponent=self.exponent)
+        neurons = ScaledSGD(list(groups.values()), lr=self.lr)
         for group in neurons.param_groups:
             log_group(self.kind, group)
         return CombinedOptimizer([neurons, self.rest.over(rest)] if rest else [neurons])
+
+    def _exponent(self, degree: int | None) -> float:
+        if self.exponent is not None:
+            return self.exponent
+        if degree is None:
+            raise ConfigError(
+                "optim.exponent: null; this model is not homogeneous in a neuron's weights, say "
+                "the exponent (2 - degree), -1 for a product of two inputs and a readout."
+            )
+        return float(2 - degree)
 
 
 class ScaledSGD(torch.optim.Optimizer):
     """See the module's equation. A group is a population: ``axes`` count its neurons, in order."""
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, exponent: float) -> None:
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, exponent: float = -1.0) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "exponent": exponent})
 
     @torch.no_grad()

@@ -15,6 +15,11 @@ from nl.data.shard_stream import ShardStreamConfig
     [
         ("synthetic/sign_of_winner", ("logistic_regression", "sign_of_winner", "classify")),
         ("groups/c5", ("quadratic_rnn", "group_composition", "regress")),
+        ("groups/c10", ("sequential_mlp", "group_composition", "regress")),
+        ("groups/c3xc3", ("sequential_mlp", "group_composition", "regress")),
+        ("groups/d3", ("two_layer", "group_composition", "regress")),
+        ("groups/octahedral", ("two_layer", "group_composition", "regress")),
+        ("groups/a5", ("two_layer", "group_composition", "regress")),
         ("recall/pairs8", ("language", "recall", "next_token")),
         ("recall/pairs16", ("language", "recall", "next_token")),
     ],

@@ -1,13 +1,15 @@
 """Finite groups: tables, irreducible representations, what gradient flow learns first. Floor 0."""
 
 from nl.core.groups.finite import FiniteGroup, group_of, parse_group
-from nl.core.groups.irreps import Irrep, irreps
+from nl.core.groups.irreps import Decomposition, Irrep, decompose, irreps
 from nl.core.groups.staircase import Step, growth_rate, staircase, utility
 
 __all__ = [
+    "Decomposition",
     "FiniteGroup",
     "Irrep",
     "Step",
+    "decompose",
     "group_of",
     "growth_rate",
     "irreps",

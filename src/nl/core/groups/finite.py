@@ -46,7 +46,7 @@ class FiniteGroup:
     @functools.cached_property
     def inverse(self) -> Ints:
         """(N,) number of the inverse of each element."""
-        return np.argmax(self.table == 0, axis=1).astype(np.int64)
+        return np.asarray(np.argmax(self.table == 0, axis=1), dtype=np.int64)
 
     @functools.cached_property
     def quotient(self) -> Ints:

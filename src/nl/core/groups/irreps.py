@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nl.core.groups.finite import FiniteGroup, Floats, GroupError
+from nl.core.groups.finite import FiniteGroup, Floats, GroupError, Ints
 
 TYPES = {1: "real", 2: "complex", 4: "quaternionic"}
 ATTEMPTS = 5
@@ -65,11 +65,26 @@ class Irrep:
         return np.asarray(np.square(self.part(group, values)).sum(axis=-1))
 
 
-_CACHE: dict[bytes, tuple[Irrep, ...]] = {}
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """All functions on a group as a sum of its irreps.
+
+    Attributes:
+        irreps: by dimension, the trivial one first.
+        basis: (N, N) orthonormal columns, each in one isotypic component.
+        owner: (N,) the number of the irrep that each column belongs to.
+    """
+
+    irreps: tuple[Irrep, ...]
+    basis: Floats
+    owner: Ints
 
 
-def irreps(group: FiniteGroup) -> tuple[Irrep, ...]:
-    """All irreducible real representations, by dimension, the trivial one first.
+_CACHE: dict[bytes, Decomposition] = {}
+
+
+def decompose(group: FiniteGroup) -> Decomposition:
+    """The regular representation of a group, taken apart.
 
     Raises:
         GroupError: the decomposition does not add up (a table that is no group's).
@@ -80,19 +95,24 @@ def irreps(group: FiniteGroup) -> tuple[Irrep, ...]:
     return _CACHE[key]
 
 
-def _decompose(group: FiniteGroup) -> tuple[Irrep, ...]:
+def irreps(group: FiniteGroup) -> tuple[Irrep, ...]:
+    """All irreducible real representations, by dimension, the trivial one first."""
+    return decompose(group).irreps
+
+
+def _decompose(group: FiniteGroup) -> Decomposition:
     for attempt in range(ATTEMPTS):
-        found = _attempt(group, np.random.default_rng(attempt))
+        found, basis, owner = _attempt(group, np.random.default_rng(attempt))
         # Every irrep of real dimension d and number m fills d^2 / m dimensions.
         if sum(d * d // m for _, d, m, _ in found) == group.order:
-            return _named(found)
+            return _named(found, basis, owner)
     raise GroupError(f"{group.name}: its representations do not add up to {group.order} dimensions")
 
 
 Found = tuple[Floats, int, int, Floats]
 
 
-def _attempt(group: FiniteGroup, rng: np.random.Generator) -> list[Found]:
+def _attempt(group: FiniteGroup, rng: np.random.Generator) -> tuple[list[Found], Floats, list[int]]:
     n = group.order
     weights = rng.standard_normal(n)
     weights = weights + weights[group.inverse]
@@ -101,31 +121,38 @@ def _attempt(group: FiniteGroup, rng: np.random.Generator) -> list[Found]:
     gap = TOLERANCE * max(1.0, float(np.abs(values).max()))
     cuts = np.flatnonzero(np.diff(values) > gap) + 1
     found: list[Found] = []
+    owner: list[int] = []
     for basis in np.split(vectors, cuts, axis=1):
-        # L_g moves row h of the basis to row g h.
-        moved = basis[group.quotient]  # (g, h, d): (L_g v)(h) = v(g^-1 h)
+        # (L_g v)(h) = v(g^-1 h): the matrix of L_g in this basis.
+        moved = basis[group.quotient]
         matrices = np.einsum("hi,ghj->gij", basis, moved)
         character = np.einsum("gii->g", matrices)
-        if any(np.abs(character - chi).max() < 1e-3 for chi, *_ in found):
-            continue
+        known = [np.abs(character - chi).max() < 1e-3 for chi, *_ in found]
+        same = [known.index(True)] if any(known) else []
         schur = float(character @ character) / n
         if abs(schur - round(schur)) > 1e-3 or round(schur) not in TYPES:
-            return []
-        found.append((character, basis.shape[1], round(schur), matrices))
-    return found
+            return [], vectors, []
+        if not same:
+            same = [len(found)]
+            found.append((character, basis.shape[1], round(schur), matrices))
+        owner += same * basis.shape[1]
+    return found, vectors, owner
 
 
-def _named(found: list[Found]) -> tuple[Irrep, ...]:
+def _named(found: list[Found], basis: Floats, owner: list[int]) -> Decomposition:
     """Sorted by dimension, then by characters, larger ones first."""
 
-    def place(one: Found) -> tuple[int, tuple[float, ...]]:
-        return one[1], tuple(-np.round(one[0], 6) + 0.0)
+    def place(number: int) -> tuple[int, tuple[float, ...]]:
+        return found[number][1], tuple(-np.round(found[number][0], 6) + 0.0)
 
+    order = sorted(range(len(found)), key=place)
     named, count = [], dict[int, int]()
-    for character, dimension, schur, matrices in sorted(found, key=place):
+    for old in order:
+        character, dimension, schur, matrices = found[old]
         number = count[dimension] = count.get(dimension, -1) + 1
         named.append(Irrep(f"{dimension}{letters(number)}", matrices, character, schur))
-    return tuple(named)
+    new = np.argsort(np.asarray(order))
+    return Decomposition(tuple(named), basis, np.asarray(new[np.asarray(owner)], dtype=np.int64))
 
 
 def letters(number: int) -> str:
