@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,12 +97,14 @@ class ForgettingResult:
         sources: what each row was measured on (checkpoints), the initial row first.
         documents: per segment.
         written: what reading wrote into the memories of the last model.
+        memory: which memories were written, how often, for how long.
     """
 
     matrices: dict[Memorize, LossMatrix]
     sources: tuple[str, ...]
     documents: tuple[int, ...]
     written: tuple[EvalRow, ...] = ()
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def rows(self, seconds: float | None = None) -> list[EvalRow]:
         """Every cell and every metric as evaluation rows."""
@@ -121,7 +123,7 @@ class ForgettingResult:
                             loss,
                             self.documents[j],
                             memorize=mode,
-                            note="State fresh per document",
+                            note=self.memory.policy("document", mode),
                         )
                     )
             for metric, value in all_metrics(matrix).items():
@@ -235,6 +237,7 @@ def forgetting_matrix(
         sources=tuple(label for label, _ in pairs),
         documents=tuple(len(segment.documents) for segment in segments),
         written=tuple(written),
+        memory=memory,
     )
 
 

@@ -39,6 +39,7 @@ class Answers:
         begin: what stands before a text; see ``nl.eval.requests``.
         max_length: tokens that are read for one answer; 0: no limit.
         texts: what was read for the items that were scored.
+        answer: for ``oracle``, the right text of a request that generates one.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Answers:
     begin: Begin = "text"
     max_length: int = 0
     texts: list[Tokens] = field(default_factory=list)
+    answer: Callable[[Any], str] | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -102,18 +104,26 @@ class Answers:
         return [(score.total, score.greedy) for score in scores]
 
     def generate(self, requests: Sequence[Any]) -> list[str]:
-        """Continuations up to a stop text."""
-        if self.memorize == "oracle":
-            raise ConfigError("memorize: oracle is not defined for tasks that generate text.")
-        if self.memory.carry or self.memory.steps > 1:
+        """Continuations up to a stop text; with ``oracle`` prompt and answer are read before."""
+        if self.memory.carry:
             raise ConfigError(
-                "memory.carry, memory.steps: not defined for tasks that generate text; leave them "
-                "at false and 1."
+                "memory.carry: not defined for tasks that generate text; leave it at false."
             )
-        asked = [self.prompt(request) for request in requests]
+        asked = [self.primed(request) for request in requests]
         self.texts.extend(prompt for prompt, _ in asked)
         judge = scorer(self.model, self.context, self.memorize, memory=self.memory)
         return _generate(judge, self.context, self.memorize, asked)
+
+    def primed(self, request: Any) -> tuple[Tokens, dict[str, Any]]:
+        """``prompt``, with what is read before it by the mode."""
+        prompt, options = self.prompt(request)
+        shown: Tokens = ()
+        if self.memorize == "oracle":
+            if self.answer is None:
+                raise ConfigError("memorize: oracle needs to know the right answers.")
+            item = self.encoding.pair(request.args[0], self.answer(request))
+            shown = item.context + item.continuation
+        return primed(Item(prompt, ()), shown, self.memorize, self.memory.steps).context, options
 
     def prompt(self, request: Any) -> tuple[Tokens, dict[str, Any]]:
         """The prompt of a request and what is asked for: ``until``, ``max_gen_toks``, sampling."""

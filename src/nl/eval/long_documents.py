@@ -187,7 +187,7 @@ class LongDocuments:
                 losses = losses_by_token(model, documents, context, config, mode)
                 seconds = time.monotonic() - start
                 buckets = by_position(losses, ends)
-                found = self._rows(task, documents, losses, buckets, context)
+                found = self._rows(task, mode, documents, losses, buckets, context)
                 rows += [replace(row, memorize=mode, seconds=seconds) for row in found]
                 keep_samples(context, task, mode, documents, losses, ends)
                 curves.append(
@@ -202,6 +202,7 @@ class LongDocuments:
     def _rows(
         self,
         task: str,
+        mode: Memorize,
         documents: Sequence[EncodedText],
         losses: Sequence[torch.Tensor],
         buckets: Sequence[Bucket],
@@ -211,7 +212,7 @@ class LongDocuments:
         uniform = math.log(context.tokenizer.vocab_size)
         config = self.config
         policy = (
-            f"{config.memory.policy('document')}, carried inside"
+            f"{config.memory.policy('document', mode)}, carried inside"
             if config.state == "document"
             else f"State fresh every {config.window} tokens"
         )

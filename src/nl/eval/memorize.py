@@ -68,8 +68,10 @@ class MemoryConfig:
         with anything.surprise_at(self.surprise):
             yield
 
-    def policy(self, unit: str) -> str:
-        """The State's policy in words, for the note of a row."""
+    def policy(self, unit: str, mode: Memorize = "context") -> str:
+        """The State's policy in words, for the note of a row; with ``off`` nothing here counts."""
+        if mode == "off":
+            return f"State fresh per {unit}"
         words = ["State carried on" if self.carry else f"State fresh per {unit}"]
         words += [f"read {self.steps} times"] if self.steps > 1 else []
         words += [f"writes: {', '.join(self.paths)}"] if self.paths else []

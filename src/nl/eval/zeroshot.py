@@ -186,11 +186,17 @@ def run_task(
     def gold(request: Any, requests: Sequence[Any]) -> Any:
         return right_request(task, request, requests)
 
+    def right_text(request: Any) -> str:
+        target = task.doc_to_target(request.doc)
+        first = target[0] if isinstance(target, list) and target else target
+        text = str(first)
+        return text if text[:1].isspace() else task.config.target_delimiter + text
+
     memory = config.memory
     longest = config.max_length
     most = positions_of(model)
     longest = min(longest, most) if longest and most else longest or most
-    answers = Answers(model, context, mode, gold, memory, config.begin, longest)
+    answers = Answers(model, context, mode, gold, memory, config.begin, longest, answer=right_text)
     with own_progress_only():
         result = simple_evaluate(
             model=harness_model(answers),
@@ -210,7 +216,7 @@ def run_task(
     context.record.details["tasks"][name] = task_facts(task, result, logged)
     guess = uniform_guess(logged, answers.encoding)
     rows = task_rows(name, mode, result["results"][name], logged, time.monotonic() - start)
-    policy = memory.policy("sample") if mode != "off" else "State fresh per sample"
+    policy = memory.policy("sample", mode)
     note = f"{policy}; {answers.encoding.words()}"
     rows = [
         replace(row, chance=guess.get(row.metric, row.chance), note=_joined(row.note, note))

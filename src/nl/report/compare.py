@@ -14,7 +14,8 @@ from nl.report.sides import Key, Side
 from nl.report.tables import Cell, Table, sort_key, table_csv
 
 EXPLAINED = (
-    "A difference is that of a model to the first one, with its 95 % interval. Paired t: "
+    "Values stand with one standard error. A difference is that of a model to the first one, "
+    "positive where its value is larger, with its 95 % interval. Paired t: "
     "Student's interval over samples that both have answered, so that what is hard for both "
     "cancels; for sums over sums (nats per token) on what each document adds to the difference. "
     "Unpaired normal: from the two standard errors alone, where no samples are kept. Intervals are "
@@ -71,7 +72,7 @@ def one_table(
     names = [side.name for side in sides]
     head = ["task", "metric", "memory", "chance", "n", *names]
     for name in names[1:]:
-        head += [f"{name} - {names[0]}", "verdict"]
+        head += ["difference" if len(names) == 2 else f"difference of {name}", "verdict"]
     columns = ["task", "metric", "memorize", "chance", "side", "value", "stderr", "n"]
     columns += ["difference", "low", "high", "pairs", "better", "worse", "method"]
     cells, numbers = [], [columns]
@@ -105,7 +106,10 @@ def difference_cell(difference: Difference | None) -> Cell:
     if difference is None:
         return Cell(DASH, numeric=True)
     value, half = difference.value, difference.half
-    shown = with_error(value, half, 3) if half else figure(value)
+    shown = figure(value, 3)
+    if half is not None:
+        ends = (figure(end, 3) for end in (value - half, value + half))
+        shown += f" [{', '.join(ends)}]"
     title = difference.method + (f", {difference.n} samples" if difference.n else "")
     if difference.better is not None:
         title += f", better on {difference.better}, worse on {difference.worse}"

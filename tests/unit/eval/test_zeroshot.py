@@ -18,6 +18,7 @@ from nl.config import ConfigError
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext
 from nl.eval.harness import Answers
+from nl.eval.memorize import MemoryConfig
 from nl.eval.scoring import Item
 from nl.eval.zeroshot import ZeroshotConfig
 
@@ -160,6 +161,10 @@ def test_oracle_shows_the_right_answer(fakes: ModuleType, context: EvalContext) 
     assert blue[0] > red[0]
     with pytest.raises(ConfigError, match="oracle"):
         shown.generate(requests(("a", {})))
+    told = replace(shown, answer=lambda request: " blue")
+    assert told.generate(requests(("The colour is", {"max_gen_toks": 5}))) == [" blue"]
+    with pytest.raises(ConfigError, match=r"memory\.carry"):
+        replace(told, memory=MemoryConfig(carry=True)).generate(requests(("a", {})))
     assert shown.pair(pair[0]) == Item(tuple(map(ord, "The colour is")), (32, 114, 101, 100))
 
 

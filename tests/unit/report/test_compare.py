@@ -176,7 +176,7 @@ def test_compare_command(
     out = tmp_path / "out" / "c.html"
     assert script(monkeypatch, "compare", "--inputs", *two, "--output", out) == 0
     printed = capsys.readouterr().out
-    assert "two - one" in printed
+    assert "| difference | verdict |" in printed
     assert "warning: one: tokenizers differ" in printed
     html = out.read_text()
     assert "http" not in html.replace("http-equiv", "")
