@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ import torch
 from nl.config import ConfigError, structure
 from nl.config.groups import EvaluatorConfig
 from nl.eval.context import EvalContext
-from nl.eval.perplexity import PerplexityConfig
+from nl.eval.perplexity import PerplexityConfig, document_losses, sample_documents
 from nl.eval.suite import run_suite
+from tests.laws.conftest import small
+
+VOCABULARY = 128
 
 
 def direct(model: torch.nn.Module, text: str, write: bool, window: int = 0) -> float:
@@ -57,6 +61,20 @@ def test_equals_direct(fakes: ModuleType, context: EvalContext, state: str, wind
         nats_all, count_all = nats_all + sum(nats), count_all + count
     everything = rows["test/all", "nats_per_token", "context"]
     assert everything.value == pytest.approx(nats_all / count_all, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "hope_attention", "hope_selfmod", "titan_mac"])
+@pytest.mark.parametrize("write", [False, True])
+def test_blocks_equal_a_plain_loop_in_float64(
+    fakes: ModuleType, context: EvalContext, kind: str, write: bool
+) -> None:
+    """One forward pass per document on the whole text; the evaluator reads it in segments."""
+    model = small(kind, vocab_size=VOCABULARY).double()
+    documents = sample_documents(context, "test", "prose", max_documents=0, max_tokens=0)
+    mode: Any = "context" if write else "off"
+    found = document_losses(model, documents, context, memorize=mode)
+    for text, nats in zip(context.corpus.documents("test", "prose"), found.nats, strict=True):
+        assert nats == pytest.approx(direct(model, text, write), rel=1e-6)
 
 
 def test_uniform_model_scores_chance(fakes: ModuleType, context: EvalContext) -> None:
