@@ -51,7 +51,9 @@ tasks run.
 Memory `off`: nothing is written while a text is read; `context`: memories are written by what is
 read, before the answer is scored. Intervals hold 95 %: Wilson's for shares, Student's over samples
 for the rest. Chance is what a model scores that finds every answer (every token) as likely. A
-difference is paired over the same samples, second minus first, with its interval.
+difference is paired over the same samples: the model's value minus that of the first one, with its
+interval. Every model is one seed of training: an interval says what other samples would give, not
+what another seed would. Training windows were 256 tokens, so needles at 512 lie beyond them.
 """
 
 
@@ -86,7 +88,8 @@ def evaluate(script: str, checkpoint: Path, folder: Path, data: Path) -> None:
 
 def write(root: Path, output: Path) -> None:
     """The page and its numbers as CSV."""
-    folders = sorted(path.parent for path in root.glob("*/zeroshot.json"))
+    folders = [path.parent for path in root.glob("*/zeroshot.json")]
+    folders.sort(key=lambda folder: (not folder.name.startswith("transformer"), folder.name))
     sides = [read_side(folder, folder.name) for folder in folders]
     if not sides:
         raise SystemExit(f"{root}: no results; name --checkpoints.")

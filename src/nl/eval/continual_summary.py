@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nl.config import require
 from nl.eval.continual_metrics import BETTER, LossMatrix, all_metrics
+from nl.run.student import t_95
 
 ALL_BETTER = {
     **BETTER,
@@ -28,12 +29,6 @@ ALL_BETTER = {
 UNITS = {name: "ppl" if "_ppl_" in name else "nats" for name in ALL_BETTER} | {
     "forgetting_ppl_ratio": "ratio"
 }
-T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""Two-sided 95 % quantiles of Student's distribution, 1 to 30 degrees of freedom."""
 
 
 def sequential_metrics(
@@ -126,7 +121,7 @@ def interval(values: Sequence[float]) -> Interval:
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     std = statistics.stdev(values)
-    quantile = T_95[n - 2] if n <= len(T_95) + 1 else 1.96
+    quantile = t_95(n - 1)
     return Interval(mean, std, quantile * std / math.sqrt(n), n)
 
 

@@ -20,16 +20,10 @@ import yaml
 
 from nl.run import RunDir, RunError, read_records, write_atomic
 from nl.run.files import read_json, write_json
+from nl.run.student import t_95
 from nl.sweep.job import Job, failure_of, progress_of, standing
 
 Row = dict[str, Any]
-T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""Two-sided 95 % quantiles of Student's distribution for 1 to 30 degrees of freedom."""
-NORMAL_95 = 1.960
 LEFT_OUT = ("step", "time", "tokens", "lr", "grad_norm")
 """Keys of a metric row that are no result."""
 
@@ -139,7 +133,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "median": statistics.median(values),
     }
     if n > 1:
-        quantile = T_95[n - 2] if n - 2 < len(T_95) else NORMAL_95
+        quantile = t_95(n - 1)
         found["std"] = statistics.stdev(values)
         found["ci95"] = quantile * found["std"] / math.sqrt(n)
     return found

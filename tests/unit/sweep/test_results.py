@@ -45,9 +45,9 @@ def test_spread_by_hand() -> None:
 
 def test_the_quantiles_are_those_of_student() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from nl.sweep.results import T_95
+    from nl.run.student import SMALL
 
-    for freedom, value in enumerate(T_95, start=1):
+    for freedom, value in enumerate(SMALL, start=1):
         assert value == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
 
 
