@@ -331,9 +331,12 @@ class NeedleTest:
         }
 
     @property
-    def _exact_chance(self) -> float:
-        """What writing a random number scores."""
-        return float(1 / (9 * 10 ** (self.config.digits - 1)))
+    def _exact_chance(self) -> float | None:
+        """What writing a random number, or place, scores; None for answers of several words."""
+        if self.config.task.startswith("facts"):
+            return 1 / len(PLACES)
+        one = self.config.task in ("single", "passkey", "multikey")
+        return float(1 / (9 * 10 ** (self.config.digits - 1))) if one else None
 
     def _rows(
         self, cell: Cell, mode: Memorize, measured: Measured, seconds: float
