@@ -7,7 +7,7 @@ import hashlib
 import math
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Reading:
         scored: how many they are.
         state: the State after the last token; None before the first.
         last: (vocab,) logits that the next token is scored with, None where there are none.
+        ahead: a token that the State has not read and that goes before the text.
     """
 
     read: int
@@ -35,6 +36,7 @@ class Reading:
     scored: int = 0
     state: Any = None
     last: Any = None
+    ahead: list[int] = field(default_factory=list)
 
 
 def stream(options: argparse.Namespace) -> int:
@@ -109,16 +111,11 @@ def _begin(options: argparse.Namespace, facts: dict[str, Any]) -> Reading:
         raise ConfigError(
             f"--from: {options.start} is the State of another model; use the run it was made with."
         )
-    if found.facts.get("unread"):
-        raise ConfigError(
-            f"--from: {options.start} is of nl generate or nl chat, and its last token waits to be "
-            "read; go on from it with nl generate --from."
-        )
     same = found.facts.get("text") == facts["text"] and found.facts["read"] < facts["tokens"]
     begin = int(found.facts["read"]) if same else 0
     where = f"at token {begin}" if same else "at its beginning"
     print(f"State at position {found.state.position}; the text goes on {where}")
-    return Reading(begin, state=found.state)
+    return Reading(begin, state=found.state, ahead=list(found.facts.get("unread", [])))
 
 
 def _advance(
@@ -132,7 +129,8 @@ def _advance(
     with ProgressMeter("stream", len(ids) - reading.read) as meter, torch.no_grad():
         while reading.read < len(ids) and not stop.received:
             part = ids[reading.read : reading.read + options.segment]
-            tokens = torch.tensor([part], device=options.device)
+            tokens = torch.tensor([reading.ahead + part], device=options.device)
+            reading.ahead = []
             out = model(tokens, reading.state, write=not options.no_write)
             before = [] if reading.last is None else [reading.last[None]]
             logits = torch.cat([*before, out.pred[0]]).float()

@@ -345,6 +345,10 @@ class NeedleTest:
         policy = self.config.memory.policy("sample")
         for metric, (values, chance) in measured.items():
             mean, error = mean_and_stderr(values)
+            ends = ""
+            if metric in SHARES:
+                low, high = wilson(sum(values), len(values))
+                ends = f"; 95 % {low:.3f} to {high:.3f} (Wilson)"
             rows.append(
                 make_row(
                     "needle",
@@ -356,7 +360,7 @@ class NeedleTest:
                     seconds=seconds,
                     memorize=mode,
                     chance=chance,
-                    note="State fresh per sample" if mode == "off" else policy,
+                    note=("State fresh per sample" if mode == "off" else policy) + ends,
                 )
             )
         return rows

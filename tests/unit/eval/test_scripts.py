@@ -226,7 +226,7 @@ def test_flags_say_which_memories_write(
     assert call(monkeypatch, "niah", *needle, *more) == 0
     rows = json.loads(out.read_text())["rows"]
     note = next(row["note"] for row in rows if row["metric"] == "choice_accuracy")
-    assert note == "State carried on; read 2 times; layers -1"
+    assert note.startswith("State carried on; read 2 times; layers -1; 95 % ")
     assert any(row["metric"] == "memory/loss_after" for row in rows)
     record = tmp_path / "c.json"
     forgetting = ["--checkpoint", run, "--segments-yaml", SEGMENTS, "--output", record]
