@@ -160,10 +160,8 @@ def models_table(root: Path, models: list[Measured]) -> list[str]:
         used = "-" if cpu is None else f"{cpu / 60:.1f}"
         val = f"{one.result.final['val/loss']:.3f}"
         size = f"{one.result.parameters:,}"
-        lines.append(
-            [one.label, str(one.seed), LABELS[one.label], size, val, used, one.result.commit]
-        )
-    head = ["model", "seed", "what it is", "parameters", "val loss", "CPU minutes", "commit"]
+        lines.append([one.label, str(one.seed), LABELS[one.label], size, val, used])
+    head = ["model", "seed", "what it is", "parameters", "val loss", "CPU minutes"]
     return study.table(head, lines)
 
 
