@@ -19,6 +19,7 @@ DECIDED = ("arrangement", "hidden", "activation", "norm", "norm_eps", "bias")
 
 def import_model(options: argparse.Namespace) -> int:
     """``nl import``: read, convert, write one safetensors file."""
+    import nl.assembly  # noqa: F401 - registers every part that the run is made of
     from nl.config.hydra import compose, run_config
     from nl.dist.export import export
     from nl.models.foreign import convert

@@ -38,6 +38,14 @@ def imported(folder: Path, *more: str, **changes: Any) -> tuple[Any, Path]:
     return theirs, target
 
 
+def alone(*words: str) -> None:
+    """A command in a process of its own, which has imported nothing yet."""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def first_batch(run: Any) -> Any:
     """What the run's first step reads."""
     from nl.core.seeds import SeedBook
@@ -52,14 +60,13 @@ def losses(run: Path) -> list[float]:
 
 def test_through_the_launcher_it_starts_at_the_same_loss_and_learns(tmp_path: Path) -> None:
     """The first period ends behind the row, so that nothing is written before it is scored."""
-    theirs, target = imported(tmp_path, "--as", "hope_attention", "--levels", "64", "256")
-    place = tmp_path / "run"
+    theirs = made("Llama", LLAMA, tmp_path / "theirs")
+    target, place = tmp_path / "ours.safetensors", tmp_path / "run"
+    words = ["import", str(target), "--from", f"hf:{tmp_path / 'theirs'}"]
+    alone("-m", "nl", *words, "--as", "hope_attention", "--levels", "64", "256")
     words = ["--config-name", "pilot_smoke", "model=init_from", f"init_from={target}", *STREAM]
     words += ["train.steps=40", "logging.every=1", f"run.dir={place}", "train.device=cpu"]
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "train.py", *words]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone("train.py", *words)
     run = run_config(compose("pilot_smoke", STREAM))
     batch = first_batch(run)
     with torch.no_grad():
