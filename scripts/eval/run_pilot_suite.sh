@@ -9,7 +9,7 @@
 #   TOKENIZER_PATH    must be the tokenizer of the data; default: the data directory's
 #   DATA              data directory; default: the one each run was trained on
 #   DEVICE cpu   MAX_SAMPLES 256   TASKS cloze   DATA_DIR (local copies of hub tasks)
-#   NIAH_CONTEXTS "256 512"   NIAH_SAMPLES 8   PASSKEY_SAMPLES 64   PASSKEY_FILLER 256 (tokens)
+#   NIAH_CONTEXTS "256 512"   NIAH_SAMPLES 8   PASSKEY_SAMPLES 64   PASSKEY_FILLER 24 (sentences)
 #   PG19_SAMPLES 32   PG19_TOKENS 2048   PG19_SOURCE corpus (pg19: the hub; or files)
 #   CONT_SEGMENTS configs/data/continual_segments_sample.yaml   CONT_BATCH 4   CONT_MAX_BATCHES 20
 #   MEMORIZE "off context"   MEMORIZE_PATHS all   MEMORIZE_SURPRISE_THRESHOLD (none)
@@ -58,10 +58,10 @@ suite() { # name checkpoint config
   done_with "$name: needles"
   "$python" "$root"/scripts/eval/niah.py "${shared[@]}" --context-lengths "${contexts[@]}" \
     --samples-per-length "${NIAH_SAMPLES:-8}" --output "$folder/niah.json"
+  "$python" "$root"/scripts/eval/plot_niah.py "$folder/niah.json" --output "$folder/niah.png"
   done_with "$name: passkey"
-  "$python" "$root"/scripts/eval/niah.py "${shared[@]}" --task passkey --depths 0.5 \
-    --context-lengths "${PASSKEY_FILLER:-256}" --samples-per-length "${PASSKEY_SAMPLES:-64}" \
-    --output "$folder/passkey.json"
+  "$python" "$root"/scripts/eval/passkey.py "${shared[@]}" --samples "${PASSKEY_SAMPLES:-64}" \
+    --filler-sentences "${PASSKEY_FILLER:-24}" --output "$folder/passkey.json"
   done_with "$name: perplexity"
   "$python" "$root"/scripts/eval/perplexity.py "${shared[@]}" --splits test \
     --max-samples "${PG19_SAMPLES:-32}" --output "$folder/perplexity.json"

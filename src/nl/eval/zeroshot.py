@@ -120,7 +120,6 @@ class Zeroshot:
                 found = self._prepare(name, context, samples)
             except (ConfigError, OSError) as error:
                 reason = explain(name, error)
-                get_logger(__name__).warning("%s", reason)
                 missing.append(reason)
                 rows.append(make_row("zeroshot", name, "acc", None, 0, note=reason))
                 continue
@@ -129,6 +128,8 @@ class Zeroshot:
                     rows += run_task(model, context, mode, task, samples, self.config)
         if len(missing) == len(names):
             raise ConfigError("no task could be run:\n" + "\n".join(missing))
+        for reason in missing:
+            get_logger(__name__).warning("left out: %s", reason)
         return rows
 
     def _prepare(self, name: str, context: EvalContext, samples: int) -> list[Any]:

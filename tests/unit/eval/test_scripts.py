@@ -313,6 +313,37 @@ def test_samples_add_up_to_the_rows(
         assert shared - {key[0] for key in found} <= {"val/all", "test/all"}
 
 
+def test_compare_measures_both_on_the_same_samples(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "both" / "c.html"
+    early = run / "checkpoints" / "step_000002"
+    flags = ["--inputs", early, run, "--names", "early", "late", "--suite", "perplexity"]
+    flags += ["--set", "perplexity.splits=[test]", "perplexity.max_tokens=60", "--output", out]
+    assert call(monkeypatch, "compare", *flags) == 0
+    assert "warning" not in capsys.readouterr().out
+    found = [
+        json.loads((tmp_path / "both" / "c" / name / "perplexity.json").read_text())
+        for name in ("early", "late")
+    ]
+    assert [record["step"] for record in found] == [2, 6]
+    values = [
+        next(r["value"] for r in record["rows"] if r["metric"] == "nats_per_token")
+        for record in found
+    ]
+    (line,) = [
+        line
+        for line in out.with_suffix(".md").read_text().splitlines()
+        if line.startswith("| test/prose | nats_per_token | off |")
+    ]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert float(cells[8].split()[0]) == pytest.approx(values[1] - values[0], abs=2e-3)
+    assert cells[9] == "better"
+    flags = ["--a-checkpoint", early, "--b-checkpoint", run, "--suite", "perplexty"]
+    assert call(monkeypatch, "compare", *flags, "--output", out) == 2
+    assert "Did you mean 'perplexity'" in capsys.readouterr().err
+
+
 def test_list_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "zeroshot", "--list-tasks") == 0
     assert "hellaswag: Rowan/hellaswag" in capsys.readouterr().out
@@ -358,7 +389,7 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path, run: Path) -> Non
 def test_the_whole_suite_in_one_folder(run: Path, tmp_path: Path) -> None:
     small = {"HOPE_CHECKPOINT": str(run), "TITAN_CHECKPOINT": str(run), "PYTHON": sys.executable}
     small |= {"MAX_SAMPLES": "4", "NIAH_CONTEXTS": "300 320", "NIAH_SAMPLES": "1"}
-    small |= {"PASSKEY_SAMPLES": "2", "PASSKEY_FILLER": "300", "PG19_SAMPLES": "2"}
+    small |= {"PASSKEY_SAMPLES": "2", "PASSKEY_FILLER": "28", "PG19_SAMPLES": "2"}
     small |= {"PG19_TOKENS": "128", "CONT_BATCH": "2", "CONT_MAX_BATCHES": "1"}
     script = ["bash", str(ROOT / "scripts/eval/run_pilot_suite.sh"), "out"]
     done = subprocess.run(
@@ -369,6 +400,7 @@ def test_the_whole_suite_in_one_folder(run: Path, tmp_path: Path) -> None:
     for model in ("hope", "titan"):
         found = sorted(path.stem for path in (tmp_path / "out" / model).glob("*.json"))
         assert found == names
+        assert (tmp_path / "out" / model / "niah.png").is_file()
         assert "| cloze_code.acc.off |" in (tmp_path / "out" / model / "summary.md").read_text()
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "verdict" in page

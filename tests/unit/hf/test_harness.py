@@ -22,13 +22,17 @@ import yaml
 
 from nl.assembly import evaluation_context, run_config
 from nl.cli import main
+from nl.config import ConfigError
 from nl.config.hydra import compose
 from nl.data.documents import Document, encode_jsonl
 from nl.data.files import write_json
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.train_tokenizer import TokenizerOptions, train_tokenizer
+from nl.data.tokenizer import load_tokenizer
 from nl.dist.export import export
 from nl.eval.context import EvalContext
+from nl.eval.requests import Encoding
+from nl.eval.scoring import Item
 from nl.eval.zeroshot import ZeroshotConfig
 
 pytest.importorskip("nl.hf")
@@ -258,3 +262,54 @@ def check_answers(task: str, ours: list[Any], their: list[Any]) -> None:
         else:
             assert float(mine[0]) == pytest.approx(other[0], rel=1e-5), task
             assert str(mine[1]) == str(other[1]), task
+
+
+def test_a_tokenizer_with_its_own_template(tmp_path: Path) -> None:
+    """What transformers puts before a text stands before it here too; ``bos`` is the mark."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<s>", "</s>", "<pad>", "the", "cat", "saw"]
+    inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="cat"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens(names[:3])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    for template, front in ((None, []), ("<s> $A", [0])):
+        if template is not None:
+            inner.post_processor = processors.TemplateProcessing(
+                single=template, special_tokens=[("<s>", 0)]
+            )
+        inner.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(special))
+        ours = Encoding(load_tokenizer(tmp_path / "tokenizer.json"))
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **special)
+        assert ours.text("the cat") == theirs.encode("the cat") == [*front, 3, 4]
+        assert ours.pair("the", " cat saw") == Item((*front, 3), (4, 5))
+        assert ours.pair("", "cat") == Item((0,), (4,))
+        assert ours.whole("cat saw") == [Item((0,), (*front, 4, 5))]
+        document = replace(ours, begin="document")
+        assert document.pair("the", " cat") == Item((1, 3), (4,))
+
+
+def test_cuts_and_refusals() -> None:
+    class Letters:
+        vocab_size, eos_id = 128, 0
+
+        def encode(self, text: str) -> list[int]:
+            """One id per letter, "xy" melts into one."""
+            return [ord(c) for c in text.replace("xy", "z")]
+
+    short = Encoding(Letters(), max_length=4)  # type: ignore[arg-type]
+    assert short.pair("abcdef", "gh") == Item(tuple(map(ord, "def")), (103, 104))
+    assert short.pair("ax", "y") == Item((97,), (122,))
+    assert short.pair("  ", "b") == Item((0,), (32, 32, 98))
+    assert short.prompt("abcdef", 2) == (101, 102)
+    assert short.prompt("", 2) == (0,)
+    assert [len(item.continuation) for item in short.whole("abcdefghij")] == [4, 4, 2]
+    assert short.whole("") == []
+    with pytest.raises(ConfigError, match="max_length: 4; an answer has 5 tokens"):
+        short.pair("a", "bcdef")
+    with pytest.raises(ConfigError, match="max_length: 4; 4 tokens are to be generated"):
+        short.prompt("a", 4)
+    with pytest.raises(ConfigError, match="empty continuation"):
+        short.pair("a", "")
