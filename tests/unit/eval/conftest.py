@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from nl.core.output import Output
 from nl.core.state import state_type
 from nl.eval.context import EvalContext
+from tests.unit.eval.scripted import data, run
+
+__all__ = ["data", "run"]
 
 VOCAB = 128
 

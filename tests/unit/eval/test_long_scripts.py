@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from nl.eval.puzzles import PLACES
-from tests.unit.eval import test_scripts
-from tests.unit.eval.test_scripts import call
-
-data = test_scripts.data
-run = test_scripts.run
+from tests.unit.eval.scripted import call
 
 
 def test_passkey_and_its_picture(

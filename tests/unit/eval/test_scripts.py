@@ -3,97 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from nl.assembly import build_objective, launch
+from nl.assembly import build_objective
 from nl.config import structure
-from nl.config.hydra import compose
-from nl.data.documents import Document, encode_jsonl
-from nl.data.files import write_json
-from nl.data.prep.shard import shard_corpus
+from tests.unit.eval.scripted import ROOT, call, text
 
-ROOT = Path(__file__).resolve().parents[3]
 SEGMENTS = str(ROOT / "configs" / "data" / "continual_segments_sample.yaml")
-NAMES = ("lantern", "garden", "kettle", "violin", "anchor", "window")
-
-
-def text(domain: str, number: int) -> str:
-    """A few hundred words in which names come back."""
-    verb = {"prose": "saw the", "code": "= new"}[domain]
-    words = [f"{NAMES[(number + i * i) % 6]} {verb} {NAMES[(number * i) % 6]}" for i in range(60)]
-    return " ".join(words)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level data directory with two domains."""
-    root = tmp_path_factory.mktemp("data")
-    splits: dict[str, dict[str, object]] = {}
-    for split, count in (("train", 6), ("val", 2), ("test", 3)):
-        for domain in ("prose", "code"):
-            documents = [
-                Document(text(domain, len(split) * 10 + i), f"{split}{i}") for i in range(count)
-            ]
-            raw = encode_jsonl(documents)
-            file = root / "corpus" / split / f"{domain}.jsonl"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(raw)
-            splits.setdefault(split, {})[domain] = [text_file(root, file, documents, raw)]
-    write_json(root / "corpus" / "manifest.json", {"schema": 2, "name": "t", "splits": splits})
-    shard_corpus(root / "corpus", "bytes", root / "data")
-    return root / "data"
-
-
-def text_file(root: Path, file: Path, documents: list[Document], raw: bytes) -> dict[str, object]:
-    import hashlib
-
-    return {
-        "file": str(file.relative_to(root / "corpus")),
-        "documents": len(documents),
-        "bytes": sum(len(d.text.encode()) for d in documents),
-        "sha256": hashlib.sha256(raw).hexdigest(),
-    }
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three phases of two steps, a checkpoint at the end of each."""
-    phases = "[{domain: prose, steps: 2}, {domain: code, steps: 2}, {domain: prose, steps: 2}]"
-    place = tmp_path_factory.mktemp("runs") / "run"
-    overrides = [
-        "stream=phases",
-        f"stream.path={data}",
-        f"stream.phases={phases}",
-        "stream.seq_len=32",
-        "stream.batch_size=2",
-        "train.steps=6",
-        "train.validate_every=0",
-        "checkpoint.every=2",
-        "checkpoint.keep=0",
-        "schedule.warmup=1",
-        "model.vocab_size=259",
-        "model.dim=16",
-        "model.layers=1",
-        "model.attention.heads=2",
-        f"run.dir={place}",
-    ]
-    return launch(compose("pilot_smoke", overrides))
-
-
-def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> int:
-    """Run a script in this process; its exit code."""
-    path = str(ROOT / "scripts" / "eval" / f"{script}.py")
-    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(path, run_name="__main__")
-    return int(stop.value.code or 0)
 
 
 def test_perplexity(
@@ -313,37 +232,6 @@ def test_samples_add_up_to_the_rows(
         assert shared - {key[0] for key in found} <= {"val/all", "test/all"}
 
 
-def test_compare_measures_both_on_the_same_samples(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "both" / "c.html"
-    early = run / "checkpoints" / "step_000002"
-    flags = ["--inputs", early, run, "--names", "early", "late", "--suite", "perplexity"]
-    flags += ["--set", "perplexity.splits=[test]", "perplexity.max_tokens=60", "--output", out]
-    assert call(monkeypatch, "compare", *flags) == 0
-    assert "warning" not in capsys.readouterr().out
-    found = [
-        json.loads((tmp_path / "both" / "c" / name / "perplexity.json").read_text())
-        for name in ("early", "late")
-    ]
-    assert [record["step"] for record in found] == [2, 6]
-    values = [
-        next(r["value"] for r in record["rows"] if r["metric"] == "nats_per_token")
-        for record in found
-    ]
-    (line,) = [
-        line
-        for line in out.with_suffix(".md").read_text().splitlines()
-        if line.startswith("| test/prose | nats_per_token | off |")
-    ]
-    cells = [cell.strip() for cell in line.split("|")]
-    assert float(cells[8].split()[0]) == pytest.approx(values[1] - values[0], abs=2e-3)
-    assert cells[9] == "better"
-    flags = ["--a-checkpoint", early, "--b-checkpoint", run, "--suite", "perplexty"]
-    assert call(monkeypatch, "compare", *flags, "--output", out) == 2
-    assert "Did you mean 'perplexity'" in capsys.readouterr().err
-
-
 def test_list_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "zeroshot", "--list-tasks") == 0
     assert "hellaswag: Rowan/hellaswag" in capsys.readouterr().out
@@ -356,58 +244,3 @@ def test_the_run_itself_can_evaluate(data: Path, run: Path) -> None:
     for kind in ("perplexity", "needle", "zeroshot"):
         part = structure(EvaluatorConfig, {"kind": kind, "memorize": ["off"]}, f"evals.{kind}")
         assert part.kind == kind
-
-
-@pytest.mark.slow
-def test_torchrun_gives_what_one_process_gives(tmp_path: Path, run: Path) -> None:
-    flags = [str(ROOT / "scripts/eval/zeroshot.py"), "--checkpoint", str(run)]
-    flags += ["--max-samples", "5", "--batch-size", "2"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        out = ["--output", str(tmp_path / f"{name}.json")]
-        done = subprocess.run(
-            [*command, *flags, *out], cwd=tmp_path, env=dict(os.environ), capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert done.stdout.decode().count("written: ") == 1
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    for mine, other in zip(one["rows"], two["rows"], strict=True):
-        same = {k: v for k, v in mine.items() if k not in ("seconds", "suite")}
-        assert same == {k: v for k, v in other.items() if k not in ("seconds", "suite")}
-    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
-    assert samples[0] == samples[1]
-    bad = subprocess.run(
-        [*launch, flags[0], "--checkpoint", "nowhere"], cwd=tmp_path, capture_output=True
-    )
-    text = bad.stderr.decode()
-    assert text.count("error: nowhere: does not exist") == 1
-    assert "exitcode  : 2" in text
-
-
-@pytest.mark.slow
-def test_the_whole_suite_in_one_folder(run: Path, tmp_path: Path) -> None:
-    small = {"HOPE_CHECKPOINT": str(run), "TITAN_CHECKPOINT": str(run), "PYTHON": sys.executable}
-    small |= {"MAX_SAMPLES": "4", "NIAH_CONTEXTS": "300 320", "NIAH_SAMPLES": "1"}
-    small |= {"PASSKEY_SAMPLES": "2", "PASSKEY_FILLER": "28", "PG19_SAMPLES": "2"}
-    small |= {"PG19_TOKENS": "128", "CONT_BATCH": "2", "CONT_MAX_BATCHES": "1"}
-    script = ["bash", str(ROOT / "scripts/eval/run_pilot_suite.sh"), "out"]
-    done = subprocess.run(
-        script, cwd=tmp_path, env=dict(os.environ) | small, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    names = ["continual", "niah", "passkey", "perplexity", "pg19_perplexity", "zeroshot"]
-    for model in ("hope", "titan"):
-        found = sorted(path.stem for path in (tmp_path / "out" / model).glob("*.json"))
-        assert found == names
-        assert (tmp_path / "out" / model / "niah.png").is_file()
-        assert "| cloze_code.acc.off |" in (tmp_path / "out" / model / "summary.md").read_text()
-    page = (tmp_path / "out" / "compare.html").read_text()
-    assert "verdict" in page
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    missing = small | {"HOPE_CHECKPOINT": ""}
-    done = subprocess.run(
-        script, cwd=tmp_path, env=dict(os.environ) | missing, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "error: HOPE_CHECKPOINT: not set" in done.stderr
