@@ -30,7 +30,10 @@ LABELS = {
     "titan_mal": "Titans memory before a window of attention",
     "sliding_window": "the same window of attention, no memory",
     "transformer": "attention to everything",
+    "transformer-4x": "the same, four times as many steps on short rows",
 }
+MORE = {"transformer-4x": ("train.steps=1200",)}
+"""What a label changes in its first part."""
 LENGTHS = (64, 128, 256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -63,12 +66,13 @@ def name(label: str, seed: int) -> str:
 def cells(args: argparse.Namespace, label: str, seed: int) -> list[study.Cell]:
     """Short rows first, then long ones; all have as many parameters as the one with a memory."""
     goal = study.parameters((EXPERIMENT, f"model.block={MEMORY}"))
-    width = study.width(label, (EXPERIMENT, f"model.block={label}"), goal)
-    chosen = (f"model.block={label}", width, f"seed={seed}", "checkpoint.export=false")
+    block = label.partition("-")[0]
+    width = study.width(block, (EXPERIMENT, f"model.block={block}"), goal)
+    chosen = (f"model.block={block}", width, f"seed={seed}", "checkpoint.export=false")
     first = f"{name(label, seed)}-short"
     begun = f"init_from={(args.root / first).resolve()}"
     return [
-        study.Cell(first, (SHORT, *chosen)),
+        study.Cell(first, (SHORT, *chosen, *MORE.get(label, ()))),
         study.Cell(name(label, seed), (EXPERIMENT, *chosen, begun)),
     ]
 
