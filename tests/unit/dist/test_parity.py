@@ -99,13 +99,9 @@ def every_matrix_optimizer() -> list[dict[str, Any]]:
     return [more | {"changes": {"optim": kind | {"rest": {"eps": 1e-4}}}} for kind in kinds]
 
 
-def test_models_in_the_form_of_others_train_as_on_one() -> None:
-    """Norms with bias, parallel layers, learned positions, gated levels, shared key heads."""
-    cases = of_forms("fsdp2") + of_forms("ddp")[3:]
-    check(cases, parity(cases))
-
-
 def test_two_ranks_train_as_one() -> None:
-    """Every block under both strategies; sharded, every option and every optimizer of matrices."""
+    """Every block under both strategies; sharded, every option, every optimizer of matrices, and
+    norms with bias, parallel layers, learned positions, gated levels, shared key heads."""
     cases = every_block("ddp", "fsdp2") + every_option() + every_matrix_optimizer()
+    cases += of_forms("fsdp2")
     check(cases, parity(cases))
