@@ -31,9 +31,12 @@ LABELS = {
     "sliding_window": "the same window of attention, no memory",
     "transformer": "attention to everything",
     "transformer-4x": "the same, four times as many steps on short rows",
+    "titan_mal-wide": "as titan_mal, but attention to everything and a memory that never writes",
 }
-MORE = {"transformer-4x": ("train.steps=1200",)}
+SHORTER = {"transformer-4x": ("train.steps=1200",)}
 """What a label changes in its first part."""
+BOTH = {"titan_mal-wide": ("model.titan.window=4096", "objective.write=false")}
+"""What a label changes in both parts."""
 LENGTHS = (64, 128, 256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -69,10 +72,11 @@ def cells(args: argparse.Namespace, label: str, seed: int) -> list[study.Cell]:
     block = label.partition("-")[0]
     width = study.width(block, (EXPERIMENT, f"model.block={block}"), goal)
     chosen = (f"model.block={block}", width, f"seed={seed}", "checkpoint.export=false")
+    chosen += BOTH.get(label, ())
     first = f"{name(label, seed)}-short"
     begun = f"init_from={(args.root / first).resolve()}"
     return [
-        study.Cell(first, (SHORT, *chosen, *MORE.get(label, ()))),
+        study.Cell(first, (SHORT, *chosen, *SHORTER.get(label, ()))),
         study.Cell(name(label, seed), (EXPERIMENT, *chosen, begun)),
     ]
 
