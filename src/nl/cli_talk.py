@@ -185,7 +185,8 @@ def generate(options: argparse.Namespace) -> int:
     talk = opened(options)
     prompt = given_prompt(options, sys.stdin)
     if told is not None:
-        talk.read([*([] if talk.state else [talk.tokenizer.eos_id]), *talk.tokenizer.encode(told)])
+        begin = [talk.tokenizer.eos_id] if talk.state is None else []
+        talk.read([*begin, *talk.tokenizer.encode(told)])
     ids = talk.tokenizer.encode(prompt)
     if not ids and not talk.unread:
         ids = [talk.tokenizer.eos_id]

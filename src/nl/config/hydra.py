@@ -55,7 +55,7 @@ def publish() -> None:
         "run": defaults_of(RunDirConfig),
         "resume": "none",
         "init_from": None,
-        "init_changes": [],
+        "init_changes": None,
         "fsdp": defaults_of(FSDPConfig),
         "deepspeed": {"config": None},
         "controller": None,

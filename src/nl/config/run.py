@@ -183,7 +183,7 @@ class RunConfig:
     """Begin with the weights of a run, checkpoint, exported or imported file, or a directory of nl
     export --to hf; optimizer, schedule and data begin anew. Its model has to be this one:
     model=init_from takes it as it is. A resumed run goes on from its own checkpoint."""
-    init_changes: tuple[str, ...] = ()
+    init_changes: tuple[str, ...] | None = None
     """Keys of ``model`` (cms.rate) that may differ from those of init_from; no weight may."""
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     deepspeed: DeepSpeedConfig | None = None
@@ -196,7 +196,7 @@ class RunConfig:
         )
         require(
             self.init_from is not None or not self.init_changes,
-            f"init_changes: {list(self.init_changes)}; they are about init_from, which is not set.",
+            f"init_changes: {self.init_changes}; they are about init_from, which is not set.",
         )
 
 

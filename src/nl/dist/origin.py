@@ -167,7 +167,8 @@ def resolve_model(run: RunConfig) -> RunConfig:
             raise ConfigError(f"model.changes.{key}: the model of {run.init_from} has no {key}.")
         place[last] = value
     model = structure(ModelConfig, data, "model")
-    return replace(run, model=model, init_changes=(*run.init_changes, *changes))
+    kept = (*(run.init_changes or ()), *changes)
+    return replace(run, model=model, init_changes=kept or None)
 
 
 def check_same_model(run: RunConfig, weights: Weights) -> None:
@@ -178,13 +179,14 @@ def check_same_model(run: RunConfig, weights: Weights) -> None:
     """
     theirs = structure(ModelConfig, weights.config.get("model"), "model")
     ours, found = flat(unstructure(run.model)), flat(unstructure(theirs))
-    wrong = [key for key in run.init_changes if key not in ours]
+    meant = run.init_changes or ()
+    wrong = [key for key in meant if key not in ours]
     if wrong:
         raise ConfigError(f"init_changes: model.{wrong[0]}; the model has no such option.")
     different = [
         key
         for key in sorted(ours | found)
-        if ours.get(key) != found.get(key) and key not in run.init_changes
+        if ours.get(key) != found.get(key) and key not in meant
     ]
     if different:
         shown = "\n  ".join(

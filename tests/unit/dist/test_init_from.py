@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 
 from nl.assembly import launch, load_model, load_run
 from nl.cli import main
-from nl.config import ConfigError
+from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, run_config
-from nl.config.run import config_hash
+from nl.config.run import BEGINNING, NOT_HASHED, WATCHING, config_hash
 from nl.dist.export import export
 from nl.dist.hf_folder import write_hf_folder
 from nl.dist.origin import check_tokenizer, read_description, tokenizers_of
 from nl.run.records import read_records
+from nl.train.resume import differences
 
 SMALL = [
     "model=language",
@@ -147,13 +149,18 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(first: Path, tmp_path: Pa
         launch(compose("pilot_smoke", [*SMALL, f"init_from={source}", f"resume={first}"]))
 
 
-def test_hashes_of_runs_without_it_stay(first: Path) -> None:
+def test_runs_from_before_the_key_are_found_and_go_on(first: Path, tmp_path: Path) -> None:
+    """A configuration without the keys has the hash it had, and differs in nothing."""
     run = run_config(compose("pilot_smoke", SMALL))
     begun = run_config(compose("pilot_smoke", [*SMALL, f"init_from={first}"]))
     assert config_hash(begun) != config_hash(run)
-    import nl.config.run as module
-
-    assert module.BEGINNING == ("init_from", "init_changes")
+    saved = {k: v for k, v in unstructure(run).items() if k not in BEGINNING}
+    assert differences(saved, run) == []
+    assert differences(saved, begun) == [f"init_from: 'absent' saved, {str(first)!r} now"]
+    data = {k: v for k, v in saved.items() if k not in NOT_HASHED} | {"deepspeed": None}
+    data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert config_hash(run) == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def test_another_tokenizer_is_refused_by_its_digest(first: Path, tmp_path: Path) -> None:
