@@ -140,12 +140,13 @@ def memory_gain(keys: list[Key], sides: list[Side]) -> list[str]:
                 target.rows[plain] = side.rows[key]
                 target.samples[plain] = side.samples.get(key, {})
         found = {key: line[0] for key, line in differences([off, on]).items()}
-        counts = dict.fromkeys(("better", "worse", "no clear difference"), 0)
+        words = ("better", "worse", "no clear difference", "no sample differs")
+        counts = dict.fromkeys(words, 0)
         for key, difference in found.items():
             word = verdict(difference, key[2])
             if word:
                 counts[word] += 1
-        said = ", ".join(f"{word} in {count}" for word, count in counts.items())
+        said = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
         lines.append(f"- {side.name}, writing against not writing: {said} of {len(found)} rows.")
     return [*lines, ""]
 

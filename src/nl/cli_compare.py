@@ -9,14 +9,14 @@ from typing import Any
 
 from nl.config import ConfigError
 from nl.report.compare import markdown, warnings, write_page
-from nl.report.sides import Side, aligned, read_side
+from nl.report.sides import Side, aligned, read_side, short_names
 from nl.run.files import writable_folder, write_atomic
 
 
 def compare(options: argparse.Namespace) -> None:
     """What ``scripts/eval/compare.py`` does with its flags."""
     paths = inputs(options)
-    names = options.names or default_names(paths)
+    names = options.names or short_names(paths)
     if len(names) != len(paths) or len(set(names)) != len(names):
         raise ConfigError(f"--names: {names}; one different name for each of {len(paths)} inputs.")
     if options.output.suffix != ".html":
@@ -54,16 +54,6 @@ def inputs(options: argparse.Namespace) -> list[Path]:
     if len(paths) < 2:
         raise ConfigError(f"--inputs: {len(paths)}; name at least two runs or result files.")
     return paths
-
-
-def default_names(paths: list[Path]) -> list[str]:
-    """Last parts of the paths, as many as it takes to tell them apart."""
-    whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in paths]
-    for parts in range(1, 5):
-        names = ["-".join(path.parts[-parts:]) for path in whole]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}-{path.name}" for number, path in enumerate(whole, 1)]
 
 
 def measure_side(options: argparse.Namespace, path: Path, output: Path) -> Path:

@@ -50,8 +50,10 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| transformer-s0 | hope-s0 |" in text
     assert "| cloze_prose | acc | context | 0.250 | 20 | 0.200 [0.0807, 0.416] | 0.600 [" in text
-    assert "- hope-s0, writing against not writing: better in 1, worse in 0" in text
-    assert "- transformer-s0, writing against not writing: better in 0, worse in 0" in text
+    assert "- hope-s0, writing against not writing: better in 1 of 1 rows." in text
+    assert (
+        "- transformer-s0, writing against not writing: no sample differs in 1 of 1 rows." in text
+    )
     assert "| cloze_prose | acc | hope-s0 | +0.4 [+0.165, +0.635] | 20 | better |" in text
     assert "| test/prose | nats_per_token | hope-s0 | -0.4 [" in text
     table = list(csv.DictReader(page.with_suffix(".csv").read_text().splitlines()))

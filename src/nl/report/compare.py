@@ -50,6 +50,8 @@ def verdict(difference: Difference | None, metric: str) -> str:
     sign = direction(metric)
     if difference is None or difference.half is None or not sign:
         return ""
+    if difference.half == 0 and difference.value == 0:
+        return "no sample differs"
     if not difference.clear:
         return "no clear difference"
     return "better" if sign * difference.value > 0 else "worse"
@@ -107,7 +109,7 @@ def difference_cell(difference: Difference | None) -> Cell:
         return Cell(DASH, numeric=True)
     value, half = difference.value, difference.half
     shown = figure(value, 3)
-    if half is not None:
+    if half:
         ends = (figure(end, 3) for end in (value - half, value + half))
         shown += f" [{', '.join(ends)}]"
     title = difference.method + (f", {difference.n} samples" if difference.n else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ Key = tuple[str, str, str, str]
 """(suite, task, metric, memorisation mode)"""
 Pair = tuple[float, float]
 """(numerator, denominator); the denominator of a mean's sample is 1."""
+
+
+FILES = (".json", ".safetensors")
+"""Endings that are left out of a name."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +128,15 @@ def aligned(sides: list[Side]) -> list[Side]:
         )
         for side in sides
     ]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Last parts of the paths, as many as it takes to tell them apart."""
+    whole = [
+        path.resolve().with_suffix("") if path.suffix in FILES else path.resolve() for path in paths
+    ]
+    for parts in range(1, 5):
+        names = ["-".join(path.parts[-parts:]) for path in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}-{path.name}" for number, path in enumerate(whole, 1)]

@@ -11,6 +11,7 @@ from typing import Any
 from nl.config import ConfigError
 from nl.report.frames import is_number
 from nl.report.numbers import DASH, figure
+from nl.report.sides import short_names
 
 
 def flattened(data: Any, prefix: str = "") -> dict[str, float]:
@@ -64,9 +65,7 @@ def summary(paths: Sequence[Path], keys: Sequence[str]) -> str:
             near = ", ".join(every[:8])
             raise ConfigError(f"--keys: no number matches {pattern!r}; there are {near}, ...")
         chosen += found
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
+    names = short_names(paths)
     lines = ["| key | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for key in dict.fromkeys(chosen):
         shown = (figure(column[key]) if key in column else DASH for column in columns)

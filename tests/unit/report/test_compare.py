@@ -16,7 +16,7 @@ from scipy import stats
 from nl.config import ConfigError
 from nl.report.compare import as_markdown, differences, markdown, tables, verdict, warnings
 from nl.report.paired import direction, interval, paired, unpaired, wilson
-from nl.report.sides import aligned, read_side
+from nl.report.sides import aligned, read_side, short_names
 from nl.report.summary import flattened, summary
 from nl.report.tables import table_csv
 from nl.run.student import t_95
@@ -128,6 +128,9 @@ def test_sides_and_verdicts(two: list[Path]) -> None:
     assert nats.value == pytest.approx(-0.5)
     assert verdict(nats, "nats_per_token") == "better"
     assert found["one", "gone", "acc", "off"] == [None]
+    (same,) = differences([sides[0], sides[0]])["one", "t", "acc", "off"]
+    assert verdict(same, "acc") == "no sample differs"
+    assert short_names([Path("/a/x.json"), Path("/b/x.json")]) == ["a-x", "b-x"]
     (writes,) = found["one", "t", "memory/writes/level0", "off"]
     assert writes is not None
     assert (writes.method, verdict(writes, "memory/writes/level0")) == ("unpaired normal", "")
