@@ -39,7 +39,7 @@ from nl.dist.recompute import (
 )
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
-from nl.eval.context import EvalContext
+from nl.eval.context import EvalContext, NoText, check_reads
 from nl.eval.suite import run_suite
 from nl.models.compiled import check_compile, compile_units
 from nl.nn.cms import ContinuumMemory
@@ -116,11 +116,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
-    if run.evals and not hasattr(stream, "path"):
-        raise ConfigError(
-            f"evals: {', '.join(run.evals)} read text, stream={run.stream.kind} has none; "
-            "remove evals or choose stream=stdlib."
-        )
+    check_reads(run.evals, stream)
     check_phases(stream, run.objective)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
@@ -260,10 +256,32 @@ def evaluation_context(data: str | Path, output: Path, **options: Any) -> EvalCo
 def evaluate(run: RunConfig, name: str, model: nn.Module, output: Path, step: int) -> list[EvalRow]:
     """Rows of the evaluator ``evals.<name>`` on a model in memory, with the run's own data."""
     config: Any = run
-    device = next(model.parameters()).device
     seed = SeedBook(run.seed).seed("eval")
-    context = evaluation_context(config.stream.path, output, device=device, seed=seed, step=step)
+    context = context_of(run, output, device=next(model.parameters()).device, seed=seed, step=step)
     return run_suite(model, {name: config.evals[name].build()}, context)
+
+
+def context_of(
+    run: RunConfig, output: Path, data: str | None = None, **options: Any
+) -> EvalContext:
+    """What evaluators may use: a data directory, or the examples that the run's stream makes.
+
+    Args:
+        run: whose stream it is.
+        output: folder for details.
+        data: a data directory instead of the run's.
+        options: further fields of ``EvalContext``.
+    """
+    stream: Any = run.stream
+    path = data or getattr(stream, "path", None)
+    if path is not None or not hasattr(stream, "examples"):
+        return evaluation_context(str(path), output, **options)
+    seed = SeedBook(run.seed).seed("data")
+
+    def examples(split: str) -> Any:
+        return stream.examples(split, seed)
+
+    return EvalContext(tokenizer=NoText(), examples=examples, output=output, **options)
 
 
 def build_objective(run: RunConfig) -> nn.Module:

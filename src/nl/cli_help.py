@@ -102,7 +102,8 @@ def about_key(topic: str) -> list[str]:
             else:
                 found += about_fields(inner, "    ")
     if not found:
-        raise ConfigError(wrong[0])
+        # Of all kinds that a group may take, the one with a name like it is meant.
+        raise ConfigError(next((text for text in wrong if "Did you mean" in text), wrong[0]))
     return found
 
 

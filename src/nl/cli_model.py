@@ -45,7 +45,7 @@ def data_of(run: RunConfig, given: str | None) -> str:
 
 def evaluate(options: argparse.Namespace) -> int:
     """``nl eval``: run evaluators on saved weights, print the table, record the rows."""
-    from nl.assembly import evaluation_context, load_run
+    from nl.assembly import context_of, load_run
     from nl.eval.rows import table as as_text
     from nl.eval.suite import run_suite
 
@@ -56,16 +56,19 @@ def evaluate(options: argparse.Namespace) -> int:
     home, step = owner(path), step_at(path)
     output = Path(options.output) if options.output else default_output(path, home)
     writable_folder(output, "--output")
-    context = evaluation_context(
-        data_of(run, options.data),
+    made = all(part.reads == "examples" for part in chosen.values())
+    context = context_of(
+        run,
         output,
+        options.data if made else data_of(run, options.data),
         device=options.device,
         batch_size=options.batch_size,
         limit=options.limit,
         seed=options.seed,
         step=step,
     )
-    check_vocabulary(context.tokenizer, run, path)
+    if context.examples is None:
+        check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
     rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
     print(as_text(rows))
@@ -86,14 +89,17 @@ def choose_evaluators(
 
     Args:
         run: its ``evals`` are the default and give their settings.
-        names: suites of the run or kinds of the registry; empty: the run's, else every kind.
+        names: suites of the run or kinds of the registry; empty: the run's, else every kind that
+            reads what its stream has.
         settings: ``<suite>.<field>=<value>``, the value in YAML.
 
     Raises:
         ConfigError: an unknown suite or field, or a value out of range.
     """
     known = {**{kind: {"kind": kind} for kind in table("evaluator")}, **unstructure(run.evals)}
-    wanted = list(names) or list(run.evals) or list(table("evaluator"))
+    reads = "examples" if hasattr(run.stream, "examples") else "text"
+    fitting = [kind for kind, part in table("evaluator").items() if part.reads == reads]  # type: ignore[attr-defined]
+    wanted = list(names) or list(run.evals) or fitting
     for name in wanted:
         if name not in known:
             raise ConfigError(unknown("--suite", name, known))

@@ -63,6 +63,8 @@ class EvaluatorConfig(Group):
     """What is measured. ``build() -> Evaluator``."""
 
     group: ClassVar[str] = "evaluator"
+    reads: ClassVar[str] = "text"
+    """``text``: tokenizer and documents. ``examples``: those of a stream that makes its own."""
 
 
 class HookConfig(Group):

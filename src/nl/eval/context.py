@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,43 @@ class Corpus(Protocol):
     def documents(self, split: str, domain: str) -> Iterator[str]: ...
 
 
+class NoText:
+    """The tokenizer of a stream that has no text."""
+
+    vocab_size, eos_id = 0, 0
+
+    def encode(self, text: str) -> list[int]:
+        """Refused."""
+        raise ConfigError("tokenizer: the run's stream has no text; give a data directory.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Refused."""
+        raise ConfigError("tokenizer: the run's stream has no text; give a data directory.")
+
+
+def check_reads(evals: Mapping[str, Any], stream: Any) -> None:
+    """Refuse evaluators that read what a stream does not have.
+
+    Raises:
+        ConfigError: naming the evaluator.
+    """
+    has = {
+        "text": (hasattr(stream, "path"), "text", "stdlib"),
+        "examples": (hasattr(stream, "examples"), "labelled examples", "ladder"),
+    }
+    for name, evaluator in evals.items():
+        there, what, choice = has[evaluator.reads]
+        require(
+            there,
+            f"evals.{name}: reads {what}, stream={stream.kind} has none; remove it or choose "
+            f"stream={choice}.",
+        )
+
+
+Examples = Callable[[str], Any]
+"""Split -> its examples: ``inputs`` and ``labels``, whatever else the stream knows of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
     """Everything an evaluator may use besides the model.
@@ -93,6 +130,7 @@ class EvalContext:
     Attributes:
         tokenizer: the one the model was trained with.
         corpus: held-out documents; None where an evaluator needs none.
+        examples: labelled examples by split, of a stream that makes its own; None elsewhere.
         output: folder for details (created when something is written).
         device: where the model is.
         batch_size: rows per forward pass; changes speed, never a score.
@@ -107,6 +145,7 @@ class EvalContext:
 
     tokenizer: Tokenizer
     corpus: Corpus | None = None
+    examples: Examples | None = None
     output: Path
     device: torch.device | str = "cpu"
     batch_size: int = 8

@@ -1,0 +1,132 @@
+"""Seven small classifiers: parameter counts, formulas, what they can and cannot tell apart."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from nl.config import ConfigError, structure
+from nl.config.groups import ModelConfig
+from nl.models.ladder import NETWORKS, LadderModelConfig, sinusoids
+
+ORDER = (
+    "logreg",
+    "mlp",
+    "temporal",
+    "self_attention",
+    "singlelayer_transformer",
+    "bahdanau_attention",
+    "multilayer_transformer",
+)
+COUNTS = {
+    (5, 2): (11, 193, 54, 337, 1155, 354, 23457),
+    (5, 4): (21, 353, 86, 369, 1189, 386, 23521),
+    (5, 12): (61, 993, 214, 497, 1325, 514, 23777),
+    (8, 12): (97, 1569, 217, 497, 1325, 514, 23777),
+    (11, 12): (133, 2145, 220, 497, 1325, 514, 23777),
+}
+
+
+def built(network: str, **fields: Any) -> Any:
+    return LadderModelConfig(network=network, **fields).build().double()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", COUNTS)
+def test_parameter_counts(shape: tuple[int, int]) -> None:
+    models = [built(name, steps=shape[0], features=shape[1]) for name in ORDER]
+    assert tuple(sum(p.numel() for p in m.parameters()) for m in models) == COUNTS[shape]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_parameter_learns(network: str) -> None:
+    model = built(network, steps=5, features=3)
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    assert model(x).pred.shape == (4, 1)
+    assert torch.allclose(model(x).pred[2:3], model(x[2:3]).pred)
+    model(x).pred.square().sum().backward()
+    named = dict(model.named_parameters())
+    still = [n for n, p in named.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    # a bias of all keys or of all scores moves every score alike
+    assert set(still) <= {n for n in named if n.endswith(("key.bias", "scorer.bias"))}
+    with pytest.raises(ValueError, match=r"\(4, 3\), the model has \(5, 3\)"):
+        model(x[:, :4])
+
+
+def test_the_older_score_leaves_the_scorer_alone() -> None:
+    model = built("bahdanau_attention", legacy=True)
+    assert model.may_skip_parameters
+    x = torch.randn(2, 5, 2, dtype=torch.float64)
+    model(x).pred.sum().backward()
+    assert model.network.scorer.weight.grad is None
+    net = model.network
+    h = torch.tanh(net.embed(x))
+    share = h.mean(-1).softmax(-1)
+    wanted = net.out(torch.einsum("bt,btd->bd", share, torch.tanh(net.mix(h))))
+    assert torch.allclose(model(x).pred, wanted)
+
+
+def test_tied_attention_by_loops() -> None:
+    model = built("self_attention", steps=3, features=2)
+    net, x = model.network, torch.randn(1, 3, 2, dtype=torch.float64)
+    h = [torch.tanh(net.embed(step)) for step in x[0]]
+    mixed = []
+    for query in h:
+        scores = torch.stack([query @ key / math.sqrt(16) for key in h]).softmax(0)
+        mixed.append(torch.tanh(net.mix(sum(s * v for s, v in zip(scores, h, strict=True)))))
+    wanted = net.out(sum(mixed) / 3)
+    assert torch.allclose(model(x).pred[0], wanted)
+
+
+def test_positions_are_seen_where_there_are_positions() -> None:
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    for network, blind in (
+        ("self_attention", True),
+        ("bahdanau_attention", True),
+        ("singlelayer_transformer", False),
+        ("multilayer_transformer", False),
+    ):
+        torch.manual_seed(0)
+        model = built(network)
+        with torch.no_grad():
+            same = torch.allclose(model(x).pred, model(x.flip(1)).pred, atol=1e-9)
+        assert same == blind, network
+
+
+def test_attention_is_kept_for_pictures_outside_training_only() -> None:
+    model = built("multilayer_transformer")
+    x = torch.randn(2, 5, 2, dtype=torch.float64)
+    model(x)
+    assert model.attention() == []
+    model.eval()
+    model(x)
+    maps = model.attention()
+    assert [m.shape for m in maps] == [(2, 4, 6, 6)] * 2
+    assert torch.allclose(maps[0].sum(-1), torch.ones(2, 4, 6, dtype=torch.float64))
+    assert built("logreg").attention() == []
+
+
+def test_sinusoids_by_hand() -> None:
+    table = sinusoids(4, 5)
+    for p in range(4):
+        for i in range(5):
+            angle = p / 10000 ** (2 * (i // 2) / 5)
+            wanted = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+            assert table[p, i].item() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"network": "mpl"}, "model.network: unknown 'mpl'"),
+        ({"width": 0}, "model.width: 0; must be >= 1"),
+        ({"network": "multilayer_transformer", "width": 30}, "attention_heads: 4; must divide"),
+        ({"network": "mlp", "legacy": True}, "legacy: true; only bahdanau_attention"),
+        ({"steps": 0}, "model.steps: 0; must be >= 1"),
+    ],
+)
+def test_bad_settings(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        structure(ModelConfig, {"kind": "ladder", **fields}, "model")
