@@ -33,6 +33,8 @@ SHIPPED = {
     "a5": ("config_a5", 0.001, 1000),
 }
 """The earlier system's configurations: name, learning rate, epochs."""
+POINTS = 250
+"""Of a curve, at most."""
 SMALL = (1e-8, 1e-5)
 """Shares of its final power between which an irrep counts as small: there it grows evenly."""
 
@@ -162,10 +164,17 @@ def in_order(known: Theory, one: Seen) -> bool:
     ) and all(math.isfinite(step) for step in one.halves.values())
 
 
+def drawn(root: Path, run: str, key: str) -> tuple[list[float], list[float]]:
+    """A curve in at most ``POINTS`` points."""
+    steps, values = study.curve(root, run, key)
+    every = -(-len(steps) // POINTS)
+    return steps[::every], values[::every]
+
+
 def figures(args: argparse.Namespace, experiment: str, known: Theory) -> list[Figure]:
     """Loss over the stairs of theory, and the power of every irrep, of seed 0."""
     run = name(experiment, 0)
-    steps, losses = study.curve(args.root, run, "loss")
+    steps, losses = drawn(args.root, run, "loss")
     levels = {f"theory {step.after:.4g}": step.after for step in known.stairs[:-1]}
     title = f"{known.group.name}, {known.length} elements"
     loss = Figure(
@@ -176,7 +185,7 @@ def figures(args: argparse.Namespace, experiment: str, known: Theory) -> list[Fi
         alt="The loss falls from plateau to plateau.",
     )
     lines = [
-        Line(irrep, steps, study.curve(args.root, run, f"power/{irrep}")[1], colour=number)
+        Line(irrep, *drawn(args.root, run, f"power/{irrep}"), colour=number)
         for number, irrep in enumerate(known.powers)
     ]
     power = Figure(
