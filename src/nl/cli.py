@@ -312,8 +312,12 @@ def add_report(commands: Commands) -> None:
         from nl.cli_model import write_baselines
         from nl.report import write_report
         from nl.report.index import INDEX, is_run, write_index
+        from nl.report.sweep_page import is_sweep, write_sweep_page
 
         paths = [Path(path) for path in options.run]
+        if len(paths) == 1 and is_sweep(paths[0]):
+            print(write_sweep_page(paths[0], Path(options.index) if options.index else None))
+            return 0
         one = len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir())
         if one and options.index is None:
             write_baselines(paths[0])
@@ -326,7 +330,9 @@ def add_report(commands: Commands) -> None:
     example = "nl report runs/pilot_smoke/20260101-120000-0123456789ab-s0, or nl report runs"
     summary = "write report.html of a run, or one page over many runs"
     parser = add_command(commands, "report", summary, example, run)
-    parser.add_argument("run", nargs="+", help="a run, or folders with runs for one page over all")
+    parser.add_argument(
+        "run", nargs="+", help="a run, a sweep, or folders with runs for one page over all"
+    )
     parser.add_argument("--index", help="the page over many; default: index.html in the first")
 
 

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 
 from nl.run import RunDir, RunError, read_records, write_atomic
 from nl.run.files import read_json, write_json
-from nl.run.student import t_95
+from nl.run.student import spread
 from nl.sweep.job import Job, failure_of, progress_of, standing
 
 Row = dict[str, Any]
@@ -118,25 +117,6 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(flat_rows)
     return text.getvalue()
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, 95 % interval of the mean (Student), extremes, median."""
-    n, mean = len(values), statistics.fmean(values)
-    found: dict[str, Any] = {
-        "n": n,
-        "mean": mean,
-        "std": None,
-        "ci95": None,
-        "min": min(values),
-        "max": max(values),
-        "median": statistics.median(values),
-    }
-    if n > 1:
-        quantile = t_95(n - 1)
-        found["std"] = statistics.stdev(values)
-        found["ci95"] = quantile * found["std"] / math.sqrt(n)
-    return found
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nl.sweep.results import as_csv, scan, spread, summary, write_results, write_summaries
+from nl.run.student import spread
+from nl.sweep.results import as_csv, scan, summary, write_results, write_summaries
 
 
 def row(name: str, seed: int, status: str, **metrics: float) -> dict[str, object]:

@@ -1,0 +1,263 @@
+"""One page of a sweep: its axes against each other, statistics over seeds, what failed. Floor 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nl.config import ConfigError
+from nl.report.frames import Row, is_number
+from nl.report.numbers import DASH, duration, figure, with_error
+from nl.report.page import Placed, data_uri, load_template, replace
+from nl.report.tables import Cell, Table, sort_key, table_csv
+from nl.run.student import spread
+
+METADATA, RESULTS = "sweep_metadata.yaml", "results.jsonl"
+COLUMN = "column/"
+MOST_METRICS = 12
+"""Numbers of the table of experiments; all of them are in its CSV."""
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a directory holds a sweep."""
+    return (path / METADATA).is_file()
+
+
+def write_sweep_page(root: Path, page: Path | None = None) -> Path:
+    """Write ``index.html`` of a sweep, finished or not.
+
+    Raises:
+        ConfigError: its files cannot be read, or the page cannot be written.
+    """
+    page = page or root / "index.html"
+    told, rows = _yaml(root / METADATA), _rows(root / RESULTS)
+    statistics = statistics_of(rows)
+    goal = (told.get("goal") or {}).get("name", "val/loss")
+    best_high = (told.get("goal") or {}).get("direction") == "maximize"
+    tables = [("Experiments", [experiment_table(rows, statistics, goal, best_high)])]
+    axes = axes_of(rows)
+    if len(axes) == 2:
+        tables.insert(0, ("Axes", pivots(rows, statistics, axes, goal, best_high)))
+    failed = [row for row in rows if row.get("error")]
+    if failed:
+        tables.append(("Failures", [failure_table(failed)]))
+    tables.append(("Runs", [run_table(rows, root, page.parent)]))
+    counts = {state: sum(row["status"] == state for row in rows) for state in states(rows)}
+    unfinished = sum(row["status"] not in ("done", "failed", "broken") for row in rows)
+    warnings = [f"{unfinished} runs have not ended; their cells are empty."]
+    facts = [
+        ("runs", ", ".join(f"{n} {state}" for state, n in counts.items()) or "none"),
+        ("seeds", ", ".join(map(str, told.get("seeds", [])))),
+        ("goal", f"{goal}, {'higher' if best_high else 'lower'} is better"),
+        ("base", str(told.get("base_config_file", DASH))),
+        ("written", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
+    ]
+    html = load_template("tables.html.j2").render(
+        title=str(told.get("sweep_name", root.name)),
+        where=str(root),
+        facts=facts,
+        warnings=warnings if unfinished else [],
+        notes=[
+            "Mean over seeds +- half the 95 % interval of that mean (Student); no interval from "
+            "one seed."
+        ],
+        sections=[
+            (heading, [Placed(t, f"{t.name}.csv", data_uri(table_csv(t))) for t in found])
+            for heading, found in tables
+        ],
+    )
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        replace(page, html)
+    except OSError as error:
+        raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
+    return page
+
+
+def statistics_of(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Experiment -> number -> its statistics over the seeds that are done."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == "done":
+            found.setdefault(row["experiment"], []).append(row.get("metrics") or {})
+    return {
+        name: {
+            key: spread([one[key] for one in many])
+            for key in many[0]
+            if all(is_number(one.get(key)) for one in many)
+        }
+        for name, many in found.items()
+    }
+
+
+def axes_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Columns that take more than one value, and their values in order of appearance."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith(COLUMN) and value not in found.setdefault(key, []):
+                found[key].append(value)
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def states(rows: Sequence[Row]) -> list[str]:
+    """States that occur, done first."""
+    return sorted({row["status"] for row in rows}, key=lambda state: (state != "done", state))
+
+
+def shown_metrics(statistics: dict[str, dict[str, Row]], goal: str) -> list[str]:
+    """The goal, then evaluations, then losses of splits; the first that fit."""
+    names = list(dict.fromkeys(key for one in statistics.values() for key in one))
+    rest = [n for n in names if n != goal]
+    rest.sort(key=lambda n: (not n.startswith("eval/"), not n.endswith("/loss")))
+    return [name for name in (goal, *rest) if name in names][:MOST_METRICS]
+
+
+def spread_text(found: Row | None) -> str:
+    """``mean +- half width of its interval``; the mean alone of one seed."""
+    if not found:
+        return DASH
+    return with_error(found["mean"], found.get("ci95"))
+
+
+def pivots(
+    rows: Sequence[Row],
+    statistics: dict[str, dict[str, Row]],
+    axes: dict[str, list[Any]],
+    goal: str,
+    best_high: bool,
+) -> list[Table]:
+    """The goal, and up to three more numbers, as one axis against the other."""
+    metrics = shown_metrics(statistics, goal)
+    siblings = [m for m in metrics if m.rsplit("/", 1)[-1] == goal.rsplit("/", 1)[-1]]
+    return [pivot(rows, statistics, axes, metric, best_high) for metric in siblings[:4]]
+
+
+def pivot(
+    rows: Sequence[Row],
+    statistics: dict[str, dict[str, Row]],
+    axes: dict[str, list[Any]],
+    metric: str,
+    best_high: bool,
+) -> Table:
+    """A line per value of the axis with more of them, a column per value of the other."""
+    down, across = sorted(axes, key=lambda key: -len(axes[key]))
+    names = {(row[down], row[across]): row["experiment"] for row in rows if down in row}
+    head = [down.removeprefix(COLUMN), *map(str, axes[across]), "mean"]
+    numbers: list[list[Any]] = [[head[0], head[1] and across.removeprefix(COLUMN), "mean", "ci95"]]
+    cells = []
+    for value in axes[down]:
+        found = [statistics.get(names.get((value, c), ""), {}).get(metric) for c in axes[across]]
+        means = [one["mean"] for one in found if one]
+        best = (max if best_high else min)(means, default=None)
+        line = [Cell(str(value), str(value))]
+        for column, one in zip(axes[across], found, strict=True):
+            mean = one["mean"] if one else None
+            title = "best of its row" if one and mean == best else ""
+            text = spread_text(one) + (" *" if title else "")
+            line.append(Cell(text, sort_key(mean), title, numeric=True))
+            if one:
+                numbers.append([value, column, mean, one.get("ci95")])
+        whole = sum(means) / len(means) if len(means) == len(axes[across]) else None
+        line.append(Cell(figure(whole), sort_key(whole), numeric=True))
+        cells.append(line)
+    stem = "pivot_" + "".join(c if c.isalnum() else "_" for c in metric)
+    note = "* best of its row; a mean only where no cell is missing."
+    return Table(stem, metric, head, cells, numbers, note)
+
+
+def experiment_table(
+    rows: Sequence[Row], statistics: dict[str, dict[str, Row]], goal: str, best_high: bool
+) -> Table:
+    """A line per experiment, the best first."""
+    metrics = shown_metrics(statistics, goal)
+    names = list(dict.fromkeys(row["experiment"] for row in rows))
+
+    def rank(name: str) -> float:
+        found = statistics.get(name, {}).get(goal)
+        if not found:
+            return float("inf")
+        return float(-found["mean"] if best_high else found["mean"])
+
+    head = ["experiment", "done", *metrics]
+    every = list(dict.fromkeys(key for one in statistics.values() for key in one))
+    numbers: list[list[Any]] = [["experiment", "metric", "n", "mean", "std", "ci95", "min", "max"]]
+    cells = []
+    for name in sorted(names, key=rank):
+        mine = [row for row in rows if row["experiment"] == name]
+        done = sum(row["status"] == "done" for row in mine)
+        line = [Cell(name, name), Cell(f"{done} of {len(mine)}", float(done), numeric=True)]
+        for metric in metrics:
+            found = statistics.get(name, {}).get(metric)
+            key = sort_key(found["mean"]) if found else ""
+            line.append(Cell(spread_text(found), key, numeric=True))
+        for metric in every:
+            if found := statistics.get(name, {}).get(metric):
+                values = [found.get(k) for k in ("n", "mean", "std", "ci95", "min", "max")]
+                numbers.append([name, metric, *values])
+        cells.append(line)
+    return Table("experiments", "experiments", head, cells, numbers)
+
+
+def failure_table(rows: Sequence[Row]) -> Table:
+    """What failed, with the error."""
+    head = ["experiment", "seed", "attempts", "error", "message"]
+    numbers: list[list[Any]] = [list(head)]
+    cells = []
+    for row in rows:
+        error = row["error"]
+        values = [row["experiment"], row["seed"], row.get("attempts"), error.get("type")]
+        values.append(error.get("message"))
+        numbers.append(values)
+        trace = str(error.get("traceback_tail", ""))
+        cells.append([Cell(str(v), str(v), trace if n == 4 else "") for n, v in enumerate(values)])
+    return Table("failures", "failures", head, cells, numbers)
+
+
+def run_table(rows: Sequence[Row], root: Path, place: Path) -> Table:
+    """A line per run, with a link to its own page where there is one."""
+    head = ["run", "status", "seed", "parameters", "steps", "seconds", "hash"]
+    numbers: list[list[Any]] = [list(head)]
+    cells = []
+    for row in rows:
+        page = root / str(row.get("run_dir", "")) / "report.html"
+        link = os.path.relpath(page, place) if page.is_file() else ""
+        values = [row.get(key) for key in ("status", "seed", "parameters", "steps", "seconds")]
+        numbers.append([row.get("run_dir"), *values, row.get("config_hash")])
+        line = [Cell(str(row.get("run_dir")), str(row.get("run_dir")), href=link)]
+        line.append(Cell(str(values[0]), str(values[0])))
+        line += [Cell(figure(v), sort_key(v), numeric=True) for v in values[1:4]]
+        line.append(Cell(duration(values[4]), sort_key(values[4]), numeric=True))
+        line.append(Cell(str(row.get("config_hash", DASH)), str(row.get("config_hash", ""))))
+        cells.append(line)
+    return Table("runs", "runs", head, cells, numbers)
+
+
+def _yaml(path: Path) -> Row:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: no mapping; run nl sweep on this directory again.")
+    return found
+
+
+def _rows(path: Path) -> list[Row]:
+    """Rows of results.jsonl; a later row of a job replaces an earlier one."""
+    if not path.is_file():
+        return []
+    found: dict[str, Row] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {number} is no JSON; run nl sweep again.") from error
+        found[str(row.get("run_dir"))] = row
+    return list(found.values())
