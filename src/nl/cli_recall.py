@@ -46,6 +46,8 @@ def recall(options: argparse.Namespace) -> None:
     result = record(options, run, task, samples)
     result["model"]["parameters"] = sum(p.numel() for p in model.parameters())
     result["oracle"] = oracle(draw, grid, task.keys)
+    if "context" in grid.memorize:
+        result["writes"] = {str(n): writes(options, model, draw, n) for n in grid.lengths}
     save_json(options.output, result)
     rows = [{**s._asdict(), "right": s.predicted == s.answer} for s in samples]
     write_atomic(options.output.with_suffix(".jsonl"), "".join(line(row) for row in rows))
@@ -71,6 +73,22 @@ def record(options: argparse.Namespace, run: RunConfig, task: Any, samples: Any)
         "chance": 1 / task.keys,
         "cells": cells_of(samples),
         "provenance": provenance(),
+    }
+
+
+def writes(options: argparse.Namespace, model: Any, draw: Any, length: int) -> dict[str, float]:
+    """What reading one row of a length wrote: by memory its writes and its relative size."""
+    import torch
+
+    tokens, state = torch.tensor([draw(0, length, 0.5)[0]], device=options.device), None
+    with torch.no_grad():
+        for part in torch.split(tokens, options.segment, 1):
+            state = model(part, state).state
+    found = model.memory_report(state)
+    return {
+        f"memory/{key}/{one['path']}/layer{one['layer']}": float(one[key])
+        for one in found
+        for key in ("writes", "added")
     }
 
 

@@ -125,6 +125,10 @@ def test_the_command_writes_cells_and_samples(tmp_path: Path, capsys: Any) -> No
     assert len(data["cells"]) == 8
     assert data["oracle"]["accuracy"] == 1.0
     assert data["chance"] == 1 / 64
+    told = data["writes"]
+    wrote = {length: told[length]["memory/writes/titan/layer0"] for length in ("24", "40")}
+    assert wrote == {"24": 24 // 8, "40": 40 // 8}  # one per period
+    assert data["writes"]["40"]["memory/added/titan/layer1"] > 0
     assert data["state"].startswith("State fresh per sample")
     rows = [
         json.loads(row) for row in options.output.with_suffix(".jsonl").read_text().splitlines()
