@@ -29,9 +29,9 @@ MEMORY, REFERENCE = "titan_mal", "sliding_window"
 LABELS = {
     "titan_mal": "Titans memory before a window of attention",
     "sliding_window": "the same window of attention, no memory",
+    "titan_mal-wide": "as titan_mal, but attention to everything and a memory that never writes",
     "transformer": "attention to everything",
     "transformer-4x": "the same, four times as many steps on short rows",
-    "titan_mal-wide": "as titan_mal, but attention to everything and a memory that never writes",
 }
 SHORTER = {"transformer-4x": ("train.steps=1200",)}
 """What a label changes in its first part."""
@@ -208,7 +208,7 @@ def page(args: argparse.Namespace, models: list[Measured]) -> list[str]:
         f"{task['noise']} ids of noise. Trained on rows of {train['seq_len']} tokens "
         f"(`{EXPERIMENT}`, begun from `{SHORT}`), measured on rows up to "
         f"{max(LENGTHS)}: right is the likeliest token of the whole vocabulary. 95 % intervals "
-        f"after Wilson. Each sample has its own random stream; State: {data['state']}.",
+        f"after Wilson. Each sample has its own random stream. {data['state']}.",
         "",
         *verdict(models),
     ]
