@@ -20,7 +20,7 @@ import study
 from nl.cli_classes import classes
 from nl.cli_measure import guarded, parser_for
 from nl.cli_sequential import sequential
-from nl.eval.continual_summary import ALL_BETTER, Interval, interval, paired
+from nl.eval.continual_summary import ALL_BETTER, UNITS, Interval, interval, paired
 from nl.eval.forgetting import labels
 from nl.eval.sequential import ContinualPlan, Results
 from nl.report.continual import draw_curves, draw_panels, forgetting_panels, read_record
@@ -75,9 +75,9 @@ def values(result: Results, row: Row, metric: str) -> dict[int, float]:
     return result.by_seed(row.model, row.method, row.mode, metric)
 
 
-def cell(found: dict[int, float]) -> str:
+def cell(found: dict[int, float], digits: int = 3) -> str:
     """Mean and half interval, or a dash."""
-    return interval(list(found.values())).text() if found else "-"
+    return interval(list(found.values())).text(digits) if found else "-"
 
 
 def cost(result: Results, row: Row) -> tuple[str, str, str]:
@@ -92,7 +92,7 @@ def main_table(result: Results, rows: list[Row]) -> list[str]:
     body = []
     for row in rows:
         parameters, seeds, cpu = cost(result, row)
-        shown = [cell(values(result, row, metric)) for metric in SHOWN]
+        shown = [cell(values(result, row, m), 1 if UNITS[m] == "ppl" else 3) for m in SHOWN]
         body.append([row.name, parameters, seeds, *shown, cpu])
     directions = [f"{text} ({ALL_BETTER[metric]})" for metric, text in SHOWN.items()]
     return study.table(["model, method", "parameters", "n", *directions, "CPU s"], body)
@@ -121,10 +121,10 @@ def verdict(gap: Interval) -> str:
 
 def comparisons(rows: list[Row]) -> list[tuple[Row, Row]]:
     """Pairs that answer a question: against the plain baseline, and of writes on and off."""
+    rows = [row for row in rows if row.method not in ("joint", "scratch")]
     known = {(r.model, r.method, r.mode): r for r in rows}
     base = known.get(("transformer", "naive", "off"))
     pairs = [(row, base) for row in rows if base is not None and row != base]
-    pairs = [(row, other) for row, other in pairs if row.method not in ("joint", "scratch")]
     for model, method, mode in list(known):
         if mode == "context":
             pairs += _some(known, (model, method, mode), (model, method, "off"))
