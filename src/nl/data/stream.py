@@ -18,6 +18,8 @@ Fetch = Callable[[Ints, Ints], tuple[Tensor, Tensor]]
 """(source, index) of B samples -> inputs (B, ...), targets (B, ...)."""
 Boundaries = Callable[[Ints, Ints, Ints], tuple[tuple[int, ...], ...]]
 """(global row, source, index) of B samples -> ``Batch.starts``."""
+COUNT = -1
+"""``scored`` of a stream whose rows do not all have as many: counted in every batch."""
 PLANNED_ROWS = 8192
 """Rows whose places are computed at once; a cost of Python per batch becomes one per many."""
 
@@ -52,9 +54,10 @@ class RowStream:
     batch is filled up with rows whose targets are not scored (``IGNORE``, or NaN for floats), so
     that all ranks see the same number of batches of the same shape. ``iter`` on a finite stream
     that has ended starts over. ``scored`` is the number of scored targets of a row where that is
-    less than all of them. With ``boundaries`` batches say where documents begin, and the scored
-    targets are counted. A ``fetch`` with an attribute ``rows_at_once`` is asked for the rows of
-    several batches together, up to that many; which, does not depend on where the stream began.
+    less than all of them, ``COUNT`` where rows differ. With ``boundaries`` batches say where
+    documents begin, and the scored targets are counted. A ``fetch`` with an attribute
+    ``rows_at_once`` is asked for the rows of several batches together, up to that many; which, does
+    not depend on where the stream began.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class RowStream:
             whole = scored == len(self._mine)
             weight = group.weights[place] if whole else int((targets != IGNORE).sum())
             return Batch(inputs, targets, weight, tags, group.starts[place])
+        if self.scored == COUNT:
+            return Batch(inputs, targets, int((targets != IGNORE).sum()), tags)
         per_row = targets[:1].numel() if self.scored is None else self.scored
         return Batch(inputs, targets, scored * per_row, tags)
 
