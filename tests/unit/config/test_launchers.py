@@ -118,7 +118,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "best of nothing": ((sign, "checkpoint.best=val/los"), "checkpoint.best: 'val/los'"),
         "evals without text": (
             (sign, "+evals.perplexity.kind=perplexity"),
-            "evals: perplexity read text",
+            "evals.perplexity: reads text",
         ),
         "broken override": (("train.steps=[1",), "train.steps"),
     }
