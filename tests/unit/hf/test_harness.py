@@ -6,14 +6,11 @@ Per request: log-likelihoods, greedy matches, texts; every output type, prompts 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -170,33 +167,17 @@ def own_tasks(folder: Path) -> list[str]:
     ]
 
 
-def hf_model() -> Any:
-    """lm_eval's ``hf`` model. It imports accelerate, and uses it only to load and place a model."""
-    if importlib.util.find_spec("accelerate") is None:
-        names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
-        names += ("get_max_memory",)
-        for module in ("accelerate", "accelerate.utils"):
-            sys.modules[module] = ModuleType(module)
-            for name in names:
-                setattr(sys.modules[module], name, None)
-    try:
-        return importlib.import_module("lm_eval.models.huggingface").HFLM
-    finally:
-        for module in ("accelerate", "accelerate.utils"):
-            if getattr(sys.modules.get(module), "__spec__", None) is None:
-                sys.modules.pop(module, None)
-
-
 def theirs(folder: Path, write: bool, paths: list[Path], **options: Any) -> dict[str, Any]:
     """lm_eval with its own model on the exported directory."""
     from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     inner = AutoModelForCausalLM.from_pretrained(folder)
     inner.config.write = write
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = hf_model()(pretrained=inner, tokenizer=tokenizer, batch_size=3, **options)
+    model = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=3, **options)
     manager = TaskManager(include_path=[str(path.parent) for path in paths], include_defaults=False)
     tasks = list(manager.load([str(path) for path in paths])["tasks"].values())
     found: dict[str, Any] = simple_evaluate(
