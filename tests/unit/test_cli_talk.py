@@ -187,6 +187,8 @@ def test_ctrl_c_ends_a_reply_and_then_the_conversation(
     trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The State after an interrupted reply is that of what was read."""
+    # A process that a shell starts in the background inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     seen: list[int] = []
     read = cli_talk.Talk.read
 
@@ -204,7 +206,10 @@ def test_ctrl_c_ends_a_reply_and_then_the_conversation(
 
     monkeypatch.setattr(cli_talk.Talk, "read", interrupted)
     monkeypatch.setattr(sys, "stdin", Typed("prose 1\nprose 2\n"))
-    assert main(chatted(trained)) == 130
+    try:
+        assert main(chatted(trained)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     told = capsys.readouterr()
     assert "(reply stopped)" in told.err
     assert told.err.rstrip().endswith("stopped")
