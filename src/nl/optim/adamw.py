@@ -25,8 +25,9 @@ class AdamWSettings:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices."""
-    no_decay: tuple[str, ...] = ("embed", "gate", "norm", "bias")
-    """Tensors with one of these in their name are not decayed; nor are 1-D tensors."""
+    no_decay: tuple[str, ...] | None = ("embed", "gate", "norm", "bias")
+    """Tensors with one of these in their name are not decayed; nor are 1-D tensors. null: all are,
+    as torch's AdamW does by itself."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr: {self.lr}; must be > 0.")
@@ -64,13 +65,18 @@ class AdamWConfig(AdamWSettings, PolicyConfig):
 
 
 def split_by_decay(
-    named_parameters: list[tuple[str, nn.Parameter]], no_decay: tuple[str, ...]
+    named_parameters: list[tuple[str, nn.Parameter]], no_decay: tuple[str, ...] | None
 ) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable tensors by whether weight decay applies: matrices and more, unless named."""
+    """Trainable tensors by whether weight decay applies: matrices and more, unless named.
+
+    With ``no_decay`` None it applies to every tensor.
+    """
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim < 2 or any(word in name for word in no_decay)
+        spared = no_decay is not None and (
+            parameter.ndim < 2 or any(word in name for word in no_decay)
+        )
         groups["no_decay" if spared else "decay"].append((name, parameter))
     return groups

@@ -29,6 +29,9 @@ def test_only_matrices_that_are_not_named_decay() -> None:
     assert [n for n, _ in groups["decay"]] == ["block.proj.weight", "conv.weight"]
     spared = ["embed.weight", "block.gate.weight", "norm.weight", "proj.bias"]
     assert [n for n, _ in groups["no_decay"]] == spared
+    every = split_by_decay(named, None)
+    assert [n for n, _ in every["decay"]] == [n for n, p in named if p.requires_grad]
+    assert every["no_decay"] == []
 
 
 def test_the_update_is_adamw() -> None:
