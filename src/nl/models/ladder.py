@@ -181,8 +181,9 @@ class BahdanauAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.embed(x))
         scores = h.mean(dim=-1) if self.legacy else self.scorer(h).squeeze(-1)
-        values = torch.tanh(self.mix(h))
-        found: Tensor = self.out((scores.softmax(dim=1).unsqueeze(-1) * values).sum(dim=1))
+        # Mixed after the sum: a linear map of the sum alone is a linear rule of what occurs.
+        context = (scores.softmax(dim=1).unsqueeze(-1) * h).sum(dim=1)
+        found: Tensor = self.out(torch.tanh(self.mix(context)))
         return found
 
 

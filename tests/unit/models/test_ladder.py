@@ -64,7 +64,7 @@ def test_the_older_score_leaves_the_scorer_alone() -> None:
     net = model.network
     h = torch.tanh(net.embed(x))
     share = h.mean(-1).softmax(-1)
-    wanted = net.out(torch.einsum("bt,btd->bd", share, torch.tanh(net.mix(h))))
+    wanted = net.out(torch.tanh(net.mix(torch.einsum("bt,btd->bd", share, h))))
     assert torch.allclose(model(x).pred, wanted)
 
 
