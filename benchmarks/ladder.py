@@ -1,0 +1,142 @@
+"""The ladder beside its earlier tables: accuracies of a finished sweep, overlap of the data.
+
+Reads results.jsonl of `nl sweep configs/sweep/ladder.yaml` and writes the page and its CSV; nothing
+is trained here.
+
+Example: python benchmarks/ladder.py --root runs/ladder
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import study
+
+from nl.data.ladder import LadderConfig, overlap
+from nl.data.ladder_tasks import TASKS
+
+NETWORKS = (
+    "logreg",
+    "mlp",
+    "temporal",
+    "self_attention",
+    "singlelayer_transformer",
+    "bahdanau_attention",
+    "multilayer_transformer",
+)
+EARLIER = {
+    "sign_of_winner": (0.810, 0.867, 0.892, 0.922, 0.908, 0.958, 0.989),
+    "sign_of_second_place": (0.651, 0.680, 0.693, 0.822, 0.716, 0.841, 0.668),
+    "has_pos_and_neg": (0.463, 0.867, 0.495, 0.984, 0.882, 0.985, 0.985),
+    "has_all_tokens": (0.514, 1.000, 0.502, 1.000, 1.000, 1.000, 1.000),
+    "any_abs_gt_one": (0.460, 0.790, 0.943, 0.975, 0.823, 0.963, 0.958),
+    "single_digit_sum": (0.584, 0.996, 0.648, 0.949, 0.986, 0.946, 0.969),
+    "single_digit_sum_swapped": (0.548, 0.948, 0.608, 0.816, 0.976, 0.957, 0.988),
+    "aa_bb_cc": (0.614, 0.724, 0.587, 0.556, 0.500, 0.574, 0.630),
+    "multi_digit_sum": (0.494, 0.627, 0.493, 0.500, 0.514, 0.498, 0.488),
+}
+"""Test accuracies of the earlier system, one seed, in the order of NETWORKS."""
+WITHIN = 0.10
+METRIC = "eval/classification/{}/accuracy"
+
+
+def accuracies(sweep: Path, split: str) -> dict[tuple[str, str], float]:
+    """(task, network) -> accuracy of seed 0; later rows of a job replace earlier ones."""
+    found: dict[tuple[str, str], float] = {}
+    for line in (sweep / "results.jsonl").read_text().splitlines():
+        row: dict[str, Any] = json.loads(line)
+        if row["status"] == "done" and row["seed"] == 0:
+            value = row["metrics"].get(METRIC.format(split))
+            found[row["column/task"], row["column/model"]] = float(value)
+    return found
+
+
+def cells(found: dict[tuple[str, str], float]) -> tuple[list[list[str]], list[str]]:
+    """Lines of the table, ours (earlier), and the cells that are further apart than ``WITHIN``."""
+    lines, far = [], []
+    for task in TASKS:
+        line = [task]
+        for network, earlier in zip(NETWORKS, EARLIER[task], strict=True):
+            ours = found.get((task, network))
+            if ours is None:
+                line.append("-")
+                continue
+            apart = abs(ours - earlier) > WITHIN
+            line.append(f"{ours:.3f} ({earlier:.3f})" + (" !" if apart else ""))
+            if apart:
+                far.append(f"{task}, {network}: {ours - earlier:+.3f}")
+        lines.append(line)
+    return lines, far
+
+
+def overlaps() -> list[list[str]]:
+    """The earlier data and the new splits of every task."""
+    lines = []
+    for task in TASKS:
+        old, new = (LadderConfig(task=task, legacy=flag) for flag in (True, False))  # type: ignore[arg-type]
+        was = overlap(old.examples("train", 0), old.examples("test", 0))
+        now = overlap(new.examples("train", 0), new.examples("test", 0))
+        uniques = f"{was.unique_train}, {was.unique_test}"
+        sizes = f"{now.unique_train}, {now.unique_test}"
+        earlier = [f"{was.seen} of {was.total}", uniques, f"{was.lookup:.3f}"]
+        lines.append([task, *earlier, f"{now.seen} of {now.total}", sizes, f"{now.lookup:.3f}"])
+    return lines
+
+
+def page(args: argparse.Namespace) -> list[str]:
+    """The lines of the page; the accuracies are written next to it as CSV."""
+    test, train = accuracies(args.root, "test"), accuracies(args.root, "train")
+    lines, far = cells(test)
+    with (args.output.parent / "ladder.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["task", "network", "train", "test", "earlier test"])
+        for task in TASKS:
+            for network, earlier in zip(NETWORKS, EARLIER[task], strict=True):
+                key = (task, network)
+                writer.writerow([*key, train.get(key, ""), test.get(key, ""), earlier])
+    return [
+        "# The ladder",
+        "",
+        f"Made by `{study.call('ladder')}` from `nl sweep configs/sweep/ladder.yaml`: nine tasks, "
+        "seven networks, 1000 passes over the earlier data, one seed. Test accuracy, beside it in "
+        f"brackets the earlier system's; ! where they differ by more than {WITHIN:g}: "
+        f"{len(far)} of {len(test)} cells. Chance is 0.5.",
+        *study.table(["task", *NETWORKS], lines),
+        *([f"Further apart: {'; '.join(far)}.", ""] if far else []),
+        "One seed, the weights of the last step, learning rates of up to 1. Accuracies on training "
+        "data are in the CSV.",
+        "",
+        "## What of the test data was seen in training",
+        "",
+        "Test rows that are training rows, different rows of both, and the test accuracy of a "
+        "table of the training rows; of the earlier data and of the splits that are disjoint.",
+        *study.table(
+            [
+                *("task", "earlier: seen", "different rows", "look-up"),
+                *("now: seen", "different rows", "look-up"),
+            ],
+            overlaps(),
+        ),
+    ]
+
+
+def main() -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("runs/ladder"), help="directory; default: %(default)s")
+    add("--output", type=Path, default=Path("reports/ladder.md"), help="default: %(default)s")
+    args = parser.parse_args()
+    study.save_page(args.output, page(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
