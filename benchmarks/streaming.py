@@ -25,6 +25,7 @@ from typing import Any
 import study
 
 from nl.report.figures import Figure, Line
+from nl.run.student import t_95
 
 SEGMENT = 512
 """Tokens per call."""
@@ -176,7 +177,7 @@ def slope(x: list[float], y: list[float]) -> tuple[float, float]:
     found = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
     free = len(x) - 2
     left = sum((b - mean_y - found * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
-    return found, study.T_95[free - 1] * math.sqrt(left / free / spread)
+    return found, t_95(free) * math.sqrt(left / free / spread)
 
 
 def trend(rows: list[dict[str, float]], key: str) -> str:

@@ -26,10 +26,9 @@ from typing import Any
 from nl.report.dots import Dots, dots_csv, draw_dots
 from nl.report.figures import Figure, draw, figure_csv, standalone
 from nl.run import RunDir, RunError
+from nl.run.student import spread
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided 95 % quantiles of Student's distribution, 1 to 9 degrees of freedom."""
 CONFIG = "pilot_smoke"
 PLACES = ("--root", "--output", "--data", "--jobs")
 """Flags that say where and how fast, not what: left out of the command on a page."""
@@ -179,12 +178,8 @@ def curve(
 
 def student(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half width of its 95 % interval (Student); nan from a single value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    if len(values) > len(T_95) + 1:
-        raise SystemExit(f"seeds: {len(values)}; the table of quantiles ends at {len(T_95) + 1}")
-    return mean, T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    found = spread(values)
+    return found["mean"], math.nan if found["ci95"] is None else found["ci95"]
 
 
 def interval(values: Sequence[float], digits: int = 4) -> str:

@@ -127,6 +127,8 @@ def _root(options: argparse.Namespace, path: Path) -> Path:
     Raises:
         ConfigError: nothing to resume, or a directory that is no sweep's.
     """
+    if options.output and options.resume:
+        raise ConfigError("--resume: names the newest directory, --output another; give one.")
     if options.output:
         root = Path(options.output)
         if root.is_dir() and any(root.iterdir()) and not (root / METADATA).is_file():

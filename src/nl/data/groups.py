@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nl.config import ConfigError, register, require
+from nl.config import ConfigError, defaults_of, register, require, unstructure
 from nl.config.groups import StreamConfig
 from nl.core.groups import FiniteGroup, group_of, parse_group
 from nl.core.groups.finite import GroupError
@@ -94,6 +94,13 @@ class GroupCompositionConfig(StreamConfig):
             0 <= self.template_at < group.order,
             f"template_at: {self.template_at}; must be 0 to {group.order - 1}.",
         )
+        for name, users in USED_BY.items():
+            value, default = unstructure(getattr(self, name)), _default(name)
+            require(
+                value == default or self.template in users,
+                f"{name}: {value}; template={self.template} has no use for it, only "
+                f"{' and '.join(users)}.",
+            )
         require(self.template_scale != 0, "template_scale: 0; nothing would be shown.")
         shape = circles(self.group_name)
         allowed = {"fourier": (1, 2), "gaussian": (1,)}.get(self.template)
@@ -203,6 +210,22 @@ class GroupCompositionConfig(StreamConfig):
             return shown[torch.from_numpy(elements)], shown[torch.from_numpy(chosen)]
 
         return fetch
+
+
+USED_BY: dict[str, tuple[str, ...]] = {
+    "template_at": ("onehot",),
+    "template_scale": ("onehot",),
+    "frequencies": ("fourier", "gaussian"),
+    "amplitudes": ("fourier",),
+    "powers": ("powers",),
+    "template_file": ("file",),
+    "template_seed": ("fourier", "gaussian"),
+}
+"""Options of templates that not every template has."""
+
+
+def _default(name: str) -> object:
+    return defaults_of(GroupCompositionConfig)[name]
 
 
 def drawn(fetch: Fetch, size: int, draws: KeyedPermutation) -> Fetch:

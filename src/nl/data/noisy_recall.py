@@ -25,9 +25,8 @@ from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
 from nl.core.batch import IGNORE
 from nl.core.seeds import SeedBook
-from nl.data.order import Ints, MixturePlan, Plan, SequentialPlan
-from nl.data.recall import TRAINING_ROWS
-from nl.data.stream import Fetch, RowStream
+from nl.data.order import Ints
+from nl.data.stream import Fetch, RowStream, own_rows, stream_of
 
 
 @register("stream", "noisy_recall")
@@ -78,18 +77,10 @@ class NoisyRecallConfig(StreamConfig):
         """``train`` is endless; ``val`` is drawn from a seed of its own and goes once through."""
         if split not in self.splits():
             raise ConfigError(f"split {split!r} of noisy_recall: use train or val.")
-        plan: Plan = SequentialPlan([self.val_size])
-        if split == "train":
-            plan = MixturePlan([TRAINING_ROWS], ["noisy_recall"], [1], seed)
-        return RowStream(
-            plan,
-            self._fetch(SeedBook(seed).seed("noisy_recall", split)),
-            batch_size=self.batch_size,
-            rank=rank,
-            world=world,
-            identity=f"{self}, {split}, seed {seed}",
-            scored=self.pairs,
-        )
+        fetch = self._fetch(SeedBook(seed).seed("noisy_recall", split))
+        size = 0 if split == "train" else self.val_size
+        place = (seed, rank, world)
+        return own_rows(self, split, fetch, size=size, place=place, scored=self.pairs)
 
     def _fetch(self, key: int) -> Fetch:
         def fetch(source: Ints, index: Ints) -> tuple[Tensor, Tensor]:
@@ -187,8 +178,3 @@ def look_up(tokens: Ints, keys: int) -> int:
     if tokens[-1] >= keys or not len(told):
         raise ValueError(f"the row ends with {tokens[-1]}, no key that stands before it")
     return int(tokens[told[-1] + 1])
-
-
-def stream_of(key: int, index: int) -> np.random.Generator:
-    """The random stream of one row."""
-    return np.random.Generator(np.random.Philox(key=key, counter=index << 64))

@@ -22,11 +22,9 @@ from nl.config import ConfigError, require
 from nl.config.groups import StreamConfig
 from nl.core.batch import IGNORE
 from nl.core.seeds import SeedBook
-from nl.data.order import MixturePlan, Plan, SequentialPlan
-from nl.data.stream import COUNT, Fetch, RowStream
+from nl.data.stream import COUNT, Fetch, RowStream, own_rows, stream_of
 
 Ints = npt.NDArray[np.int64]
-TRAINING_ROWS = 1 << 40
 BUCKETS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}
 TRIES = 10_000
 Guess = Callable[[Ints], Ints]
@@ -127,7 +125,7 @@ class ProbeConfig(StreamConfig):
         return [self._row(key, split, int(number)) for number in index]
 
     def _row(self, key: int, split: str, number: int) -> Row:
-        rng = np.random.Generator(np.random.Philox(key=key, counter=number << 64))
+        rng = stream_of(key, number)
         for _ in range(TRIES):
             row = self.row(rng, split)
             if not self.disjoint:
@@ -153,22 +151,10 @@ class ProbeConfig(StreamConfig):
 
     def build(self, split: str, *, seed: int, rank: int, world: int) -> RowStream:
         """``train`` is endless; ``val`` and ``test`` go once through their rows."""
-        size = getattr(self, f"{split}_size", 0)
-        plan: Plan
-        if split == "train":
-            plan = MixturePlan([size or TRAINING_ROWS], [self.kind], [1], seed)
-        else:
-            plan = SequentialPlan([size])
         self.rows(split, seed, np.arange(1))  # refused here rather than in the first step
-        return RowStream(
-            plan,
-            self._fetch(split, seed),
-            batch_size=self.batch_size,
-            rank=rank,
-            world=world,
-            identity=f"{self}, {split}, seed {seed}",
-            scored=COUNT,
-        )
+        size, fetch = getattr(self, f"{split}_size", 0), self._fetch(split, seed)
+        place = (seed, rank, world)
+        return own_rows(self, split, fetch, size=size, place=place, scored=COUNT)
 
     def _fetch(self, split: str, seed: int) -> Fetch:
         def fetch(source: Ints, index: Ints) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,8 @@ from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
 from nl.core.batch import IGNORE
 from nl.core.seeds import SeedBook
-from nl.data.order import Ints, MixturePlan, Plan, SequentialPlan
-from nl.data.stream import Fetch, RowStream
-
-TRAINING_ROWS = 1 << 40
-"""Rows of one epoch: more than any run reads, so no row comes twice."""
+from nl.data.order import Ints
+from nl.data.stream import Fetch, RowStream, own_rows, stream_of
 
 
 @register("stream", "recall")
@@ -63,18 +60,10 @@ class RecallConfig(StreamConfig):
         """``train`` is endless; ``val`` is drawn from a seed of its own and goes once through."""
         if split not in self.splits():
             raise ConfigError(f"split {split!r} of recall: use train or val.")
-        plan: Plan = SequentialPlan([self.val_size])
-        if split == "train":
-            plan = MixturePlan([TRAINING_ROWS], ["recall"], [1], seed)
-        return RowStream(
-            plan,
-            self._fetch(SeedBook(seed).seed("recall", split)),
-            batch_size=self.batch_size,
-            rank=rank,
-            world=world,
-            identity=f"{self}, {split}, seed {seed}",
-            scored=self.pairs,
-        )
+        fetch = self._fetch(SeedBook(seed).seed("recall", split))
+        size = 0 if split == "train" else self.val_size
+        place = (seed, rank, world)
+        return own_rows(self, split, fetch, size=size, place=place, scored=self.pairs)
 
     def _fetch(self, key: int) -> Fetch:
         asked = 2 * self.pairs
@@ -92,7 +81,7 @@ class RecallConfig(StreamConfig):
 
 def recall_row(pairs: int, keys: int, key: int, index: int) -> Ints:
     """Row ``index`` of the rows drawn with ``key``: (4 * pairs,) token ids."""
-    rng = np.random.Generator(np.random.Philox(key=key, counter=index << 64))
+    rng = stream_of(key, index)
     shown = rng.permutation(keys)[:pairs]
     both = np.stack([shown, rng.integers(keys, 2 * keys, pairs)], axis=1)
     return np.concatenate([both, both[rng.permutation(pairs)]]).reshape(-1)

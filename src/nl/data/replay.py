@@ -22,7 +22,7 @@ from nl.core.seeds import SeedBook
 from nl.data.order import Ints, KeyedPermutation
 from nl.data.phases import PhasePlan, PhaseStreamConfig
 from nl.data.shard_stream import boundaries, held_out_stream
-from nl.data.stream import Boundaries, Fetch
+from nl.data.stream import Boundaries, Fetch, refuse_other
 from nl.data.windows import TokenWindows
 
 LARGEST = 1 << 62
@@ -215,11 +215,6 @@ class ReplayStream:
         Raises:
             ConfigError: the state belongs to other data, another order or another batch size.
         """
-        for key, mine in (("identity", self.identity), ("batch_size", self.batch_size)):
-            if state.get(key) != mine:
-                raise ConfigError(
-                    f"stream.{key}: the checkpoint was made with {state.get(key)!r}, this run has "
-                    f"{mine!r}; restore the data and stream settings of the checkpoint."
-                )
+        refuse_other(state, identity=self.identity, batch_size=self.batch_size)
         self.row = int(state["row"])
         self.store.load(state["stored"], state["phases"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from nl.config import ConfigError
+from nl.config.groups import StreamConfig
 from nl.core.batch import IGNORE, Batch
-from nl.data.order import Ints, Plan
+from nl.data.order import Ints, MixturePlan, Plan, SequentialPlan
 
 Fetch = Callable[[Ints, Ints], tuple[Tensor, Tensor]]
 """(source, index) of B samples -> inputs (B, ...), targets (B, ...)."""
 Boundaries = Callable[[Ints, Ints, Ints], tuple[tuple[int, ...], ...]]
 """(global row, source, index) of B samples -> ``Batch.starts``."""
+ENDLESS_ROWS = 1 << 40
+"""More rows than any run reads, so none comes twice."""
 COUNT = -1
 """``scored`` of a stream whose rows do not all have as many: counted in every batch."""
 PLANNED_ROWS = 8192
@@ -172,13 +175,61 @@ class RowStream:
         Raises:
             ConfigError: the state belongs to other data, another order or another batch size.
         """
-        for key, mine in (("identity", self.identity), ("batch_size", self.batch_size)):
-            if state.get(key) != mine:
-                raise ConfigError(
-                    f"stream.{key}: the checkpoint was made with {state.get(key)!r}, this run has "
-                    f"{mine!r}; restore the data and stream settings of the checkpoint."
-                )
+        refuse_other(state, identity=self.identity, batch_size=self.batch_size)
         self.row = int(state["row"])
+
+
+def own_rows(
+    config: StreamConfig,
+    split: str,
+    fetch: Fetch,
+    *,
+    size: int,
+    place: tuple[int, int, int],
+    scored: int | None,
+) -> RowStream:
+    """The stream of a configuration that draws its rows itself.
+
+    Args:
+        config: with ``kind`` and ``batch_size``.
+        split: ``train`` is endless, any other goes once through.
+        fetch: makes rows of numbers; their source says nothing.
+        size: rows of the split; 0 for ``train``: none comes twice.
+        place: (seed, rank, world).
+        scored: see ``RowStream``.
+    """
+    seed, rank, world = place
+    plan: Plan = SequentialPlan([size])
+    if split == "train":
+        plan = MixturePlan([size or ENDLESS_ROWS], [config.kind], [1], seed)
+    return RowStream(
+        plan,
+        fetch,
+        batch_size=config.batch_size,  # type: ignore[attr-defined]
+        rank=rank,
+        world=world,
+        identity=f"{config}, {split}, seed {seed}",
+        scored=scored,
+    )
+
+
+def stream_of(key: int, index: int) -> np.random.Generator:
+    """The random stream of one row."""
+    return np.random.Generator(np.random.Philox(key=key, counter=index << 64))
+
+
+def refuse_other(state: Mapping[str, Any], **mine: Any) -> None:
+    """Refuse a stream's state that was made by another one.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    for key, value in mine.items():
+        if state.get(key) != value:
+            raise ConfigError(
+                f"stream.{key}: the checkpoint was made with {state.get(key)!r}, this run has "
+                f"{value!r}; restore the data and stream settings of the checkpoint."
+            )
 
 
 def cut(rows: Tensor, share: int) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ Network = Literal[
     "singlelayer_transformer",
     "multilayer_transformer",
 ]
+
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "width": tuple(name for name in get_args(Network) if name != "logreg"),
+    "attention_heads": ("multilayer_transformer",),
+    "blocks": ("multilayer_transformer",),
+    "position_scale": ("singlelayer_transformer", "multilayer_transformer"),
+}
+"""Options that not every network has."""
 
 
 @register("model", "ladder")
@@ -62,6 +70,12 @@ class LadderModelConfig(ModelConfig):
             self.network != "multilayer_transformer" or self.size % self.attention_heads == 0,
             f"attention_heads: {self.attention_heads}; must divide the width {self.size}.",
         )
+        for name, networks in ONLY_FOR.items():
+            value = getattr(self, name)
+            require(
+                value == type(self).__dataclass_fields__[name].default or self.network in networks,
+                f"{name}: {value}; {self.network} has none, only {' and '.join(networks)}.",
+            )
         require(
             not self.legacy or self.network == "bahdanau_attention",
             f"legacy: true; only bahdanau_attention differs, not {self.network}.",

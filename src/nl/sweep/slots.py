@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,16 @@ from nl.run import RunDir, RunError
 from nl.sweep.job import Job, start
 
 KINDS = ("local", "warm", "slurm", "ray")
+
+
+MEANT_FOR: dict[str, tuple[str, ...]] = {
+    "cpus": ("slurm", "ray"),
+    "minutes": ("slurm",),
+    "memory_gb": ("slurm",),
+    "partition": ("slurm",),
+    "address": ("ray",),
+}
+"""Options that not every backend has."""
 
 
 class Handle(Protocol):
@@ -71,6 +81,16 @@ class Place:
         for good, name, value, allowed in checks:
             if not good:
                 raise ConfigError(f"--{name}: {value}; allowed: {allowed}.")
+        for option in fields(self):
+            value, kinds = getattr(self, option.name), MEANT_FOR.get(option.name, KINDS)
+            if value != option.default and self.kind not in kinds:
+                flag = option.name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag}: {value}; --backend {self.kind} has no use for it, only "
+                    f"{' and '.join(kinds)}: leave it out."
+                )
+        if self.kind in ("local", "warm") and self.gpus and self.slots not in (1, len(self.gpus)):
+            raise ConfigError(f"--slots: {self.slots}; --gpus gives one slot each: leave it out.")
 
 
 def threads(slots: int) -> dict[str, str]:

@@ -212,6 +212,8 @@ def test_validation_on_a_fixed_choice_of_words() -> None:
         ({"group_name": "C2xC2", "template": "gaussian"}, "template: gaussian; for C_n, not C2xC2"),
         ({"template": "powers", "powers": {"9z": 1}}, "powers.9z: no irrep of C5"),
         ({"template": "powers"}, "powers: all zero"),
+        ({"frequencies": 2}, "frequencies: 2; template=onehot has no use for it"),
+        ({"template": "fourier", "powers": {"1b": 1}}, "powers: .* has no use for it, only powers"),
         ({"template": "file"}, "template_file: missing"),
         ({"template_at": 5}, "template_at: 5; must be 0 to 4"),
         ({"length": 1}, "length: 1; must be >= 2"),

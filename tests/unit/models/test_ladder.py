@@ -125,6 +125,8 @@ def test_sinusoids_by_hand() -> None:
         ({"network": "multilayer_transformer", "width": 30}, "attention_heads: 4; must divide"),
         ({"network": "mlp", "legacy": True}, "legacy: true; only bahdanau_attention"),
         ({"steps": 0}, "model.steps: 0; must be >= 1"),
+        ({"network": "mlp", "blocks": 5}, "blocks: 5; mlp has none, only multilayer_transformer"),
+        ({"network": "logreg", "width": 8}, "width: 8; logreg has none"),
     ],
 )
 def test_bad_settings(fields: dict[str, object], text: str) -> None:

@@ -100,6 +100,9 @@ def test_a_place_with_other_files_is_left_alone(
     assert "holds other files" in capsys.readouterr().err
     assert main(["sweep", str(file), "--root", str(tmp_path), "--resume"]) == 2
     assert "--resume: no sweep of small.yaml" in capsys.readouterr().err
+    both = ["--output", str(tmp_path / "new"), "--resume"]
+    assert main(["sweep", str(file), *both]) == 2
+    assert "--resume: names the newest directory, --output another" in capsys.readouterr().err
 
 
 def test_a_search_runs_its_trials(file: Path, tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def test_flags_are_checked() -> None:
     for wrong, text in (
         ({"kind": "cloud"}, "--backend: cloud; allowed: local, warm, slurm, ray"),
         ({"slots": 0}, "--slots: 0; allowed: >= 1"),
+        ({"minutes": 5}, "--minutes: 5; --backend local has no use for it, only slurm"),
+        ({"kind": "warm", "cpus": 2}, "--cpus: 2; --backend warm has no use for it"),
+        ({"kind": "slurm", "address": "x"}, "--address: x; --backend slurm has no use for it"),
+        ({"slots": 3, "gpus": ("0", "1")}, "--slots: 3; --gpus gives one slot each"),
     ):
         with pytest.raises(ConfigError, match=text):
             Place(**wrong)
