@@ -16,7 +16,7 @@ from nl.sweep.job import GRACE, REFUSED, Job, progress_of, set_aside, standing
 from nl.sweep.results import Row, append_row, row_of, write_progress
 from nl.sweep.slots import Backend, Elsewhere, Handle
 
-POLL = 0.05
+POLL = 0.02
 """Seconds between looks at the running jobs."""
 RECORD = 1.0
 """Seconds between writes of progress.json, and between changes of the display."""
