@@ -22,13 +22,13 @@ from typing import Any
 def main() -> None:
     """Serve until stdin ends and every fork has been told of."""
     import torch._dynamo  # noqa: F401 - imported by the first optimizer: half a second per job
-    from hydra.core.plugins import Plugins
 
     import nl.assembly  # noqa: F401 - what every launcher imports first
     from nl.assembly import publish
+    from nl.config.hydra import find_plugins
 
     publish()
-    Plugins.instance()  # found once, here
+    find_plugins()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake, woken = os.pipe()
     os.set_blocking(woken, False)

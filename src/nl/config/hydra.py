@@ -34,6 +34,13 @@ MOST_VALUES = 100_000
 """Values in one configuration file, aliases unfolded."""
 
 
+def find_plugins() -> None:
+    """Let Hydra look for its plugins now: once in a process, and inherited by forks."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+
+
 def publish() -> None:
     """Hand the defaults of every registered kind to Hydra as plain nodes (no types, no torch)."""
     from hydra.core.config_store import ConfigStore
