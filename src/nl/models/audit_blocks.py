@@ -10,6 +10,9 @@ WINDOW = ("titan_mag", "titan_mal", "sliding_window")
 DENSE = (
     "transformer",
     "gated_delta",
+    "lstm",
+    "gru",
+    "quadratic_rnn",
     "titan_lmm",
     "titan_mac",
     "titan_mag",
@@ -64,6 +67,49 @@ BLOCKS: tuple[Mechanism, ...] = (
         ),
         where=_in("gated_delta"),
         options=("model.gated_delta.conv", "model.gated_delta.gate", "model.gated_delta.chunk"),
+    ),
+    Mechanism(
+        part="long short-term memory",
+        source="Hochreiter and Schmidhuber 1997, forget gate: Gers et al. 2000",
+        equation="i, f, g, o = W x_t + b + U h_{t-1} + d\n"
+        "c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),  h_t = sigmoid(o) tanh(c_t)",
+        code="nl.ops.recurrent:lstm",
+        tests=(
+            f"{OPS}test_recurrent.py::test_equals_the_token_loop",
+            f"{LAYERS}test_recurrent_layer.py::test_the_cells_are_those_of_torch",
+        ),
+        where=_in("lstm"),
+        options=("model.recurrent.hidden", "model.recurrent.forget_bias"),
+    ),
+    Mechanism(
+        part="gated recurrent unit",
+        source="Cho et al. 2014 (arXiv 1406.1078)",
+        equation="r, z = sigmoid(W x_t + b + U h_{t-1} + d)\n"
+        "n = tanh(W_n x_t + b_n + r (U_n h_{t-1} + d_n)),  h_t = (1 - z) n + z h_{t-1}",
+        code="nl.ops.recurrent:gru",
+        tests=(
+            f"{OPS}test_recurrent.py::test_equals_the_token_loop",
+            f"{LAYERS}test_recurrent_layer.py::test_the_cells_are_those_of_torch",
+        ),
+        where=_in("gru"),
+        options=("model.recurrent.hidden",),
+        differs="the reset gate acts behind the product, as in torch",
+    ),
+    Mechanism(
+        part="quadratic recurrence",
+        source="arXiv 2602.03655, the quadratic recurrent network",
+        equation="z_t = (U h_{t-1} + W x_t)^2 or (U h_{t-1}) * (W x_t),  h_0 = 1\n"
+        "h_t = z_t / sqrt(mean(z_t^2) + 1e-6)",
+        code="nl.ops.recurrent:quadratic",
+        tests=(
+            f"{OPS}test_recurrent.py::test_equals_the_token_loop",
+            f"{LAYERS}test_recurrent_layer.py::test_a_small_change_keeps_its_size",
+            f"{LAWS}test_stable_over_a_long_stream",
+        ),
+        where=_in("quadratic_rnn"),
+        options=("model.recurrent.hidden", "model.recurrent.transform"),
+        differs="the hidden vector is brought to mean square 1 after every token: without a norm "
+        "it squares its size per token; model=quadratic_rnn is the letter, for short words",
     ),
     Mechanism(
         part="Titans memory: write",

@@ -16,6 +16,7 @@ from nl.nn.cms import ContinuumMemory
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDelta
 from nl.nn.level import LevelTrace
+from nl.nn.recurrent import GRU, LSTM, QuadraticRNN, Recurrent, RecurrentConfig
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan import TitanMemory
 from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
@@ -46,8 +47,8 @@ class Block(nn.Module):
         self.mixers = nn.ModuleList(mixers)
         found = [path for m in mixers if (path := getattr(m, "memory_path", None)) is not None]
         self.memory_path: str | None = found[0] if found else None
-        # A loop over chunks inside a compiled unit is unrolled, once for every place in the row.
-        self.compile_whole = not any(isinstance(m, SelfMod) for m in mixers)
+        # A loop over chunks or tokens in a compiled unit is unrolled, for every place in the row.
+        self.compile_whole = not any(isinstance(m, SelfMod | Recurrent) for m in mixers)
         self.levels: ContinuumMemory | None = None
         self.parallel = shape.parallel
         if levels:
@@ -110,6 +111,21 @@ def gated_delta(shape: LanguageShape) -> nn.Module:
     return GatedDelta(shape.gated_delta, shape.dim, shape.residual_scale)
 
 
+def lstm(shape: LanguageShape) -> nn.Module:
+    """Long short-term memory."""
+    return LSTM(shape.recurrent, shape.dim, shape.residual_scale)
+
+
+def gru(shape: LanguageShape) -> nn.Module:
+    """Gated recurrent unit."""
+    return GRU(shape.recurrent, shape.dim, shape.residual_scale)
+
+
+def quadratic_rnn(shape: LanguageShape) -> nn.Module:
+    """Quadratic recurrent network with a norm."""
+    return QuadraticRNN(shape.recurrent, shape.dim, shape.residual_scale)
+
+
 def titan_memory(shape: LanguageShape) -> nn.Module:
     """Titans memory (arXiv 2501.00663, section 3)."""
     return TitanMemory(shape.titan, shape.dim)
@@ -155,6 +171,15 @@ def check_widths(config: LanguageShape, kinds: Sequence[Any]) -> None:
         require(
             dim % size == 0 or not used & set(mixers),
             f"{name}: {size}; must divide model.dim = {dim}.",
+        )
+    for name, mixer in (("forget_bias", lstm), ("transform", quadratic_rnn)):
+        value = getattr(config.recurrent, name)
+        require(
+            value == getattr(RecurrentConfig(), name)
+            or mixer in used
+            or not used & {lstm, gru, quadratic_rnn},
+            f"recurrent.{name}: {value}; only {mixer.__name__} reads it: leave it out, or choose "
+            f"model.block={mixer.__name__}.",
         )
 
 
@@ -209,6 +234,33 @@ class GatedDeltaBlock(_Kind, BlockConfig):
     """Gated delta rule and SwiGLU: the linear baseline (arXiv 2412.06464)."""
 
     mixers = (gated_delta,)
+    levels = False
+
+
+@register("block", "lstm")
+@dataclass(frozen=True)
+class LSTMBlock(_Kind, BlockConfig):
+    """Long short-term memory and SwiGLU: a recurrent baseline (Hochreiter, Schmidhuber 1997)."""
+
+    mixers = (lstm,)
+    levels = False
+
+
+@register("block", "gru")
+@dataclass(frozen=True)
+class GRUBlock(_Kind, BlockConfig):
+    """Gated recurrent unit and SwiGLU: a recurrent baseline (arXiv 1406.1078)."""
+
+    mixers = (gru,)
+    levels = False
+
+
+@register("block", "quadratic_rnn")
+@dataclass(frozen=True)
+class QuadraticRNNBlock(_Kind, BlockConfig):
+    """Normalised quadratic recurrence and SwiGLU (arXiv 2602.03655, made stable)."""
+
+    mixers = (quadratic_rnn,)
     levels = False
 
 

@@ -42,6 +42,7 @@ from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.mlp import MLPKind, NormKind, make_mlp, make_norm
+from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise
 from nl.nn.titan_config import TitanConfig
@@ -90,6 +91,8 @@ class LanguageConfig(ModelConfig):
     """Self-modifying memory, in blocks that have it."""
     gated_delta: GatedDeltaConfig = field(default_factory=GatedDeltaConfig)
     """Gated delta rule, in blocks that have it."""
+    recurrent: RecurrentConfig = field(default_factory=RecurrentConfig)
+    """Recurrent layer, in blocks that have one."""
     titan: TitanConfig = field(default_factory=TitanConfig)
     """Titans memory and the attention beside it, in blocks that have them."""
 

@@ -1,7 +1,8 @@
 """Names of a model's memories, which of them may write, and what they have written. Floor 3.
 
-A memory has a path (``selfmod``, ``gated_delta``, ``titan``, or ``level<i>`` of the continuum
-memory, fastest first as configured) and a layer, the index of its block.
+A memory has a path (``selfmod``, ``gated_delta``, ``titan``, ``lstm``, ``gru``,
+``quadratic_rnn``, or ``level<i>`` of the continuum memory, fastest first as configured) and a
+layer, the index of its block.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nl.models.language_state import LanguageState
 from nl.nn.attention import AttentionState
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaState
+from nl.nn.recurrent import RecurrentState
 from nl.nn.selfmod import SelfModState
 from nl.nn.surprise import SurpriseConfig
 
@@ -136,8 +138,8 @@ class Memories:
 
         Returns:
             Records of path, layer, ``writes`` (ends of periods that were reached; tokens for the
-            gated delta rule) and ``added``: the norm of what was added relative to the initial
-            memory (as it is where that is zero).
+            gated delta rule and recurrences) and ``added``: the norm of what was added relative to
+            the initial memory (as it is where that is zero).
         """
         found = []
         known = state.position - (state.pending is not None)
@@ -191,7 +193,16 @@ def _added_to_mixer(block: Any, own: Any, position: int) -> tuple[int, float]:
             return held.writes[0], float((_norm(held.memory) / initial).mean())
         if isinstance(held, GatedDeltaState):
             return position - held.frozen, float(_norm([held.memory]).mean())
+        if isinstance(held, RecurrentState):
+            return position - held.frozen, _moved(held, module.init_state(len(held.hidden)))
         inner, memory = (module.memory, held.memory) if hasattr(held, "memory") else (module, held)
         initial = _norm([weight[None] for weight in inner.bank.weights])
         return memory.bank.writes, float((_norm(memory.bank.added) / initial).mean())
     raise ValueError("the block has no memory that is driven by what it reads")
+
+
+def _moved(held: RecurrentState, fresh: RecurrentState) -> float:
+    """Distance of a hidden state from the fresh one, relative to that where it is not zero."""
+    gone = [now - then for now, then in zip(tensors(held), tensors(fresh), strict=True)]
+    size = _norm(tensors(fresh))
+    return float((_norm(gone) / torch.where(size > 0, size, 1.0)).mean())

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from nl.config import register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.nn.quadratic import QuadraticCell, Transform, scaled_normal
+from nl.nn.quadratic import QuadraticCell, scaled_normal
+from nl.ops.recurrent import Transform
 
 
 @register("model", "quadratic_rnn")

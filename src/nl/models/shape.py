@@ -9,6 +9,7 @@ from torch import nn
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.gated_delta import GatedDeltaConfig
+from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.titan_config import TitanConfig
 
@@ -53,6 +54,10 @@ class LanguageShape(Protocol):
     @property
     def gated_delta(self) -> GatedDeltaConfig:
         """Gated delta rules."""
+
+    @property
+    def recurrent(self) -> RecurrentConfig:
+        """Recurrent layers."""
 
     @property
     def titan(self) -> TitanConfig:

@@ -6,13 +6,13 @@ h' = phi(W_mix h, W_drive x), phi(a, b) = (a + b)^2 or a * b, element-wise, no b
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Transform = Literal["quadratic", "multiplicative"]
+from nl.ops.recurrent import Transform
 
 
 def scaled_normal(rows: int, columns: int, scale: float) -> nn.Parameter:

@@ -41,7 +41,7 @@ def small_context(context: EvalContext) -> EvalContext:
     return replace(context, batch_size=2, segment=7)
 
 
-@pytest.mark.parametrize("kind", ["hope_hybrid", "gated_delta"])
+@pytest.mark.parametrize("kind", ["hope_hybrid", "gated_delta", "gru"])
 def test_contexts_are_read_as_often_as_asked(kind: str, small_context: EvalContext) -> None:
     model = small(kind)
     memory = MemoryConfig(steps=3)
@@ -145,6 +145,7 @@ def test_what_was_written_is_measured(kind: str, small_context: EvalContext) -> 
     assert len(records) == 2 * len(model.memory_paths())
     expected = {"level0": 40 // 4, "level1": 40 // 8, "level2": 40 // 16}
     expected |= {"selfmod": 41 // 4, "titan": 41 // 4, "gated_delta": 41}
+    expected |= {"lstm": 41, "gru": 41, "quadratic_rnn": 41}
     for (path, _), record in records.items():
         assert record["writes"] == expected[path]
         assert record["added"] > 0
