@@ -70,6 +70,10 @@ class ProbeConfig(StreamConfig):
     disjoint: ClassVar[bool] = True
     """Whether a row is in one split only; false for languages with a handful of strings per length,
     whose test is longer strings."""
+    family: ClassVar[str] = ""
+    """recall, state, formal, mad, continual."""
+    shared: ClassVar[str] = ""
+    """What splits have in common by intention, and what is held out then; empty: nothing."""
 
     def __post_init__(self) -> None:
         least = {"val_size": 1, "test_size": 1, "train_size": 0, "batch_size": 1}
@@ -98,8 +102,44 @@ class ProbeConfig(StreamConfig):
         """Accuracy of an even guess among the answers that are possible."""
 
     @abstractmethod
+    def bound(self) -> float:
+        """An accuracy that no shortcut reaches."""
+
+    @abstractmethod
     def tokens(self) -> int:
         """Token ids in use."""
+
+    def name(self, token: int) -> str:
+        """An id as a reader sees it."""
+        return str(token)
+
+    def answer(self, label: int) -> str:
+        """A label as a reader sees it."""
+        return self.name(label)
+
+    def errors(self, inputs: Ints, guess: Ints) -> dict[str, Ints]:
+        """Kinds of wrong answers: where a guess (B, L) is one of a kind, by name; may be none."""
+        del inputs, guess
+        return {}
+
+    def render(self, row: Row, guess: Ints | None = None) -> str:
+        """A row for a reader: tokens in turn, behind a scored one [what is right].
+
+        Args:
+            row: the row.
+            guess: (L,) predictions; where one is wrong it stands behind the right answer: [v1, not
+                v2].
+        """
+        words = []
+        for at, (token, label) in enumerate(
+            zip(row.inputs.tolist(), row.targets.tolist(), strict=True)
+        ):
+            word = self.name(token)
+            if label != IGNORE:
+                said = "" if guess is None or guess[at] == label else self.answer(int(guess[at]))
+                word += f"[{self.answer(label)}{f', not {said}' if said else ''}]"
+            words.append(word)
+        return " ".join(words)
 
     def fact(self, row: Row) -> bytes:
         """What decides the split: the whole row, unless a task holds out more."""

@@ -7,6 +7,7 @@ mqar and its gaps: Zoology (arXiv 2312.04927); selective_copy and induction: Mam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class MqarConfig(ProbeConfig):
     """V, even."""
     power: float = 0.01
     """Exponent of the gaps; small: most queries come soon, 1: evenly."""
+
+    family: ClassVar[str] = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -76,6 +79,14 @@ class MqarConfig(ProbeConfig):
         """Among the values of the row."""
         return 1 / self.pairs
 
+    def bound(self) -> float:
+        """Where gaps are short the value seen last is right more often than one of N."""
+        return self.chance() + 0.1
+
+    def name(self, token: int) -> str:
+        """Keys k, values v."""
+        return pair_name(token, self.vocab // 2)
+
     def tokens(self) -> int:
         """V."""
         return self.vocab
@@ -96,6 +107,8 @@ class MqarUpdateConfig(ProbeConfig):
     """Further writes, of random keys."""
     vocab: int = 64
     """V, even; keys below V/2, values above."""
+
+    family: ClassVar[str] = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -145,6 +158,18 @@ class MqarUpdateConfig(ProbeConfig):
         """Among all writes of the row."""
         return 1 / (self.pairs + self.updates)
 
+    def bound(self) -> float:
+        """The first value of a key is the last of those written once."""
+        return max(0.5, 1 - 0.7 * self.updates / (self.pairs + self.updates))
+
+    def name(self, token: int) -> str:
+        """Keys k, values v."""
+        return pair_name(token, self.vocab // 2)
+
+    def errors(self, inputs: Ints, guess: Ints) -> dict[str, Ints]:
+        """A former value of the key; a value of another key; none of the row."""
+        return wrong_values(inputs, guess, reads=self.pairs)
+
     def tokens(self) -> int:
         """V."""
         return self.vocab
@@ -161,6 +186,8 @@ class SelectiveCopyConfig(ProbeConfig):
     """Tokens to keep."""
     vocab: int = 16
     """Ids: a blank, a mark, and what can be copied."""
+
+    family: ClassVar[str] = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -196,6 +223,14 @@ class SelectiveCopyConfig(ProbeConfig):
         """Among what can be copied."""
         return 1 / (self.vocab - 2)
 
+    def bound(self) -> float:
+        """The last token is right in one place of all."""
+        return 1 / self.copied + self.chance() + 0.1
+
+    def name(self, token: int) -> str:
+        """Blanks ., marks ?, tokens from 0."""
+        return ".?"[token] if token < 2 else str(token - 2)
+
     def tokens(self) -> int:
         """Ids in use."""
         return self.vocab
@@ -210,6 +245,8 @@ class InductionConfig(ProbeConfig):
     """Tokens of a row."""
     vocab: int = 16
     """Ids besides the special one."""
+
+    family: ClassVar[str] = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -241,6 +278,14 @@ class InductionConfig(ProbeConfig):
     def chance(self) -> float:
         """Among all tokens."""
         return 1 / self.vocab
+
+    def bound(self) -> float:
+        """In a short row the commonest token may have been the one."""
+        return self.chance() + 0.15
+
+    def name(self, token: int) -> str:
+        """The special one S."""
+        return "S" if token == self.vocab else str(token)
 
     def tokens(self) -> int:
         """Ids in use."""
@@ -277,3 +322,33 @@ def last_of(inputs: Ints, least: int) -> Ints:
     places = np.where(inputs >= least, np.arange(inputs.shape[1]), -1)
     latest = np.maximum.accumulate(places, axis=1)
     return np.where(latest < 0, IGNORE, np.take_along_axis(inputs, np.maximum(latest, 0), axis=1))
+
+
+def pair_name(token: int, half: int) -> str:
+    """Keys k (ids below ``half``), values v, what fills a dot."""
+    if token == FILLER:
+        return "."
+    return f"k{token}" if token < half else f"v{token - half}"
+
+
+def wrong_values(inputs: Ints, guess: Ints, *, reads: int = 0) -> dict[str, Ints]:
+    """What a guess that is no right answer was: where it is of each kind (B, L), right ones too.
+
+    Args:
+        inputs: (B, L) keys, each followed by its value.
+        guess: (B, L).
+        reads: tokens at the end that only ask.
+    """
+    stale, other, outside = np.zeros((3, *inputs.shape), dtype=np.int64)
+    for b, line in enumerate(inputs.tolist()):
+        told: dict[int, list[int]] = {}
+        shown: set[int] = set()
+        for i, token in enumerate(line):
+            said, mine = int(guess[b, i]), told.get(token, [])
+            stale[b, i] = said in mine[:-1] and said != mine[-1]
+            other[b, i] = said not in mine and said in shown
+            outside[b, i] = said not in shown
+            if i + 1 < len(line) - reads:
+                told.setdefault(token, []).append(line[i + 1])
+                shown.add(line[i + 1])
+    return {"stale value": stale, "value of another key": other, "out of context": outside}

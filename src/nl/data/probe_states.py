@@ -31,6 +31,8 @@ class StateTrackingConfig(ProbeConfig):
     test_length: int | None = None
     """Elements of a test row; null: as many."""
 
+    family: ClassVar[str] = "state"
+
     def check(self) -> None:
         """See the base class."""
         for name in ("length", "test_length"):
@@ -75,6 +77,14 @@ class StateTrackingConfig(ProbeConfig):
         """Among all elements."""
         return 1 / self.finite_group().order
 
+    def bound(self) -> float:
+        """The product of two is right at the beginning of a row."""
+        return self.chance() + 2.5 / self.length + 0.05
+
+    def name(self, token: int) -> str:
+        """Its number; g0 is the identity."""
+        return f"g{token}"
+
     def tokens(self) -> int:
         """Elements."""
         return self.finite_group().order
@@ -89,6 +99,8 @@ class FlipFlopConfig(ProbeConfig):
     """Tokens of a row, even: instruction and bit in turn."""
     ignore: float = 0.8
     """Share of ignores; reads and writes share the rest."""
+
+    family: ClassVar[str] = "state"
 
     def check(self) -> None:
         """See the base class."""
@@ -131,6 +143,14 @@ class FlipFlopConfig(ProbeConfig):
         """A coin."""
         return 0.5
 
+    def bound(self) -> float:
+        """The last bit is the written one where nothing was ignored, else right half the time."""
+        return 1 - 0.4 * self.ignore
+
+    def name(self, token: int) -> str:
+        """Instructions by their first letters."""
+        return ("0", "1", "write", "read", "ignore")[token]
+
     def tokens(self) -> int:
         """Two bits, three instructions."""
         return 5
@@ -168,6 +188,8 @@ class FormalConfig(ProbeConfig):
     test_longest: int = 40
     """Most tokens of a test string, whose fewest are longest + 1."""
 
+    family: ClassVar[str] = "formal"
+    shared: ClassVar[str] = "the language; held out are longer strings"
     disjoint: ClassVar[bool] = False
     """There are few strings of each length; test strings are longer."""
 
@@ -241,6 +263,21 @@ class FormalConfig(ProbeConfig):
     def chance(self) -> float:
         """Among all labels that there are."""
         return float(0.5 ** (len(LANGUAGES[self.language]) + 1))
+
+    def bound(self) -> float:
+        """What may follow is often told by the last token; rows are told apart by what is not."""
+        return 0.97
+
+    def name(self, token: int) -> str:
+        """Letters; what fills a dot."""
+        letters = LANGUAGES[self.language]
+        return letters[token] if token < len(letters) else "."
+
+    def answer(self, label: int) -> str:
+        """The letters that may follow, $ where it may end."""
+        letters = (*LANGUAGES[self.language], "$")
+        found = "".join(a for bit, a in enumerate(letters) if label >> bit & 1)
+        return f"{{{found}}}"
 
     def tokens(self) -> int:
         """The alphabet, the filling, and every label."""
