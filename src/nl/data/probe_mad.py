@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class MadConfig(ProbeConfig):
     dense: bool = False
     """Train on the next token at every position, as MAD does; held-out rows score answers only."""
 
-    family: ClassVar[str] = "mad"
+    family = "mad"
 
     def fact(self, row: Row) -> bytes:
         """The inputs: a row with dense targets is the same row."""
@@ -190,7 +189,7 @@ class MadMemorizationConfig(MadConfig):
     map_seed: int = 0
     """Seed of the map; seed it from the run (map_seed: ${seed}) where seeds shall differ in it."""
 
-    shared: ClassVar[str] = "the map from keys to values; held out are rows, combinations of keys"
+    shared = "the map from keys to values; held out are rows, combinations of keys"
 
     def check(self) -> None:
         """See the base class."""

@@ -7,7 +7,6 @@ mqar and its gaps: Zoology (arXiv 2312.04927); selective_copy and induction: Mam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class MqarConfig(ProbeConfig):
     power: float = 0.01
     """Exponent of the gaps; small: most queries come soon, 1: evenly."""
 
-    family: ClassVar[str] = "recall"
+    family = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -108,7 +107,7 @@ class MqarUpdateConfig(ProbeConfig):
     vocab: int = 64
     """V, even; keys below V/2, values above."""
 
-    family: ClassVar[str] = "recall"
+    family = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -187,7 +186,7 @@ class SelectiveCopyConfig(ProbeConfig):
     vocab: int = 16
     """Ids: a blank, a mark, and what can be copied."""
 
-    family: ClassVar[str] = "recall"
+    family = "recall"
 
     def check(self) -> None:
         """See the base class."""
@@ -246,7 +245,7 @@ class InductionConfig(ProbeConfig):
     vocab: int = 16
     """Ids besides the special one."""
 
-    family: ClassVar[str] = "recall"
+    family = "recall"
 
     def check(self) -> None:
         """See the base class."""

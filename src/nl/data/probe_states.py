@@ -31,7 +31,7 @@ class StateTrackingConfig(ProbeConfig):
     test_length: int | None = None
     """Elements of a test row; null: as many."""
 
-    family: ClassVar[str] = "state"
+    family = "state"
 
     def check(self) -> None:
         """See the base class."""
@@ -100,7 +100,7 @@ class FlipFlopConfig(ProbeConfig):
     ignore: float = 0.8
     """Share of ignores; reads and writes share the rest."""
 
-    family: ClassVar[str] = "state"
+    family = "state"
 
     def check(self) -> None:
         """See the base class."""
@@ -188,8 +188,8 @@ class FormalConfig(ProbeConfig):
     test_longest: int = 40
     """Most tokens of a test string, whose fewest are longest + 1."""
 
-    family: ClassVar[str] = "formal"
-    shared: ClassVar[str] = "the language; held out are longer strings"
+    family = "formal"
+    shared = "the language; held out are longer strings"
     disjoint: ClassVar[bool] = False
     """There are few strings of each length; test strings are longer."""
 
