@@ -39,7 +39,7 @@ from nl.dist.recompute import (
 )
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
-from nl.eval.context import EvalContext, NoText, check_reads
+from nl.eval.context import EvalContext, NoText, OwnRows, check_reads, offered
 from nl.eval.suite import run_suite
 from nl.models.compiled import check_compile, compile_units
 from nl.nn.cms import ContinuumMemory
@@ -116,7 +116,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
-    check_reads(run.evals, stream)
+    check_reads(run.evals, stream, run.model)
     check_phases(stream, run.objective)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
@@ -277,6 +277,9 @@ def context_of(
     if path is not None or not hasattr(stream, "examples"):
         return evaluation_context(str(path), output, **options)
     seed = SeedBook(run.seed).seed("data")
+    if offered(stream) == "probe":
+        own = OwnRows(stream, seed)
+        return EvalContext(tokenizer=NoText(), probe=own, output=output, **options)
 
     def examples(split: str) -> Any:
         return stream.examples(split, seed)

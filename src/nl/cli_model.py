@@ -46,6 +46,7 @@ def data_of(run: RunConfig, given: str | None) -> str:
 def evaluate(options: argparse.Namespace) -> int:
     """``nl eval``: run evaluators on saved weights, print the table, record the rows."""
     from nl.assembly import context_of, load_run
+    from nl.eval.context import check_reads
     from nl.eval.rows import table as as_text
     from nl.eval.suite import run_suite
 
@@ -56,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> int:
     home, step = owner(path), step_at(path)
     output = Path(options.output) if options.output else default_output(path, home)
     writable_folder(output, "--output")
-    made = all(part.reads == "examples" for part in chosen.values())
+    made = all(part.reads != "text" for part in chosen.values())
     context = context_of(
         run,
         output,
@@ -67,7 +68,9 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         step=step,
     )
-    if context.examples is None:
+    if made:
+        check_reads(chosen, run.stream, run.model)
+    else:
         check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
     rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
@@ -96,8 +99,10 @@ def choose_evaluators(
     Raises:
         ConfigError: an unknown suite or field, or a value out of range.
     """
+    from nl.eval.context import offered
+
     known = {**{kind: {"kind": kind} for kind in table("evaluator")}, **unstructure(run.evals)}
-    reads = "examples" if hasattr(run.stream, "examples") else "text"
+    reads = offered(run.stream) or "text"
     fitting = [kind for kind, part in table("evaluator").items() if part.reads == reads]  # type: ignore[attr-defined]
     wanted = list(names) or list(run.evals) or fitting
     for name in wanted:

@@ -6,7 +6,7 @@ A concrete kind is a frozen keyword-only dataclass that subclasses its base, is 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nl.config.registry import Group
 
@@ -64,7 +64,11 @@ class EvaluatorConfig(Group):
 
     group: ClassVar[str] = "evaluator"
     reads: ClassVar[str] = "text"
-    """``text``: tokenizer and documents. ``examples``: those of a stream that makes its own."""
+    """``text``: tokenizer and documents. ``examples``: those of a stream that makes its own.
+    ``probe``: rows of a stream that has an oracle."""
+
+    def check_parts(self, stream: Any, model: Any) -> None:
+        """Refuse what the run's stream and model do not fit; complaints begin with the field."""
 
 
 class HookConfig(Group):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -100,23 +100,48 @@ class NoText:
         raise ConfigError("tokenizer: the run's stream has no text; give a data directory.")
 
 
-def check_reads(evals: Mapping[str, Any], stream: Any) -> None:
-    """Refuse evaluators that read what a stream does not have.
+READS = {
+    "text": ("text", "stdlib"),
+    "examples": ("labelled examples", "ladder"),
+    "probe": ("token rows with an oracle", "mqar"),
+}
+"""What an evaluator may read: in words, and a stream that has it."""
+
+
+def offered(stream: Any) -> str | None:
+    """Which of ``READS`` a stream has."""
+    if hasattr(stream, "oracle"):
+        return "probe"
+    if hasattr(stream, "examples"):
+        return "examples"
+    return "text" if hasattr(stream, "path") else None
+
+
+def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> None:
+    """Refuse evaluators that read what a stream does not have, or what the model cannot read.
 
     Raises:
         ConfigError: naming the evaluator.
     """
-    has = {
-        "text": (hasattr(stream, "path"), "text", "stdlib"),
-        "examples": (hasattr(stream, "examples"), "labelled examples", "ladder"),
-    }
     for name, evaluator in evals.items():
-        there, what, choice = has[evaluator.reads]
+        what, choice = READS[evaluator.reads]
         require(
-            there,
+            evaluator.reads == offered(stream),
             f"evals.{name}: reads {what}, stream={stream.kind} has none; remove it or choose "
             f"stream={choice}.",
         )
+        try:
+            evaluator.check_parts(stream, model)
+        except ConfigError as error:
+            lines = (f"evals.{name}.{line}" for line in str(error).splitlines())
+            raise ConfigError("\n".join(lines)) from error
+
+
+class OwnRows(NamedTuple):
+    """A stream whose rows have an oracle, and the seed that they are drawn from."""
+
+    stream: Any
+    seed: int
 
 
 Examples = Callable[[str], Any]
@@ -131,6 +156,7 @@ class EvalContext:
         tokenizer: the one the model was trained with.
         corpus: held-out documents; None where an evaluator needs none.
         examples: labelled examples by split, of a stream that makes its own; None elsewhere.
+        probe: the run's stream, where its rows have an oracle; None elsewhere.
         output: folder for details (created when something is written).
         device: where the model is.
         batch_size: rows per forward pass; changes speed, never a score.
@@ -146,6 +172,7 @@ class EvalContext:
     tokenizer: Tokenizer
     corpus: Corpus | None = None
     examples: Examples | None = None
+    probe: OwnRows | None = None
     output: Path
     device: torch.device | str = "cpu"
     batch_size: int = 8

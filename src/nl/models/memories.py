@@ -130,6 +130,15 @@ class Memories:
         blocks = _without_attention(state.blocks, fresh.blocks)
         return state._replace(blocks=blocks, pending=None)
 
+    def without_memories(self, state: LanguageState) -> LanguageState:
+        """The State with every memory fresh again: what attention has seen stays."""
+        model: Any = self
+        rows = max((len(tensor) for tensor in tensors(state)), default=1)
+        fresh = model.init_state(rows, position=state.position)
+        return LanguageState(
+            state.position, _attention_alone(state.blocks, fresh.blocks), None, fresh.gate
+        )
+
     @torch.no_grad()
     def memory_report(
         self, state: LanguageState, knobs: Knobs | None = None
@@ -164,6 +173,16 @@ def _without_attention(state: Any, fresh: Any) -> Any:
         parts = [_without_attention(s, f) for s, f in zip(state, fresh, strict=True)]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
     return state
+
+
+def _attention_alone(state: Any, fresh: Any) -> Any:
+    """Attention as it is, all other tensors fresh; ints, which count tokens, stay."""
+    if isinstance(state, AttentionState):
+        return state
+    if isinstance(state, tuple) and isinstance(fresh, tuple) and len(state) == len(fresh):
+        parts = [_attention_alone(s, f) for s, f in zip(state, fresh, strict=True)]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state if isinstance(fresh, int) else fresh
 
 
 def _norm(parts: Iterable[Tensor]) -> Tensor:
