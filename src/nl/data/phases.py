@@ -133,8 +133,15 @@ def check_phases(stream: StreamConfig, objective: object) -> None:
     Raises:
         ConfigError: naming both.
     """
-    if getattr(objective, "reads_phases", False) and not hasattr(stream, "phases"):
+    if not getattr(objective, "reads_phases", False):
+        return
+    kind = getattr(objective, "kind", "")
+    if not hasattr(stream, "phases"):
         raise ConfigError(
-            f"objective: {getattr(objective, 'kind', '')} acts when a phase ends, but "
-            f"stream={stream.kind} has no phases; choose stream=phases or stream=replay."
+            f"objective: {kind} acts when a phase ends, but stream={stream.kind} has no phases; "
+            "choose stream=phases, stream=replay or stream=tasks."
+        )
+    if not getattr(stream, "announce", True):
+        raise ConfigError(
+            f"stream.announce: false; objective={kind} acts when a phase ends: set it to true."
         )
