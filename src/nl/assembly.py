@@ -104,6 +104,11 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             f"Set model.vocab_size={tokens} or more."
         )
     order = getattr(stream, "order", None)
+    if getattr(stream, "needs_carry", False) and not run.train.carry:
+        raise ConfigError(
+            f"train.carry: false, but rows of stream={stream.kind} ask for what was said in the "
+            "rows before; set train.carry=true, or stream.segments=1."
+        )
     if run.train.carry and order != "contiguous":
         change = "set stream.order=contiguous" if order else "choose stream=shards, contiguous"
         raise ConfigError(

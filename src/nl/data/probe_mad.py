@@ -16,7 +16,7 @@ import numpy as np
 from nl.config import register, require
 from nl.core.batch import IGNORE
 from nl.data.probe import Guess, Ints, ProbeConfig, Row
-from nl.data.probe_recall import last_of, log_bucket, recalled
+from nl.data.probe_recall import last_of, log_bucket, recalled, wrong_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,11 @@ class MadRecallConfig(MadConfig):
     def chance(self) -> float:
         """Among the values."""
         return 2 / self._usable()
+
+    def errors(self, inputs: Ints, guess: Ints) -> dict[str, Ints]:
+        """A value of another key; none of the row."""
+        found = wrong_values(inputs, guess, range(self._usable() // 2, self._usable()))
+        return {name: found[name] for name in list(found)[1:]}
 
     def tokens(self) -> int:
         """V."""

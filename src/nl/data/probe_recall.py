@@ -6,6 +6,7 @@ mqar and its gaps: Zoology (arXiv 2312.04927); selective_copy and induction: Mam
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,11 @@ class MqarConfig(ProbeConfig):
     def name(self, token: int) -> str:
         """Keys k, values v."""
         return pair_name(token, self.vocab // 2)
+
+    def errors(self, inputs: Ints, guess: Ints) -> dict[str, Ints]:
+        """A value of another key; none of the row."""
+        found = wrong_values(inputs, guess, range(self.vocab // 2, self.vocab))
+        return {name: found[name] for name in list(found)[1:]}
 
     def tokens(self) -> int:
         """V."""
@@ -167,7 +173,7 @@ class MqarUpdateConfig(ProbeConfig):
 
     def errors(self, inputs: Ints, guess: Ints) -> dict[str, Ints]:
         """A former value of the key; a value of another key; none of the row."""
-        return wrong_values(inputs, guess, reads=self.pairs)
+        return wrong_values(inputs, guess, range(self.vocab // 2, self.vocab))
 
     def tokens(self) -> int:
         """V."""
@@ -330,13 +336,13 @@ def pair_name(token: int, half: int) -> str:
     return f"k{token}" if token < half else f"v{token - half}"
 
 
-def wrong_values(inputs: Ints, guess: Ints, *, reads: int = 0) -> dict[str, Ints]:
-    """What a guess that is no right answer was: where it is of each kind (B, L), right ones too.
+def wrong_values(inputs: Ints, guess: Ints, values: Container[int]) -> dict[str, Ints]:
+    """What a guess that is no right answer was: where it is of each kind (B, L), else 0.
 
     Args:
-        inputs: (B, L) keys, each followed by its value.
+        inputs: (B, L) keys at even places, behind some of them their values.
         guess: (B, L).
-        reads: tokens at the end that only ask.
+        values: ids of values.
     """
     stale, other, outside = np.zeros((3, *inputs.shape), dtype=np.int64)
     for b, line in enumerate(inputs.tolist()):
@@ -347,7 +353,7 @@ def wrong_values(inputs: Ints, guess: Ints, *, reads: int = 0) -> dict[str, Ints
             stale[b, i] = said in mine[:-1] and said != mine[-1]
             other[b, i] = said not in mine and said in shown
             outside[b, i] = said not in shown
-            if i + 1 < len(line) - reads:
+            if i % 2 == 0 and i + 1 < len(line) and line[i + 1] in values:
                 told.setdefault(token, []).append(line[i + 1])
                 shown.add(line[i + 1])
     return {"stale value": stale, "value of another key": other, "out of context": outside}

@@ -38,6 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
     "mad_memorization": {},
     "mad_compression": {},
     "mad_compression shuffled": {"shuffled": True, "vocab": 64},
+    "cl_mqar_stream": {},
+    "cl_remap": {},
+    "nonstat_online": {"test_size": 64, "val_size": 32},
+    "nonstat_online in turns": {"test_size": 64, "val_size": 32, "turns": 4, "test_segments": 8},
 }
 
 
@@ -92,7 +96,8 @@ def test_no_row_is_in_two_splits(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["mqar", "state_tracking", "flipflop", "formal dyck1", "mad_fuzzy_recall"]
+    "case",
+    ["mqar", "state_tracking", "flipflop", "formal dyck1", "mad_fuzzy_recall", "cl_remap"],
 )
 def test_a_row_is_a_function_of_its_number(case: str) -> None:
     config = probe(case)
@@ -144,6 +149,9 @@ GOLDEN = {
     "mad_memorization": "c5b9b547c249",
     "mad_compression": "79c8152d1189",
     "mad_compression shuffled": "70956587752a",
+    "cl_mqar_stream": "71b005aef623",
+    "cl_remap": "dd2601a6b27e",
+    "nonstat_online in turns": "5ea01127dd68",
 }
 
 
@@ -218,6 +226,13 @@ def test_languages_by_hand(language: str) -> None:
         ({"kind": "mad_fuzzy_recall", "length": 8}, "length: 8; must be at least 12"),
         ({"kind": "mad_memorization", "vocab": 4}, "vocab: 4; must be at least 5"),
         ({"kind": "mad_compression", "length": 2}, "length: 2; must be at least 3"),
+        ({"kind": "cl_mqar_stream", "phases": 1}, "phases: 1; must be >= 2"),
+        ({"kind": "cl_mqar_stream", "pairs": 40}, "length: 64; must be even and at least 4 pairs"),
+        ({"kind": "cl_remap", "values": 4}, "values: 4; 5 phases need as many"),
+        ({"kind": "cl_remap", "shown": 16}, "shown: 16; must be 1 to keys - 1"),
+        ({"kind": "cl_remap", "val_size": 3}, "val_size: 3; 5 phases need as many"),
+        ({"kind": "nonstat_online", "tau": 5}, "tau: 5; must be even and at least 4"),
+        ({"kind": "nonstat_online", "val_size": 50}, "val_size: 50 streams; must be a multiple"),
         ({"kind": "mqar", "val_size": 0}, "val_size: 0; must be >= 1"),
     ],
 )
