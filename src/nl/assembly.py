@@ -23,6 +23,7 @@ from nl.core.seeds import SeedBook, seed_everything
 from nl.data.held_out import DataCorpus
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.data.phases import check_phases
+from nl.data.stream import check_carry
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
 from nl.dist.deepspeed import DeepSpeed
@@ -103,18 +104,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             f"model.vocab_size: {known}; the stream's token ids go up to {tokens - 1}. "
             f"Set model.vocab_size={tokens} or more."
         )
-    order = getattr(stream, "order", None)
-    if getattr(stream, "needs_carry", False) and not run.train.carry:
-        raise ConfigError(
-            f"train.carry: false, but rows of stream={stream.kind} ask for what was said in the "
-            "rows before; set train.carry=true, or stream.segments=1."
-        )
-    if run.train.carry and order != "contiguous":
-        change = "set stream.order=contiguous" if order else "choose stream=shards, contiguous"
-        raise ConfigError(
-            f"train.carry: true, but the rows of stream={stream.kind} do not go on where they "
-            f"stood; {change}, or set train.carry=false."
-        )
+    check_carry(stream, carry=run.train.carry)
     scope = getattr(getattr(run.model, "cms", None), "scope", "row")
     if getattr(stream, "documents", "ignore") == "reset" and scope == "batch":
         raise ConfigError(

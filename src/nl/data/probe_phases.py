@@ -152,7 +152,7 @@ class ClMqarStreamConfig(PhasedProbeConfig):
         def last(inputs: Ints) -> Ints:
             plain = self._plain(inputs)
             shift = (inputs - plain).max(axis=1, keepdims=True)
-            return last_of(plain, self.vocab // 2) + shift
+            return np.asarray(last_of(plain, self.vocab // 2) + shift)
 
         return {"last value": last}
 

@@ -232,6 +232,28 @@ def refuse_other(state: Mapping[str, Any], **mine: Any) -> None:
             )
 
 
+def check_carry(stream: Any, *, carry: bool) -> None:
+    """Refuse a State kept over rows that do not go on, and rows that go on without it.
+
+    Raises:
+        ConfigError: naming what to change.
+    """
+    order = getattr(stream, "order", None)
+    if getattr(stream, "needs_carry", False) and not carry:
+        raise ConfigError(
+            f"train.carry: false, but rows of stream={stream.kind} ask for what was said in the "
+            "rows before; set train.carry=true, or stream.segments=1."
+        )
+    if carry and order != "contiguous":
+        change = "set stream.order=contiguous" if order else "choose stream=shards, contiguous"
+        if hasattr(stream, "needs_carry"):
+            change = "set stream.segments=2 or more"
+        raise ConfigError(
+            f"train.carry: true, but the rows of stream={stream.kind} do not go on where they "
+            f"stood; {change}, or set train.carry=false."
+        )
+
+
 def cut(rows: Tensor, share: int) -> Sequence[Tensor]:
     """Rows as batches of ``share`` of them, without a copy."""
     parts: Sequence[Tensor] = torch.split(rows, share)
