@@ -27,6 +27,7 @@ from nl.data.stream import check_carry
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
 from nl.dist.deepspeed import DeepSpeed
+from nl.dist.earlier import model_after
 from nl.dist.env import number, without_local_rank
 from nl.dist.fsdp import FSDP2
 from nl.dist.leaving import leaving
@@ -41,6 +42,7 @@ from nl.dist.recompute import (
 from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext, NoText, OwnRows, check_reads, offered
+from nl.eval.phases import check_phase_ends
 from nl.eval.suite import run_suite
 from nl.models.compiled import check_compile, compile_units
 from nl.nn.cms import ContinuumMemory
@@ -112,6 +114,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
     check_reads(run.evals, stream, run.model)
+    check_phase_ends(run)
     check_phases(stream, run.objective)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
@@ -252,12 +255,13 @@ def evaluate(run: RunConfig, name: str, model: nn.Module, output: Path, step: in
     """Rows of the evaluator ``evals.<name>`` on a model in memory, with the run's own data."""
     config: Any = run
     seed = SeedBook(run.seed).seed("eval")
-    context = context_of(run, output, device=next(model.parameters()).device, seed=seed, step=step)
+    home, device = output.parent.parent, next(model.parameters()).device
+    context = context_of(run, output, home=home, device=device, seed=seed, step=step)
     return run_suite(model, {name: config.evals[name].build()}, context)
 
 
 def context_of(
-    run: RunConfig, output: Path, data: str | None = None, **options: Any
+    run: RunConfig, output: Path, data: str | None = None, home: Path | None = None, **options: Any
 ) -> EvalContext:
     """What evaluators may use: a data directory, or the examples that the run's stream makes.
 
@@ -265,6 +269,7 @@ def context_of(
         run: whose stream it is.
         output: folder for details.
         data: a data directory instead of the run's.
+        home: the run's directory, with its earlier checkpoints.
         options: further fields of ``EvalContext``.
     """
     stream: Any = run.stream
@@ -273,7 +278,7 @@ def context_of(
         return evaluation_context(str(path), output, **options)
     seed = SeedBook(run.seed).seed("data")
     if offered(stream) == "probe":
-        own = OwnRows(stream, seed)
+        own = OwnRows(stream, seed, partial(model_after, run, home), run.train.grad_accum)
         return EvalContext(tokenizer=NoText(), probe=own, output=output, **options)
 
     def examples(split: str) -> Any:

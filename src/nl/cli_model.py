@@ -62,6 +62,7 @@ def evaluate(options: argparse.Namespace) -> int:
         run,
         output,
         options.data if made else data_of(run, options.data),
+        home=home,
         device=options.device,
         batch_size=options.batch_size,
         limit=options.limit,

@@ -104,6 +104,7 @@ READS = {
     "text": ("text", "stdlib"),
     "examples": ("labelled examples", "ladder"),
     "probe": ("token rows with an oracle", "mqar"),
+    "phases": ("phases of rows with an oracle", "cl_remap"),
 }
 """What an evaluator may read: in words, and a stream that has it."""
 
@@ -125,8 +126,9 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
     """
     for name, evaluator in evals.items():
         what, choice = READS[evaluator.reads]
+        phased = evaluator.reads == "phases" and hasattr(stream, "phase_steps")
         require(
-            evaluator.reads == offered(stream),
+            phased or evaluator.reads == offered(stream),
             f"evals.{name}: reads {what}, stream={stream.kind} has none; remove it or choose "
             f"stream={choice}.",
         )
@@ -138,10 +140,19 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
 
 
 class OwnRows(NamedTuple):
-    """A stream whose rows have an oracle, and the seed that they are drawn from."""
+    """A stream whose rows have an oracle.
+
+    Attributes:
+        stream: its configuration.
+        seed: that rows are drawn from.
+        after: the run's model after a step that was saved; 0: before training.
+        accum: micro-batches of a step.
+    """
 
     stream: Any
     seed: int
+    after: Callable[[int], nn.Module] | None = None
+    accum: int = 1
 
 
 Examples = Callable[[str], Any]

@@ -162,7 +162,7 @@ class ProbeEval:
         return rows
 
     def _asked(self, name: str, task: Any, context: EvalContext) -> Asked:
-        own, seed = context.probe or (None, 0)
+        own, seed = context.probe[:2] if context.probe else (None, 0)
         split = self.config.split
         size = context.capped(self.config.rows)
         own_size = getattr(own, f"{split}_size", 0)
