@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from nl.cli_command import Commands, add_command
+from nl.cli_report import add_report
 from nl.cli_sweep import add_sweep
 from nl.cli_talk import add_talk
 from nl.config import ConfigError
@@ -303,37 +303,6 @@ def add_help(commands: Commands) -> None:
     example = "nl help model=language, or nl help train.steps, or nl help evaluator"
     parser = add_command(commands, "help", "explain configuration keys", example, run)
     parser.add_argument("topic", nargs="?", default="", help="<group>, <group>=<kind> or <key>")
-
-
-def add_report(commands: Commands) -> None:
-    """``nl report``."""
-
-    def run(options: argparse.Namespace) -> int:
-        from nl.cli_model import write_baselines
-        from nl.report import write_report
-        from nl.report.index import INDEX, is_run, write_index
-        from nl.report.sweep_page import is_sweep, write_sweep_page
-
-        paths = [Path(path) for path in options.run]
-        if len(paths) == 1 and is_sweep(paths[0]):
-            print(write_sweep_page(paths[0], Path(options.index) if options.index else None))
-            return 0
-        one = len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir())
-        if one and options.index is None:
-            write_baselines(paths[0])
-            print(write_report(paths[0]))
-            return 0
-        page = Path(options.index) if options.index else paths[0] / INDEX
-        print(f"{page}: {write_index(paths, page)} runs")
-        return 0
-
-    example = "nl report runs/pilot_smoke/20260101-120000-0123456789ab-s0, or nl report runs"
-    summary = "write report.html of a run, or one page over many runs"
-    parser = add_command(commands, "report", summary, example, run)
-    parser.add_argument(
-        "run", nargs="+", help="a run, a sweep, or folders with runs for one page over all"
-    )
-    parser.add_argument("--index", help="the page over many; default: index.html in the first")
 
 
 def add_bench(commands: Commands) -> None:

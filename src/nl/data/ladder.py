@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
+from nl.core.overlap import Overlap
+from nl.core.overlap import overlap as compare_rows
 from nl.core.seeds import SeedBook
 from nl.data.ladder_legacy import legacy_examples
-from nl.data.ladder_tasks import Ints, Raw, Rule, rule_of
+from nl.data.ladder_tasks import KINDS, Ints, Raw, Rule, rule_of
 from nl.data.order import MixturePlan, Plan, SequentialPlan
 from nl.data.stream import RowStream, stack
 
@@ -47,13 +49,17 @@ class Examples(NamedTuple):
         raw: (n, T, F) numbers or (n, T) tokens.
         inputs: (n, T, F) float32, tokens one-hot.
         labels: (n,) 0 or 1.
-        kinds: (n,) index into ``nl.data.ladder_tasks.KINDS``.
+        kinds: (n,) index into ``kind_names``.
+        tokens: what the tokens of ``raw`` are called; None for numbers.
+        kind_names: what kinds of examples are called.
     """
 
     raw: Raw
     inputs: npt.NDArray[np.float32]
     labels: Ints
     kinds: Ints
+    tokens: tuple[str, ...] | None = None
+    kind_names: tuple[str, ...] = KINDS
 
 
 @register("stream", "ladder")
@@ -188,28 +194,9 @@ def _mine(fact: bytes, split: str) -> bool:
 
 def _encoded(rule: Rule, raw: Raw, kinds: Ints) -> Examples:
     inputs = raw if rule.tokens is None else np.eye(rule.features)[raw]
-    return Examples(raw, inputs.astype(np.float32), rule.label(raw), kinds)
-
-
-class Overlap(NamedTuple):
-    """How much of a test set was seen in training."""
-
-    seen: int
-    """Test rows that are also training rows."""
-    total: int
-    """Test rows."""
-    unique_train: int
-    """Different training rows."""
-    unique_test: int
-    """Different test rows."""
-    lookup: float
-    """Test accuracy of a table of the training rows, class 0 where a row is not in it."""
+    return Examples(raw, inputs.astype(np.float32), rule.label(raw), kinds, rule.tokens)
 
 
 def overlap(train: Examples, test: Examples) -> Overlap:
     """Compare two splits row by row."""
-    known = {row.tobytes(): int(y) for row, y in zip(train.raw, train.labels, strict=True)}
-    rows = [row.tobytes() for row in test.raw]
-    hits = [known.get(row, 0) == y for row, y in zip(rows, test.labels.tolist(), strict=True)]
-    seen = sum(row in known for row in rows)
-    return Overlap(seen, len(rows), len(known), len(set(rows)), float(np.mean(hits)))
+    return compare_rows(train.raw, train.labels, test.raw, test.labels)

@@ -43,11 +43,12 @@ class Placed:
     csv_uri: str
 
 
-def write_report(directory: str | Path) -> Path:
+def write_report(directory: str | Path, place: Path | None = None) -> Path:
     """Write ``report.html`` and ``artifacts/report/*`` of a run directory, finished or not.
 
     Args:
         directory: the run directory.
+        place: the folder for both; default: the run directory.
 
     Returns:
         The path of the page.
@@ -57,8 +58,8 @@ def write_report(directory: str | Path) -> Path:
     """
     frame = read_run(Path(directory))
     template = load_template()
-    output = frame.directory / "artifacts" / FOLDER
-    page = frame.directory / "report.html"
+    place = place or frame.directory
+    output, page = place / "artifacts" / FOLDER, place / "report.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
         replace(page, template.render(page_data(frame, output)))

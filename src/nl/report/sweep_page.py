@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nl.config import ConfigError
+from nl.report.cells import is_grid, read_json
+from nl.report.dashboard import Board, dashboard
 from nl.report.frames import Row, is_number
 from nl.report.numbers import DASH, duration, figure, with_error
 from nl.report.page import Placed, data_uri, load_template, replace
 from nl.report.tables import Cell, Table, sort_key, table_csv
 from nl.run.student import spread
 
-METADATA, RESULTS = "sweep_metadata.yaml", "results.jsonl"
+METADATA, RESULTS, SPEC = "sweep_metadata.yaml", "results.jsonl", "sweep.yaml"
 COLUMN = "column/"
 MOST_METRICS = 12
 """Numbers of the table of experiments; all of them are in its CSV."""
@@ -29,55 +31,127 @@ def is_sweep(path: Path) -> bool:
     return (path / METADATA).is_file()
 
 
-def write_sweep_page(root: Path, page: Path | None = None) -> Path:
-    """Write ``index.html`` of a sweep, finished or not.
+def write_sweep_page(
+    root: Path,
+    page: Path | None = None,
+    *,
+    overlaps: Mapping[str, Sequence[Row]] | None = None,
+    pages: Path | None = None,
+) -> Path:
+    """Write ``index.html`` of a sweep, finished or not; a dashboard where it has tasks and models.
+
+    Args:
+        root: the sweep's directory.
+        page: where; default: ``index.html`` in it.
+        overlaps: per task what train and test share, for runs that do not say.
+        pages: where the pages of runs are, below their names; default: in the runs.
 
     Raises:
         ConfigError: its files cannot be read, or the page cannot be written.
     """
     page = page or root / "index.html"
-    told, rows = _yaml(root / METADATA), _rows(root / RESULTS)
-    statistics = statistics_of(rows)
+    told, rows = _yaml(root / METADATA), read_results(root)
     goal = (told.get("goal") or {}).get("name", "val/loss")
     best_high = (told.get("goal") or {}).get("direction") == "maximize"
-    tables = [("Experiments", [experiment_table(rows, statistics, goal, best_high)])]
-    axes = axes_of(rows)
-    if len(axes) == 2:
-        tables.insert(0, ("Axes", pivots(rows, statistics, axes, goal, best_high)))
-    failed = [row for row in rows if row.get("error")]
-    if failed:
-        tables.append(("Failures", [failure_table(failed)]))
-    tables.append(("Runs", [run_table(rows, root, page.parent)]))
-    counts = {state: sum(row["status"] == state for row in rows) for state in states(rows)}
-    unfinished = sum(row["status"] not in ("done", "failed", "broken") for row in rows)
-    warnings = [f"{unfinished} runs have not ended; their cells are empty."]
+    place = pages or root
+
+    def page_of(row: Row) -> str:
+        """Where the page of a run is, seen from this page."""
+        found = place / str(row.get("run_dir", "")) / "report.html"
+        return Path(os.path.relpath(found, page.parent)).as_posix() if found.is_file() else ""
+
     facts = [
-        ("runs", ", ".join(f"{n} {state}" for state, n in counts.items()) or "none"),
+        ("runs", ", ".join(f"{n} {state}" for state, n in counted(rows).items()) or "none"),
         ("seeds", ", ".join(map(str, told.get("seeds", [])))),
         ("goal", f"{goal}, {'higher' if best_high else 'lower'} is better"),
         ("base", str(told.get("base_config_file", DASH))),
-        ("written", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
     ]
-    html = load_template("tables.html.j2").render(
-        title=str(told.get("sweep_name", root.name)),
-        where=str(root),
-        facts=facts,
-        warnings=warnings if unfinished else [],
-        notes=[
-            "Mean over seeds +- half the 95 % interval of that mean (Student); no interval from "
-            "one seed."
-        ],
-        sections=[
-            (heading, [Placed(t, f"{t.name}.csv", data_uri(table_csv(t))) for t in found])
-            for heading, found in tables
-        ],
-    )
+    sections = sweep_sections(rows, goal, best_high, page_of)
+    if is_grid(rows):
+        html = dashboard(
+            Board(
+                title=str(told.get("sweep_name", root.name)),
+                where=root.name,
+                facts=[*facts, *made_with(root, rows)],
+                root=root,
+                sweep=_yaml(root / SPEC) if (root / SPEC).is_file() else {},
+                rows=rows,
+                goal=goal,
+                overlaps=overlaps or {},
+                sections=[placed for placed in sections if placed[0] != "Axes"],
+                page_of=page_of,
+            )
+        )
+    else:
+        html = plain_page(str(told.get("sweep_name", root.name)), root, facts, sections, rows)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         replace(page, html)
     except OSError as error:
         raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
     return page
+
+
+def sweep_sections(
+    rows: Sequence[Row], goal: str, best_high: bool, page_of: Callable[[Row], str]
+) -> list[tuple[str, list[Placed]]]:
+    """The tables that every sweep has."""
+    statistics = statistics_of(rows)
+    tables = [("Experiments", [experiment_table(rows, statistics, goal, best_high)])]
+    axes = axes_of(rows)
+    if len(axes) == 2:
+        tables.insert(0, ("Axes", pivots(rows, statistics, axes, goal, best_high)))
+    if failed := [row for row in rows if row.get("error")]:
+        tables.append(("Failures", [failure_table(failed)]))
+    tables.append(("Runs", [run_table(rows, page_of)]))
+    return [
+        (heading, [Placed(t, f"{t.name}.csv", data_uri(table_csv(t))) for t in found])
+        for heading, found in tables
+    ]
+
+
+def counted(rows: Sequence[Row]) -> dict[str, int]:
+    """Runs by state."""
+    return {state: sum(row["status"] == state for row in rows) for state in states(rows)}
+
+
+def plain_page(
+    title: str,
+    root: Path,
+    facts: list[tuple[str, str]],
+    sections: list[tuple[str, list[Placed]]],
+    rows: Sequence[Row],
+) -> str:
+    """The page of a sweep that is not over tasks and models."""
+    unfinished = sum(row["status"] not in ("done", "failed", "broken") for row in rows)
+    warning = f"{unfinished} runs have not ended; their cells are empty."
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return str(
+        load_template("tables.html.j2").render(
+            title=title,
+            where=str(root),
+            facts=[*facts, ("written", written)],
+            warnings=[warning] if unfinished else [],
+            notes=[
+                "Mean over seeds +- half the 95 % interval of that mean (Student); no interval "
+                "from one seed."
+            ],
+            sections=sections,
+        )
+    )
+
+
+def made_with(root: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Code and device of the runs, from the first that says them."""
+    for row in rows:
+        meta = read_json(root / str(row.get("run_dir", "")) / "meta.json")
+        if meta:
+            git = meta.get("git") if isinstance(meta.get("git"), dict) else {}
+            sha = str((git or {}).get("sha") or "")[:12]
+            devices = sorted({str(device) for device in meta.get("devices") or []})
+            found = {"code": sha, "device": ", ".join(devices)}
+            return [(name, value) for name, value in found.items() if value]
+    return []
 
 
 def statistics_of(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
@@ -220,14 +294,13 @@ def failure_table(rows: Sequence[Row]) -> Table:
     return Table("failures", "failures", head, cells, numbers)
 
 
-def run_table(rows: Sequence[Row], root: Path, place: Path) -> Table:
+def run_table(rows: Sequence[Row], page_of: Callable[[Row], str]) -> Table:
     """A line per run, with a link to its own page where there is one."""
     head = ["run", "status", "seed", "parameters", "steps", "seconds", "hash"]
     numbers: list[list[Any]] = [list(head)]
     cells = []
     for row in rows:
-        page = root / str(row.get("run_dir", "")) / "report.html"
-        link = os.path.relpath(page, place) if page.is_file() else ""
+        link = page_of(row)
         values = [row.get(key) for key in ("status", "seed", "parameters", "steps", "seconds")]
         numbers.append([row.get("run_dir"), *values, row.get("config_hash")])
         line = [Cell(str(row.get("run_dir")), str(row.get("run_dir")), href=link)]
@@ -249,8 +322,13 @@ def _yaml(path: Path) -> Row:
     return found
 
 
-def _rows(path: Path) -> list[Row]:
-    """Rows of results.jsonl; a later row of a job replaces an earlier one."""
+def read_results(root: Path) -> list[Row]:
+    """Rows of results.jsonl; a later row of a job replaces an earlier one.
+
+    Raises:
+        ConfigError: a line that is no JSON.
+    """
+    path = root / RESULTS
     if not path.is_file():
         return []
     found: dict[str, Row] = {}

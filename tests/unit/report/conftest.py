@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 STEPS = 300
+
+
+@pytest.fixture(scope="session")
+def boards() -> ModuleType:
+    """The maker of sweeps over tasks and models."""
+    spec = importlib.util.spec_from_file_location("boards", Path(__file__).with_name("boards.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -18,8 +18,8 @@ def row(task: str, model: str, seed: int, value: float | None, **more: Any) -> d
     found = {
         "experiment": name,
         "seed": seed,
-        "column/task": task,
-        "column/model": model,
+        "column/data": task,
+        "column/size": model,
         "status": "missing" if value is None else "done",
         "run_dir": f"{name}/seed_{seed}",
         "config_hash": "abc",
@@ -62,7 +62,7 @@ def test_statistics_are_those_of_done_runs() -> None:
     assert found["copy_small"]["val/loss"]["ci95"] == pytest.approx(12.706)
     assert found["sort_small"]["val/loss"]["n"] == 1
     assert "sort_large" not in found
-    assert axes_of(ROWS) == {"column/task": ["copy", "sort"], "column/model": ["small", "large"]}
+    assert axes_of(ROWS) == {"column/data": ["copy", "sort"], "column/size": ["small", "large"]}
     assert spread_text({"mean": 1.5, "ci95": None}) == "1.500"
     assert spread_text(None) == "-"
 

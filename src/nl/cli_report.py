@@ -1,0 +1,112 @@
+"""``nl report``: the page of a run, the dashboard of a sweep, one page over many runs. Floor 8."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nl.cli_command import Commands, add_command
+from nl.config import ConfigError
+
+EARLIER = "earlier seeds 0 and 1"
+
+
+def add_report(commands: Commands) -> None:
+    """``nl report``."""
+    example = "nl report runs/pilot_smoke/20260101-120000-0123456789ab-s0, or nl report runs"
+    summary = "write report.html of a run, the dashboard of a sweep, or one page over many runs"
+    parser = add_command(commands, "report", summary, example, report)
+    flag = parser.add_argument
+    flag("run", nargs="+", help="a run, a sweep, or folders with runs for one page over all")
+    flag("--index", help="the page over many; default: index.html in the first")
+    flag("--output", help="write everything below this folder instead of beside the runs")
+    flag("--pages", action="store_true", help="of a sweep: the page of every run, too")
+    flag("--legacy-csv", action="store_true", help="of a sweep: benchmarking.csv and overlap.csv")
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the pages and print where they are."""
+    from nl.cli_model import write_baselines
+    from nl.report import write_report
+    from nl.report.index import INDEX, is_run, write_index
+    from nl.report.sweep_page import is_sweep
+
+    paths = [Path(path) for path in options.run]
+    output = Path(options.output) if options.output else None
+    if len(paths) == 1 and is_sweep(paths[0]):
+        return sweep_report(paths[0], output, options)
+    if options.pages or options.legacy_csv:
+        name = "--pages" if options.pages else "--legacy-csv"
+        raise ConfigError(f"{name}: {paths[0]} is no sweep; leave it out.")
+    if len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir()) and options.index is None:
+        if output is None:
+            write_baselines(paths[0])
+        print(write_report(paths[0], output))
+        return 0
+    page = Path(options.index) if options.index else (output or paths[0]) / INDEX
+    print(f"{page}: {write_index(paths, page)} runs")
+    return 0
+
+
+def sweep_report(root: Path, output: Path | None, options: argparse.Namespace) -> int:
+    """The dashboard of a sweep, with what belongs to it."""
+    from nl.data.ladder_tasks import TASKS
+    from nl.report import write_report
+    from nl.report.index import is_run
+    from nl.report.legacy_csv import write_legacy
+    from nl.report.sweep_page import read_results, write_sweep_page
+
+    rows = read_results(root)
+    if options.pages:
+        for row in rows:
+            run = root / str(row.get("run_dir"))
+            if is_run(run):
+                write_report(run, output / str(row["run_dir"]) if output else None)
+    page = Path(options.index) if options.index else (output or root) / "index.html"
+    found = overlaps(root, rows)
+    print(write_sweep_page(root, page, overlaps=found, pages=output))
+    if options.legacy_csv:
+        for path in write_legacy(rows, found, page.parent, TASKS):
+            print(path)
+    return 0
+
+
+def overlaps(root: Path, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Per task what test shares with train, of streams whose examples can be compared.
+
+    The earlier system's data, where a run was trained on such, comes first with its own seeds.
+    """
+    from nl.report.dashboard import OWN
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        path = root / str(row.get("run_dir")) / "config.yaml"
+        task = str(row.get("column/task"))
+        if task in found or not path.is_file():
+            continue
+        config = yaml.safe_load(path.read_text()) or {}
+        data = config.get("stream")
+        if not isinstance(data, dict) or data.get("kind") != "ladder":
+            continue
+        from nl.config import structure
+        from nl.config.groups import StreamConfig
+        from nl.core.seeds import SeedBook
+        from nl.data.ladder import LadderConfig, overlap
+
+        stream = structure(StreamConfig, data, "stream")
+        assert isinstance(stream, LadderConfig)
+        seeds = {OWN: SeedBook(int(config.get("seed", 0))).seed("data")}
+        if stream.legacy:
+            seeds = {EARLIER: 0, **seeds}
+        found[task] = [
+            {
+                "data": name,
+                **overlap(stream.examples("train", at), stream.examples("test", at))._asdict(),
+            }
+            for name, at in seeds.items()
+        ]
+    return found
