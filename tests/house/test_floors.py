@@ -29,7 +29,8 @@ FLOORS: dict[str, set[str]] = {
     "eval": {"core", "config", "run"},
 }
 CONCRETE = {*FLOORS}
-FLOORS["assembly"] = CONCRETE - {"sweep", "report"}
+FLOORS["fit"] = CONCRETE - {"sweep", "report"}
+FLOORS["assembly"] = {*FLOORS["fit"], "fit"}
 FLOORS["bench"] = {"config", "core", "dist", "run", "ops", "nn", "models", "report"}
 FLOORS["hf"] = {"assembly", "config", "core", "dist", "hf"}
 FLOORS["cli"] = {*CONCRETE, "assembly", "bench", "cli"}

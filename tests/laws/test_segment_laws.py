@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from nl.assembly import check
 from nl.bench.live import LiveBytes
 from nl.config import ConfigError
 from nl.core.state import tensors
 from nl.dist.recompute import check_segments, recompute_segments
 from nl.dist.single import Single
+from nl.fit import check
 from nl.models.documents import Part
 from nl.models.scoring import segments
 from tests.laws.conftest import small, tokens

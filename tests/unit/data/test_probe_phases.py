@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from nl.assembly import check
 from nl.config import ConfigError, structure
 from nl.config.groups import StreamConfig
 from nl.config.hydra import compose, run_config
@@ -17,6 +16,7 @@ from nl.core.batch import IGNORE
 from nl.data.probe import score
 from nl.data.probe_online import ROWS
 from nl.dist.single import Single
+from nl.fit import check
 
 
 def probe(kind: str, **more: Any) -> Any:

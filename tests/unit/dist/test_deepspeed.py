@@ -17,7 +17,7 @@ from tests.unit.dist.test_parity import check as check_parity
 from tests.unit.dist.test_parity import every_block, of_forms, parity
 
 import nl
-from nl.assembly import check
+from nl.fit import check
 from nl.config import ConfigError
 from nl.dist.deepspeed import DeepSpeed, import_deepspeed
 from nl.dist.deepspeed_config import merged

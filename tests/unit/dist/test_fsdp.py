@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from nl.assembly import build, check
+from nl.assembly import build
+from nl.fit import check
 from nl.config import ConfigError
 from nl.core.state import tensors
 from nl.dist.fsdp import FSDP2

@@ -17,7 +17,8 @@ import pytest
 
 import nl
 import nl.dist.checkpoint as checkpoint
-from nl.assembly import build, check
+from nl.assembly import build
+from nl.fit import check
 from nl.config import ConfigError
 from nl.core.protocols import Capabilities
 from nl.dist.single import Single

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from nl.assembly import check
 from nl.config import ConfigError
 from nl.core.program import set_compiled
 from nl.dist.single import Single
+from nl.fit import check
 from nl.models.compiled import check_compile, compile_units, cpp_compiler
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig

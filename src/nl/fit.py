@@ -1,0 +1,86 @@
+"""Whether the parts of a run fit each other: what no part can see alone. Floor 7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nl.config import ConfigError
+from nl.config.run import RunConfig
+from nl.data.phases import check_phases
+from nl.data.stream import check_carry
+from nl.dist.base import Strategy
+from nl.dist.recompute import check_recompute, check_segments
+from nl.eval.context import check_reads
+from nl.eval.phases import check_phase_ends
+from nl.models.compiled import check_compile
+from nl.train.sinks import check_logging
+
+
+def check(run: RunConfig, strategy: Strategy) -> None:
+    """What no part can see alone: vocabularies, splits, what the strategy can do, the log.
+
+    Raises:
+        ConfigError: naming the keys to change.
+    """
+    _check_strategy(run, strategy)
+    stream: Any = run.stream
+    tokens, known = stream.vocab_size(), getattr(run.model, "vocab_size", None)
+    if tokens is not None and known is not None and tokens > known:
+        raise ConfigError(
+            f"model.vocab_size: {known}; the stream's token ids go up to {tokens - 1}. "
+            f"Set model.vocab_size={tokens} or more."
+        )
+    check_carry(stream, carry=run.train.carry)
+    scope = getattr(getattr(run.model, "cms", None), "scope", "row")
+    if getattr(stream, "documents", "ignore") == "reset" and scope == "batch":
+        raise ConfigError(
+            "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
+            "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
+        )
+    check_reads(run.evals, stream, run.model)
+    check_phase_ends(run)
+    check_phases(stream, run.objective)
+    check_logging(run.logging)
+    check_compile(run.train.compile, getattr(run.model, "requires", ()))
+    needs = getattr(run.model, "requires", ())
+    check_recompute(run.train.activation_checkpointing, needs, compiled=run.train.compile)
+    check_segments(run.train.recompute_every, needs, scope)
+    names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
+    if run.checkpoint.best not in names:
+        raise ConfigError(
+            f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
+        )
+
+
+def _check_strategy(run: RunConfig, strategy: Strategy) -> None:
+    """What this strategy cannot do, with the key to change."""
+    if run.train.recompute_every and not strategy.capabilities.segments:
+        raise ConfigError(
+            f"train.recompute_every: {run.train.recompute_every}; {strategy.name} has not gathered "
+            "the parameters that a segment is read with again: set train.recompute_every=0 or "
+            "launch train_dist.py."
+        )
+    if run.deepspeed is not None and strategy.name != "deepspeed":
+        raise ConfigError(
+            f"deepspeed.config: {run.deepspeed.config!r}; {strategy.name} training does not read "
+            "it; set deepspeed=null."
+        )
+    strategy.configure(run)
+    parts = (("model", run.model), ("objective", run.objective), ("optim", run.optim))
+    for key, part in parts:
+        for need, remedy in getattr(part, "requires", {}).items():
+            if not getattr(strategy.capabilities, need):
+                raise ConfigError(
+                    f"{key}: {part.kind} needs {need}, which {strategy.name} cannot do; {remedy}."
+                )
+    if run.checkpoint.asynchronous and not strategy.capabilities.asynchronous_save:
+        raise ConfigError(
+            f"checkpoint.asynchronous: true, which {strategy.name} cannot do; set "
+            "checkpoint.asynchronous=false."
+        )
+
+
+def validation_splits(run: RunConfig) -> list[str]:
+    """Names of the stream's validation splits."""
+    stream: Any = run.stream
+    return [s for s in stream.splits() if s == "val" or s.startswith("val/")]
