@@ -20,6 +20,7 @@ from nl.config.hydra import compose, plain, publish, quoted, refusing, run_confi
 from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
+from nl.data.group_forecast import warn_of_standstill
 from nl.data.held_out import DataCorpus
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.dist.base import Strategy
@@ -97,6 +98,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
     """
     with agreeing(met() if strategy.world > 1 else None):
         check(run, strategy)
+        warn_of_standstill(run)
         if run.train.threads:
             torch.set_num_threads(run.train.threads)
         seeds = SeedBook(run.seed)

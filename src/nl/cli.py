@@ -9,6 +9,7 @@ from functools import partial
 
 from nl.cli_command import Commands, add_command
 from nl.cli_report import add_report
+from nl.cli_staircase import add_staircase
 from nl.cli_sweep import add_sweep
 from nl.cli_talk import add_talk
 from nl.config import ConfigError
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_audit,
         add_plan,
         add_sweep,
+        add_staircase,
     ):
         add(commands)
     return parser

@@ -52,6 +52,11 @@ class SequentialMLPConfig(ModelConfig):
             require(value >= least, f"{name}: {value}; must be >= {least}.")
         require(self.init_scale > 0, f"init_scale: {self.init_scale}; must be > 0.")
 
+    @property
+    def initial_norm(self) -> float:
+        """Root mean square norm of a neuron's weights before training."""
+        return self.init_scale * math.sqrt(1 + self.size / self.hidden)
+
     def build(self) -> SequentialMLP:
         """The model with weights drawn from torch's global generator."""
         return SequentialMLP(self)
@@ -75,6 +80,10 @@ class SequentialMLP(nn.Module):
         _check_length(inputs, self.config.length)
         hidden = F.linear(inputs.flatten(1), self.drive)
         return Output(F.linear(hidden**self.config.length, self.out))
+
+    def neurons(self) -> tuple[Tensor, Tensor, float]:
+        """What every neuron reads (H, k, P) and writes (H, P), and the factor of the output."""
+        return self.drive.unflatten(1, (self.config.length, -1)), self.out.T, 1.0
 
     def init_state(self, batch: int) -> None:
         """None: a word is read whole, nothing is carried to the next batch."""
@@ -112,6 +121,11 @@ class TwoLayerConfig(ModelConfig):
         require(self.init_scale > 0, f"init_scale: {self.init_scale}; must be > 0.")
         require(self.output_scale != 0, "output_scale: 0; nothing could be learned.")
 
+    @property
+    def initial_norm(self) -> float | None:
+        """Root mean square norm of a neuron's weights before training; None: not a square."""
+        return math.sqrt(2) * self.init_scale if self.activation == "square" else None
+
     def build(self) -> TwoLayer:
         """The model with weights drawn from torch's global generator."""
         return TwoLayer(self)
@@ -138,6 +152,10 @@ class TwoLayer(nn.Module):
         drive = F.linear(inputs[:, 0], self.left) + F.linear(inputs[:, 1], self.right)
         hidden = ACTIVATIONS[self.config.activation](drive)
         return Output(self.config.output_scale * hidden @ self.out)
+
+    def neurons(self) -> tuple[Tensor, Tensor, float]:
+        """What every neuron reads (H, 2, P) and writes (H, P), and the factor of the output."""
+        return torch.stack([self.left, self.right], dim=1), self.out, self.config.output_scale
 
     def init_state(self, batch: int) -> None:
         """None: a word is read whole, nothing is carried to the next batch."""
