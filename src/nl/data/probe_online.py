@@ -54,9 +54,13 @@ class LanesPlan:
 class NonstatOnlineConfig(ProbeConfig):
     """Pairs of a long stream whose values are drawn anew every tau tokens, as they come.
 
-    train_size, val_size and test_size count streams; batch_size of them are read side by side.
+    train_size counts streams, too; batch_size of them are read side by side.
     """
 
+    val_size: int = 32
+    """Validation streams."""
+    test_size: int = 32
+    """Test streams."""
     keys: int = 8
     """Keys."""
     values: int = 8
