@@ -13,6 +13,7 @@ from nl.dist.recompute import check_recompute, check_segments
 from nl.eval.context import check_reads
 from nl.eval.phases import check_phase_ends
 from nl.models.compiled import check_compile
+from nl.objectives.next_token import check_losses
 from nl.train.sinks import check_logging
 
 
@@ -40,6 +41,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     check_reads(run.evals, stream, run.model)
     check_phase_ends(run)
     check_phases(stream, run.objective)
+    check_losses(run.model, run.objective)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
     needs = getattr(run.model, "requires", ())

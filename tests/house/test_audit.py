@@ -47,11 +47,16 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.cms.scope": "model.cms.scope={}",
         "model.cms.arrangement": "model.cms.arrangement={}",
         "model.cms.activation": "model.cms.activation={}",
+        "model.experts.form": "model.experts={{form:{},count:16,rank:4}}",
+        "model.experts.router": "model.experts.router={}",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]
     if mechanism.where.get("model.cms.signal") == ("self",):
         chosen.append("model.cms.write_gradient=through")
+    groups = {"group_limited": "2", "hierarchical": "null"}
+    for router in groups.keys() & set(mechanism.where.get("model.experts.router", ())):
+        chosen += ["model.experts.groups=4", f"model.experts.group_limit={groups[router]}"]
     if any("titan" in kind for kind in mechanism.where.get("model.block", ())):
         chosen.append("model.titan.head_size=32")
     return resolved(*chosen)

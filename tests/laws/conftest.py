@@ -42,7 +42,7 @@ def small(kind: str | list[str], seed: int = 0, **changes: Any) -> Any:
         "titan": {"head_size": 6, "hidden": 5, "period": 4, "window": 5, "persistent": 2},
     }
     for key, value in changes.items():
-        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
     torch.manual_seed(seed)
     model = structure(ModelConfig, data).build()
     for parameter in model.parameters():

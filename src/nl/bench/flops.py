@@ -1,7 +1,8 @@
 """Floating-point operations by stated formulas, for shares of the GEMM peak. Floor 8.
 
 Per token, a multiplication and an addition are two operations; N_matmul is the number of
-parameters with two or more dimensions, the embedding table left out, the head counted once.
+parameters with two or more dimensions, the embedding table left out, the head counted once; of
+experts those that read a token.
 
     model         6 N_matmul + 12 sum(d T_eff)    the sum over attention layers of width d
     algorithmic   model + what memories compute beyond reading their weights, see ``writes``
@@ -16,6 +17,7 @@ from __future__ import annotations
 from torch import nn
 
 from nl.nn.attention import Attention
+from nl.nn.experts import idle_parameters
 from nl.nn.gated_delta import GatedDelta
 from nl.nn.level import Level
 from nl.nn.selfmod import SelfMod
@@ -28,7 +30,8 @@ TRAINING = 3
 def matmul_parameters(model: nn.Module) -> int:
     """N_matmul."""
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    return sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in tables)
+    found = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in tables)
+    return found - idle_parameters(model)
 
 
 def attention_width(model: nn.Module, seq_len: int) -> float:

@@ -17,6 +17,7 @@ from nl.config import lookup
 from nl.core.program import compiled
 from nl.models.language import LanguageConfig
 from nl.nn.context import ReadContext
+from nl.nn.router import RouteContext
 from nl.ops.rotary import rotary_table
 
 OUTPUT_SCALE = 0.05
@@ -35,7 +36,8 @@ def layer_steps(
     randomize_zeros(block)
     x = torch.randn(config.batch_size, seq_len, model.dim, device=config.device)
     table = (0, seq_len, model.dim // model.attention.heads, model.rope_base, x.device, x.dtype)
-    ctx = ReadContext(0, True, True, *rotary_table(*table))
+    route = RouteContext.of(model.experts, x.device) if model.experts.sparse else None
+    ctx = ReadContext(0, True, True, *rotary_table(*table), route)
     leaf = x.clone().requires_grad_()
 
     backend = "inductor" if config.compile else None

@@ -50,6 +50,14 @@ class Knobs(NamedTuple):
     """
     layers: tuple[int, ...] | None = None
     """Blocks whose memories may write; None: all."""
+    experts_k: int | tuple[int, ...] | None = None
+    """Experts that read a token, one number or one per layer; None: as configured."""
+    router_temperature: float | None = None
+    """Divides the logits of routers; None: as configured."""
+    router_noise: float | None = None
+    """Standard deviation of the noise of routers in training; None: as configured."""
+    draw: int = 0
+    """What random choices of this step are keyed by; the trainer sets it from seed and step."""
 
     def permits(self, path: str, layer: int) -> bool:
         """Whether this memory of this block may write."""

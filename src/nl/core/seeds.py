@@ -14,7 +14,8 @@ import torch
 class SeedBook:
     """Seeds by name: ``book.seed("model")``; equal (run seed, names) give equal seeds anywhere.
 
-    Names in use: ``model``, ``data``, ``eval``, ``controller``, ``train`` (dropout, sampling).
+    Names in use: ``model``, ``data``, ``eval``, ``controller``, ``train`` (dropout, sampling),
+    ``draw`` (keyed choices of a step).
     Data order never depends on rank; only ``train`` takes the rank.
     """
 

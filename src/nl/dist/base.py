@@ -150,6 +150,23 @@ class Strategy:
         """Forget the gradients; parameters, moments and rates stay bitwise as they are."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def settle(self, taken: bool) -> None:
+        """After a step: routers get what they counted over all ranks (collective).
+
+        Args:
+            taken: whether the step was; else what was counted is forgotten.
+        """
+        modules: list[Any] = list(self.objective.modules())
+        counting = [m for m in modules if getattr(m, "load", None) is not None]
+        if not counting:
+            return
+        loads = [m.load for m in counting]
+        totals: Any = [None] * len(loads)
+        if taken:
+            totals = torch.split(self.reduce(torch.cat(loads)), [len(load) for load in loads])
+        for module, total in zip(counting, totals, strict=True):
+            module.rebalance(total)
+
     def reduce(self, values: Tensor) -> Tensor:
         """Elementwise sum over ranks of a device tensor; stays on the device."""
         return values

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nl.models.audit_blocks import BLOCKS
+from nl.models.audit_experts import EXPERTS
 from nl.models.audit_levels import CONTINUUM
 from nl.models.mechanism import BLOCK, LAWS, OPS, Mechanism
 
@@ -138,7 +139,7 @@ OUTER: tuple[Mechanism, ...] = (
     ),
 )
 
-MECHANISMS = BLOCKS + CONTINUUM + OUTER
+MECHANISMS = BLOCKS + CONTINUUM + EXPERTS + OUTER
 
 
 def value_at(data: Any, key: str) -> Any:

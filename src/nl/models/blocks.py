@@ -14,9 +14,11 @@ from nl.core.state import state_type
 from nl.nn.attention import Attention
 from nl.nn.cms import ContinuumMemory
 from nl.nn.context import ReadContext
+from nl.nn.experts import SparseExperts
 from nl.nn.gated_delta import GatedDelta
 from nl.nn.level import LevelTrace
 from nl.nn.recurrent import GRU, LSTM, QuadraticRNN, Recurrent, RecurrentConfig
+from nl.nn.router import Router, Routing
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan import TitanMemory
 from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
@@ -65,11 +67,12 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, state: BlockState, ctx: ReadContext
-    ) -> tuple[Tensor, BlockState, tuple[LevelTrace, ...] | None]:
+    ) -> tuple[Tensor, BlockState, tuple[LevelTrace, ...] | None, tuple[Routing, ...]]:
         """Read; self-driven memories write.
 
         Returns:
-            (B, T, D), the new state, and the traces of label-driven levels (None without any).
+            (B, T, D), the new state, the traces of label-driven levels (None without any), and
+            what each router chose.
         """
         moved, given = [], x_BTD
         for norm, mixer, memory in zip(self.norms, self.mixers, state.mixers, strict=True):
@@ -78,10 +81,22 @@ class Block(nn.Module):
             moved.append(new)
         seen = given if self.parallel else x_BTD
         if self.levels is None:
-            return x_BTD + self.mlp(self.mlp_norm(seen)), BlockState(tuple(moved)), None
+            branch, routed = self._feed_forward(self.mlp_norm(seen), ctx)
+            return x_BTD + branch, BlockState(tuple(moved)), None, routed
         read, trace = self.levels(seen, state.levels)
         x_BTD = x_BTD + (read - given) if self.parallel else read
-        return x_BTD, BlockState(tuple(moved), state.levels), trace
+        return x_BTD, BlockState(tuple(moved), state.levels), trace, ()
+
+    def _feed_forward(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, tuple[Routing, ...]]:
+        if not isinstance(self.mlp, SparseExperts):
+            return self.mlp(x_BTD), ()
+        assert ctx.route is not None
+        branch, found = self.mlp(x_BTD, ctx.route)
+        return branch, (found,)
+
+    def routers(self) -> list[Router]:
+        """Its routers, in the order of what they chose."""
+        return [module for module in self.modules() if isinstance(module, Router)]
 
 
 def mix(mixer: nn.Module, x_BTD: Tensor, state: Any, ctx: ReadContext) -> tuple[Tensor, Any]:

@@ -9,7 +9,7 @@ levels read the whole row at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,27 +19,23 @@ from nl.config import lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
 from nl.core.state import detach, reset_rows, settled, tensors
-from nl.models.block_signal import PendingTile, TileRead, gather, resume, tile_of
+from nl.models.block_signal import PendingTile, TileRead, gather, tile_of
 from nl.models.blocks import Block, check_widths
-from nl.models.documents import Part, Starts, check_starts, cut_call, first_rows, without_crossing
+from nl.models.documents import Part, Starts, cut_call, without_crossing
 from nl.models.embedding import EMBED_STD, HEAD_STD, embedded
 from nl.models.generate import Sampling, generate
-from nl.models.language_state import (
-    LanguageState,
-    PendingLabel,
-    Read,
-    check_inputs,
-    check_places,
-    cut,
-    each_token,
-)
-from nl.models.memories import Memories, check_writes, permitted
+from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
+from nl.models.memories import Memories, permitted
+from nl.models.resuming import begin_call
+from nl.models.routes import check_depth, route_contexts, routing_report
 from nl.models.scoring import Call, score
 from nl.models.statistics import memory_statistics
 from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
+from nl.nn.experts import SparseExperts, idle_parameters
+from nl.nn.experts_config import ExpertsConfig
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.mlp import MLPKind, NormKind, make_mlp, make_norm
 from nl.nn.recurrent import RecurrentConfig
@@ -95,6 +91,8 @@ class LanguageConfig(ModelConfig):
     """Recurrent layer, in blocks that have one."""
     titan: TitanConfig = field(default_factory=TitanConfig)
     """Titans memory and the attention beside it, in blocks that have them."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Sparse experts in the place of feed-forward layers."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "max_positions"):
@@ -104,9 +102,9 @@ class LanguageConfig(ModelConfig):
         require(base >= 1, f"rope_base: {base}; must be >= 1.")
         require(self.norm_eps > 0, f"norm_eps: {self.norm_eps}; must be > 0.")
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
-        for kind in self.kinds:
-            lookup("block", kind, "block")
-        check_widths(self, [lookup("block", kind, "block") for kind in self.kinds])
+        kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
+        check_widths(self, kinds)
+        check_depth(self.experts, self.layers, any(kind.levels for kind in kinds))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -134,9 +132,15 @@ class LanguageConfig(ModelConfig):
         return make_norm(self.norm, self.dim, self.norm_eps)
 
     def make_mlp(self) -> nn.Module:
-        """A feed-forward layer."""
+        """A feed-forward layer, or experts."""
+        if self.experts.sparse:
+            return SparseExperts(self.experts, self.dim, self.residual_scale)
         sizes = (self.dim, self.mlp_hidden_size, self.residual_scale)
         return make_mlp(self.mlp, *sizes, self.bias)
+
+    def at(self, layer: int) -> LanguageConfig:
+        """What the block of this layer is built by."""
+        return replace(self, experts=self.experts.at(layer)) if self.experts.sparse else self
 
     def build(self) -> LanguageModel:
         """The model, drawn from torch's global generator."""
@@ -155,7 +159,10 @@ class LanguageModel(Memories, nn.Module):
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=EMBED_STD)
         kinds = [config.kinds[i % len(config.kinds)] for i in range(config.layers)]
-        built = [lookup("block", kind, "model.block")().build(config) for kind in kinds]
+        built = [
+            lookup("block", kind, "model.block")().build(config.at(i))
+            for i, kind in enumerate(kinds)
+        ]
         self.blocks = nn.ModuleList(built)
         self.norm = config.make_norm()
         self.places: nn.Embedding | None = None
@@ -164,6 +171,7 @@ class LanguageModel(Memories, nn.Module):
             nn.init.normal_(self.places.weight, std=EMBED_STD)
         # Tokens between the States that a backward pass starts again from; 0: everything is kept.
         self.recompute_every = 0
+        self.routers = [block.routers() for block in built]
         self.taught = any(b.levels is not None for b in built)
         self.through = self.taught and config.cms.write_gradient == "through"
         self.inner = self.taught and config.cms.signal == "block"
@@ -225,8 +233,8 @@ class LanguageModel(Memories, nn.Module):
             Output with pred (B, T, vocab_size) logits and the new State.
         """
         logits = []
-        state = self._resume(inputs, state, knobs, write, starts)
-        wait = targets is None
+        state = begin_call(self, inputs, state, knobs, write, starts)
+        wait, reading = targets is None, Read(write, knobs=knobs, routed=[])
         fits = targets is None or targets.shape == inputs.shape
         require(fits, "targets: must have the shape of inputs; IGNORE (-100) where unknown.")
         labels = inputs[:, 1:] if targets is None else targets
@@ -234,7 +242,7 @@ class LanguageModel(Memories, nn.Module):
         for tile, begins in self._parts(state.position, inputs.shape[1], write, starts):
             state = self.reset_rows(state, begins) if begins else state
             start, before = state.position, state
-            hidden, traces, state = self.read(inputs[:, tile], state, Read(write, knobs=knobs))
+            hidden, traces, state = self.read(inputs[:, tile], state, reading)
             logits.append(self.head(hidden))
             if not (self.taught and write):
                 continue
@@ -248,7 +256,7 @@ class LanguageModel(Memories, nn.Module):
                 continue
             known = label.shape[1]
             if known:
-                signal = self._signal(logits[-1][:, :known], label)
+                signal = self.signal(logits[-1][:, :known], label)
                 state = absorb(self, state, cut(traces, slice(known)), signal, start, knobs)
             if wait and tile.stop == inputs.shape[1]:
                 newest = slice(hidden.shape[1] - 1, None)
@@ -256,7 +264,7 @@ class LanguageModel(Memories, nn.Module):
                 pending = pending if self.through else detach(pending)
                 state = state._replace(pending=pending)
         state = settled(state)
-        return Output(torch.cat(logits, 1), state, memory_statistics(self._blocks(), state))
+        return Output(torch.cat(logits, 1), state, self._report(state, reading, learn=False))
 
     def nll(
         self,
@@ -277,15 +285,15 @@ class LanguageModel(Memories, nn.Module):
             nll (B, T), differentiable, and an Output whose ``pred`` (B, T) is whether the argmax
             was right.
         """
-        read = Read(write, keep, knobs)
-        state = self._resume(inputs, state, knobs, write, starts)
+        read = Read(write, keep, knobs, [])
+        state = begin_call(self, inputs, state, knobs, write, starts)
         targets = without_crossing(targets, starts)
         parts = self._parts(state.position, inputs.shape[1], read.write, starts)
         needed = None if read.keep else state.position + parts[-1].tokens.start
         call = Call(inputs, targets, read, parts, needed)
         losses, hits, state = score(self, state, call)
         state = settled(state) if keep else state
-        aux = memory_statistics(self._blocks(), state)
+        aux = self._report(state, read, learn=self.training and torch.is_grad_enabled())
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 
     def generate(
@@ -318,10 +326,15 @@ class LanguageModel(Memories, nn.Module):
         return list(self.blocks)
 
     def flops_per_token(self, seq_len: int = 0) -> int:
-        """Forward FLOPs: 2 per matrix parameter, 4 D per position that attention looks at."""
+        """Forward FLOPs: 2 per matrix parameter that is read, 4 D per position looked at."""
         inside = [p.numel() for b in self.blocks for p in b.parameters() if p.dim() >= 2]
+        read = sum(inside) - idle_parameters(self) + self.head.weight.numel()
         seen = sum(m.attended(seq_len) for m in self.modules() if isinstance(m, Attention))
-        return 2 * (sum(inside) + self.head.weight.numel()) + int(4 * self.config.dim * seen)
+        return 2 * read + int(4 * self.config.dim * seen)
+
+    def _report(self, state: LanguageState, read: Read, learn: bool) -> dict[str, Tensor]:
+        found = memory_statistics(self._blocks(), state)
+        return found | routing_report(self, read.routed or [], learn=learn)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
@@ -330,35 +343,6 @@ class LanguageModel(Memories, nn.Module):
         """Cut a call where documents begin, and where a period of levels or a segment ends."""
         tile = min(self.config.cms.periods) if self.taught and write else self.recompute_every
         return cut_call(length, range(-position % tile, length, tile) if tile else (), starts)
-
-    def _resume(
-        self,
-        inputs: Tensor,
-        state: LanguageState | None,
-        knobs: Knobs | None,
-        write: bool,
-        starts: Starts | None,
-    ) -> LanguageState:
-        """The State to read on from: the pending token, if any, has now got its label."""
-        check_inputs(inputs, state)
-        check_writes(self, knobs)
-        if self.places is not None:
-            check_places(self.config.max_positions, inputs.shape[1], state, starts)
-        if starts is not None:
-            check_starts(starts, *inputs.shape)
-        if state is None:
-            return self.init_state(len(inputs))
-        begins = first_rows(starts)
-        state = self.reset_rows(state, begins) if begins else state
-        if state.pending is None:
-            return state
-        if isinstance(state.pending, PendingTile):
-            return resume(self, state, inputs, knobs, write)
-        pending, state = state.pending, state._replace(pending=None)
-        if not write:
-            return state
-        signal = self._signal(self.head(pending.hidden), pending.labels(inputs[:, :1]))
-        return absorb(self, state, pending.traces, signal, state.position - 1, knobs)
 
     def read(
         self,
@@ -382,15 +366,19 @@ class LanguageModel(Memories, nn.Module):
             cos, sin = rotary_table(*table)
         ctx = ReadContext(state.position, read.write, read.keep, cos, sin)
         blocks, traces = [], []
+        routes = route_contexts(self, inputs, state.position, read.knobs)
         for i, (block, memory) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-            x, new, trace = block(x, memory, permitted(ctx, read.knobs, i, block))
+            own = permitted(ctx, read.knobs, i, block)._replace(route=routes[i])
+            x, new, trace, routed = block(x, memory, own)
             blocks.append(new)
             traces.append(trace)
+            if routed and read.routed is not None:
+                read.routed.append((i, routed))
             if outputs is not None:
                 outputs.append(x)
         state = LanguageState(state.position + length, tuple(blocks), None, state.gate)
         return self.norm(x), tuple(traces), state
 
-    def _signal(self, logits: Tensor, label: Tensor) -> Tensor:
+    def signal(self, logits: Tensor, label: Tensor) -> Tensor:
         """The teach signal (B, T, D) of labelled tokens."""
         return teach_signal(logits, self.head.weight, label, through=self.through)

@@ -67,12 +67,14 @@ class LanguageState(NamedTuple):
 class Read(NamedTuple):
     """How one call reads: ``write`` False freezes memories, ``keep`` False drops the State.
 
-    ``knobs`` may freeze some of the memories.
+    ``knobs`` may freeze some of the memories. ``routed`` takes what the routers of every block
+    chose: (layer, one record per router), piece by piece.
     """
 
     write: bool = True
     keep: bool = True
     knobs: Knobs | None = None
+    routed: list[Any] | None = None
 
 
 def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:

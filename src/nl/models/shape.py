@@ -8,6 +8,7 @@ from torch import nn
 
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms_config import CMSConfig
+from nl.nn.experts_config import ExpertsConfig
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
@@ -46,6 +47,10 @@ class LanguageShape(Protocol):
     @property
     def cms(self) -> CMSConfig:
         """Continuum memories."""
+
+    @property
+    def experts(self) -> ExpertsConfig:
+        """Sparse experts, where this block has them."""
 
     @property
     def selfmod(self) -> SelfModConfig:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from nl.nn.router import RouteContext
+
 
 class ReadContext(NamedTuple):
     """One contiguous read of the sequence.
@@ -15,6 +17,7 @@ class ReadContext(NamedTuple):
         write: False freezes every memory.
         keep: False when the State after this call is dropped, so that work which only it would
             see may be left out; outputs are the same either way.
+        route: what the router of this block is told; None without experts.
         cos, sin: rotary tables (T, K / 2) for this call, None without rotary positions.
     """
 
@@ -23,6 +26,7 @@ class ReadContext(NamedTuple):
     keep: bool
     cos: Tensor | None
     sin: Tensor | None
+    route: RouteContext | None = None
 
     def writes(self, length: int, period: int, frozen: int) -> bool:
         """Whether a memory has to write in this call of ``length`` tokens.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nl.config import register
-from nl.config.groups import ObjectiveConfig
+from nl.config import ConfigError, register
+from nl.config.groups import ModelConfig, ObjectiveConfig
 from nl.core.batch import Batch
 from nl.core.output import Knobs, StepOut
 from nl.core.state import detach
@@ -23,9 +23,27 @@ class NextTokenConfig(ObjectiveConfig):
     write: bool = True
     """False trains with all memories frozen (the ablation)."""
 
+    adds_losses = True
+
     def build(self, model: nn.Module) -> NextToken:
         """Wrap ``model``, which offers ``nll``."""
         return NextToken(self, model)
+
+
+def check_losses(model: ModelConfig, objective: ObjectiveConfig) -> None:
+    """Refuse losses of a model's own that the objective does not add.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    experts = getattr(model, "experts", None)
+    wanted = experts is not None and (experts.switch_loss or experts.z_loss)
+    if wanted and not getattr(objective, "adds_losses", False):
+        raise ConfigError(
+            "model.experts.switch_loss, model.experts.z_loss: losses of the model, which "
+            f"objective={objective.kind} does not add; choose objective=next_token or set both to "
+            "0."
+        )
 
 
 class NextToken(nn.Module):
@@ -36,11 +54,18 @@ class NextToken(nn.Module):
         self.config, self.model, self.carry = config, model, False
 
     def forward(self, batch: Batch, state: Any = None, knobs: Knobs | None = None) -> StepOut:
-        """Sum of nats over scored targets; metrics: accuracy and what the memories did."""
+        """Sum of nats over scored targets; metrics: accuracy and what the memories did.
+
+        In training the model's own losses, per token under ``loss/``, are added to it.
+        """
         model: Any = self.model
         more = {} if batch.starts is None else {"starts": batch.starts}
         read = {"write": self.config.write, "keep": self.carry, **more}
         nll, out = model.nll(batch.inputs, batch.targets, state, knobs, **read)
         hits = out.pred.sum().to(torch.float32)
         metrics = {"accuracy_sum": hits, **{k: v.detach() for k, v in out.aux.items()}}
-        return StepOut(nll.sum(), detach(out.state) if self.carry else None, metrics)
+        loss, own = nll.sum(), [v for k, v in out.aux.items() if k.startswith("loss/")]
+        if own:
+            metrics["nats_sum"] = loss.detach()
+            loss = loss + batch.weight * torch.stack(own).sum()
+        return StepOut(loss, detach(out.state) if self.carry else None, metrics)

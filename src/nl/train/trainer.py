@@ -19,6 +19,7 @@ from nl.core.batch import Batch
 from nl.core.logs import get_logger
 from nl.core.output import Knobs, StepInfo
 from nl.core.protocols import Controller, EvalRow, Hook, Stream
+from nl.core.seeds import SeedBook
 from nl.dist.base import Strategy
 from nl.run.directory import RunDir
 from nl.run.records import line
@@ -69,7 +70,7 @@ class Step:
     norm: Tensor
     verdict: Tensor
     fast: Any
-    knobs: Knobs | None
+    knobs: Knobs
     tags: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +84,7 @@ class Trainer:
         self.hooks, self.run_dir = parts.hooks, run_dir
         self.evaluate, self.tokenizers = parts.evaluate, parts.tokenizers
         self.sinks: list[Sink] = []
-        self.state = TrainState()
+        self.state, self.seeds = TrainState(), SeedBook(parts.run.seed)
         self.saver = Saver(
             parts.run,
             run_dir,
@@ -171,9 +172,10 @@ class Trainer:
     def _attempt(self, group: list[Batch]) -> Step:
         """Forward and backward of one accumulation group; nothing is committed yet."""
         s, fast, totals = self.strategy, self.state.fast, Totals()
-        knobs = None
+        knobs = Knobs()
         if self.controller is not None:
             knobs = self.controller.act(self.state.observations, self.state.step)
+        knobs = knobs._replace(draw=self.seeds.seed("draw", self.state.step))
         weight = s.sum(sum(batch.weight for batch in group))
         for i, batch in enumerate(group):
             with s.microbatch(last=i == len(group) - 1):
@@ -216,9 +218,10 @@ class Trainer:
 
     def _commit(self, step: Step) -> None:
         """The optimizer, the schedule and the State move together."""
-        scale = float(step.knobs.lr_scale) if step.knobs is not None else 1.0
-        factor = self.schedule.factor(self.state.step, self.run.train.steps) * scale
+        factor = self.schedule.factor(self.state.step, self.run.train.steps)
+        factor *= float(step.knobs.lr_scale)
         self.strategy.step(factor)
+        self.strategy.settle(taken=True)
         self.state.fast = step.fast
         self.state.step += 1
         self.state.tokens += int(step.weight)
@@ -333,6 +336,7 @@ class Trainer:
     def _recover(self, action: str, why: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Leave a refused step out, go back to a checkpoint, or end."""
         self.strategy.skip()
+        self.strategy.settle(taken=False)
         if action == "abort":
             raise self.guard.ending(why)
         self._left_out(action, why)

@@ -1,0 +1,47 @@
+"""Where a call begins: inputs checked, rows reset, what waited for a label written. Floor 3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from nl.core.output import Knobs
+from nl.models.block_signal import PendingTile, resume
+from nl.models.documents import Starts, check_starts, first_rows
+from nl.models.language_state import LanguageState, check_inputs, check_places
+from nl.models.memories import check_writes
+from nl.models.routes import check_experts
+from nl.models.writing import absorb
+
+
+def begin_call(
+    model: Any,
+    inputs: Tensor,
+    state: LanguageState | None,
+    knobs: Knobs | None,
+    write: bool,
+    starts: Starts | None,
+) -> LanguageState:
+    """The State to read on from: the pending token, if any, has now got its label."""
+    check_inputs(inputs, state)
+    check_writes(model, knobs)
+    check_experts(model, knobs)
+    if model.places is not None:
+        check_places(model.config.max_positions, inputs.shape[1], state, starts)
+    if starts is not None:
+        check_starts(starts, *inputs.shape)
+    if state is None:
+        fresh: LanguageState = model.init_state(len(inputs))
+        return fresh
+    begins = first_rows(starts)
+    state = model.reset_rows(state, begins) if begins else state
+    if state.pending is None:
+        return state
+    if isinstance(state.pending, PendingTile):
+        return resume(model, state, inputs, knobs, write)
+    pending, state = state.pending, state._replace(pending=None)
+    if not write:
+        return state
+    signal = model.signal(model.head(pending.hidden), pending.labels(inputs[:, :1]))
+    return absorb(model, state, pending.traces, signal, state.position - 1, knobs)
