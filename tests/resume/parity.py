@@ -19,6 +19,7 @@ import torch
 
 from nl.assembly import STRATEGIES, build
 from nl.config.run import RunConfig
+from nl.core.output import Knobs
 from nl.dist.base import Strategy
 from nl.dist.meeting import meet
 from nl.dist.single import Single
@@ -66,16 +67,17 @@ def numbers(strategy: Strategy, run: RunConfig) -> Numbers:
     """Mean loss and gradient norm of every step."""
     batches, fast = iter(build(run, strategy).stream), None
     losses, norms = [], []
-    for _ in range(run.train.steps):
+    for step in range(run.train.steps):
         group = [next(batches) for _ in range(run.train.grad_accum)]
         weight, total = strategy.sum(sum(batch.weight for batch in group)), 0.0
         for i, batch in enumerate(group):
             with strategy.microbatch(last=i == len(group) - 1):
-                out = strategy.forward(batch, fast, None)
+                out = strategy.forward(batch, fast, Knobs(draw=step))
                 strategy.backward(out.loss * (strategy.world / weight))
             fast, total = out.state, total + out.loss.item()
         norms.append(float(strategy.grad_norm()))
         strategy.step(1.0)
+        strategy.settle(taken=True)
         losses.append(strategy.sum(total) / weight)
     return losses, norms
 

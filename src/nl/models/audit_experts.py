@@ -101,7 +101,7 @@ EXPERTS: tuple[Mechanism, ...] = (
         source="bias: arXiv 2408.15664; switch loss: arXiv 2101.03961, Eq. 4, row by row: arXiv "
         "2412.19437, Eq. 17; z loss: arXiv 2202.08906, Eq. 5",
         equation="b_e <- b_e + balance sign(mean load - load_e), de-meaned\n"
-        "L += switch_loss E sum_e f_e P_e + z_loss mean logsumexp(l)^2, per scored target",
+        "L += switch_loss E sum_e f_e P_e + z_loss mean logsumexp(l)^2, per token",
         code="nl.nn.router:Router.rebalance",
         tests=(
             f"{UNIT}test_the_bias_moves_by_the_sign_and_changes_the_choice_only",

@@ -56,7 +56,8 @@ class NextToken(nn.Module):
     def forward(self, batch: Batch, state: Any = None, knobs: Knobs | None = None) -> StepOut:
         """Sum of nats over scored targets; metrics: accuracy and what the memories did.
 
-        In training the model's own losses, per token under ``loss/``, are added to it.
+        In training the model's own losses, under ``loss/``, are added once per token that was read:
+        ranks then add up to one process, whatever they have to score.
         """
         model: Any = self.model
         more = {} if batch.starts is None else {"starts": batch.starts}
@@ -67,5 +68,5 @@ class NextToken(nn.Module):
         loss, own = nll.sum(), [v for k, v in out.aux.items() if k.startswith("loss/")]
         if own:
             metrics["nats_sum"] = loss.detach()
-            loss = loss + batch.weight * torch.stack(own).sum()
+            loss = loss + batch.inputs.numel() * torch.stack(own).sum()
         return StepOut(loss, detach(out.state) if self.carry else None, metrics)

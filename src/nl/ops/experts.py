@@ -251,8 +251,10 @@ def has_grouped_mm(device: str, dtype: torch.dtype) -> bool:
     """Whether grouped products, forward and backward, exist for this kind of device and dtype."""
     if not hasattr(F, "grouped_mm"):
         return False
+    # What this keeps for its backward pass is nobody else's: activation checkpoints count.
+    alone = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), alone:
             rows = torch.ones(2, 16, dtype=dtype, device=device, requires_grad=True)
             weights = torch.ones(2, 16, 16, dtype=dtype, device=device, requires_grad=True)
             ends = torch.tensor([1, 2], dtype=torch.int32, device=device)
