@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from nl.cli_command import Commands, add_command
+from nl.cli_probes import add_probe
 from nl.cli_report import add_report
 from nl.cli_staircase import add_staircase
 from nl.cli_sweep import add_sweep
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_audit,
         add_plan,
         add_sweep,
+        add_probe,
         add_staircase,
     ):
         add(commands)

@@ -89,7 +89,7 @@ class MadRecallConfig(MadConfig):
 
     def bound(self) -> float:
         """The commonest of few values comes often by itself."""
-        return 1.5 * self.chance() + 0.15
+        return 1.5 * self.chance() + 0.2
 
     def chance(self) -> float:
         """Among the values."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from nl.config import ConfigError, table
+from nl.config import ConfigError, structure, table
+from nl.config.groups import StreamConfig
 from nl.config.hydra import config_dir
 from nl.config.registry import unknown
 from nl.data.probe import ProbeConfig
@@ -31,6 +35,7 @@ def presets() -> dict[str, tuple[str, tuple[str, ...]]]:
     return found
 
 
+@functools.cache
 def kind_in(path: Path) -> str:
     """The stream that an experiment chooses.
 
@@ -41,6 +46,30 @@ def kind_in(path: Path) -> str:
         if isinstance(entry, dict) and "override /stream" in entry:
             return str(entry["override /stream"])
     raise ConfigError(f"{path}: its defaults choose no stream; add 'override /stream: <kind>'.")
+
+
+def load(name: str, preset: str, changes: Mapping[str, Any] | None = None) -> ProbeConfig:
+    """A task as a preset has it; a kind without a file has its defaults.
+
+    Args:
+        name: of the task.
+        preset: one of ``PRESETS``.
+        changes: fields of the stream.
+
+    Raises:
+        ConfigError: no such task, preset or field.
+    """
+    kind, sizes = task(name)
+    if preset not in PRESETS:
+        raise ConfigError(unknown("--preset", preset, PRESETS))
+    fields: dict[str, Any] = {}
+    if preset in sizes:
+        path = config_dir() / PLACE / preset / f"{name}.yaml"
+        fields = yaml.safe_load(path.read_text()).get("stream", {})
+    plain = {key: 0 if value == "${seed}" else value for key, value in fields.items()}
+    found = structure(StreamConfig, {"kind": kind, **plain, **(changes or {})}, name)
+    assert isinstance(found, ProbeConfig)
+    return found
 
 
 def task(name: str) -> tuple[str, tuple[str, ...]]:
