@@ -93,7 +93,7 @@ def fewer(config: ProbeConfig) -> ProbeConfig:
     """The probe with splits of a size for checking; rows by number are the same."""
     batch = config.batch_size
     pieces: Any = getattr(config, "test_segments", None) or getattr(config, "segments", 1)
-    tokens = pieces * config.rows("train", 0, np.arange(1))[0].inputs.size
+    tokens = int(pieces * config.rows("train", 0, np.arange(1))[0].inputs.size)
 
     def fitting(most: int) -> int:
         return max(1, min(most, TOKENS // tokens) // batch) * batch
