@@ -13,6 +13,7 @@ from torch import nn
 
 from nl.config import ConfigError, register, require
 from nl.config.groups import EvaluatorConfig
+from nl.core.overlap import overlap
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, evaluating
 from nl.eval.rows import make_row, save_json
@@ -21,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 CURVE_POINTS = 200
 """Points kept of a curve; more are thinned evenly."""
+ATTENDED = 4
+"""Examples per split whose attention is kept, of models that attend."""
 
 
 @register("evaluator", "classification")
@@ -34,7 +37,8 @@ class ClassificationConfig(EvaluatorConfig):
     splits: tuple[str, ...] = ("train", "test")
     """Which examples."""
     errors: int = 40
-    """Wrong examples that are kept, the most confident first; as many right ones beside them."""
+    """Wrong examples that are kept, the most confident first; as many right ones beside them. Equal
+    examples are kept once."""
 
     def __post_init__(self) -> None:
         require(bool(self.splits), "splits: empty; name at least one.")
@@ -54,14 +58,18 @@ class Classification:
     def __call__(self, model: nn.Module, context: EvalContext) -> list[EvalRow]:
         """Rows per split; ``<split>.json`` holds curves, confusion, slices and errors.
 
+        ``overlap.json`` says what of a split was seen in training, where that is evaluated too;
+        ``attention.json`` has the maps of a few examples.
+
         Raises:
             ConfigError: the run's stream makes no examples, or the model no single logit.
         """
         if context.examples is None:
             raise ConfigError("evals: classification reads examples; this run's stream has none.")
         rows = []
-        for split in self.config.splits:
-            found = context.examples(split)
+        drawn = {split: context.examples(split) for split in self.config.splits}
+        maps: list[dict[str, Any]] = []
+        for split, found in drawn.items():
             shares = probabilities(model, found.inputs, context)
             labels = np.asarray(found.labels, dtype=np.int64)
             rows += self._rows(split, shares, labels)
@@ -74,6 +82,17 @@ class Classification:
                 **self._examples(found, shares, labels),
             }
             save_json(context.output / f"{split}.json", page)
+            chosen = [*page["errors"][: ATTENDED // 2], *page["right"]][:ATTENDED]
+            maps += attention_of(model, found, split, chosen, context)
+        shared = overlaps(drawn)
+        if shared:
+            save_json(context.output / "overlap.json", shared)
+        if maps:
+            words = getattr(next(iter(drawn.values())), "tokens", None)
+            table = getattr(model, "vocabulary_attention", lambda: None)() if words else None
+            told = None if table is None else np.round(table.cpu().numpy(), 4).tolist()
+            page = {"tokens": words, "vocabulary": told, "examples": maps}
+            save_json(context.output / "attention.json", page)
         return rows
 
     def _rows(self, split: str, shares: Floats, labels: Ints) -> list[EvalRow]:
@@ -85,29 +104,91 @@ class Classification:
         spread = math.sqrt(accuracy * (1 - accuracy) / n)
         return [
             make_row("", split, "accuracy", accuracy, n, stderr=spread, chance=majority),
-            make_row("", split, "loss", float(nats.mean()), n, stderr=float(nats.std() / n**0.5)),
+            make_row(
+                *("", split, "loss", float(nats.mean()), n),
+                stderr=float(nats.std() / n**0.5),
+                chance=entropy(majority),
+            ),
             make_row("", split, "auroc", auroc(shares, labels), n, chance=0.5),
         ]
 
     def _examples(self, found: Any, shares: Floats, labels: Ints) -> dict[str, Any]:
-        """The most confident errors and right answers, as raw values."""
+        """The most confident errors and right answers, as raw values; equal ones once."""
         raw, kinds = getattr(found, "raw", found.inputs), getattr(found, "kinds", None)
+        names = getattr(found, "kind_names", None)
         wrong = (shares > 0.5) != (labels == 1)
         sure = np.argsort(-np.abs(shares - 0.5), kind="stable")
+        counts: dict[bytes, int] = {}
+        for row in raw:
+            counts[row.tobytes()] = counts.get(row.tobytes(), 0) + 1
 
         def lines(keep: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+            first: dict[bytes, int] = {}
+            for i in sure[keep[sure]].tolist():
+                first.setdefault(raw[i].tobytes(), i)
             return [
                 {
-                    "index": int(i),
+                    "index": i,
                     "input": np.round(raw[i], 4).tolist(),
                     "label": int(labels[i]),
                     "probability": float(shares[i]),
                     "kind": None if kinds is None else int(kinds[i]),
+                    "times": counts[key],
                 }
-                for i in sure[keep[sure]][: self.config.errors]
+                for key, i in list(first.items())[: self.config.errors]
             ]
 
-        return {"wrong": int(wrong.sum()), "errors": lines(wrong), "right": lines(~wrong)}
+        return {
+            "tokens": getattr(found, "tokens", None),
+            "kind_names": names,
+            "wrong": int(wrong.sum()),
+            "wrong_different": len({row.tobytes() for row in raw[wrong]}),
+            "errors": lines(wrong),
+            "right": lines(~wrong),
+        }
+
+
+def entropy(share: float) -> float:
+    """Nats of a guess that knows how frequent the classes are."""
+    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+
+
+def overlaps(drawn: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per split what it shares with ``train``; empty where that is not evaluated."""
+    if "train" not in drawn:
+        return {}
+    train = drawn["train"]
+    rows = getattr(train, "raw", train.inputs)
+    found = {}
+    for split, other in drawn.items():
+        if split != "train":
+            raw = getattr(other, "raw", other.inputs)
+            labels = np.asarray(train.labels), np.asarray(other.labels)
+            found[split] = overlap(rows, labels[0], raw, labels[1])._asdict()
+    return found
+
+
+def attention_of(
+    model: nn.Module,
+    found: Any,
+    split: str,
+    chosen: list[dict[str, Any]],
+    context: EvalContext,
+) -> list[dict[str, Any]]:
+    """Attention (layers, heads, queries, steps) of some examples; empty where nothing attends."""
+    attention = getattr(model, "attention", None)
+    if attention is None or not chosen:
+        return []
+    rows = torch.as_tensor(found.inputs[[one["index"] for one in chosen]])
+    with evaluating(model):
+        model(rows.to(context.device))
+        layers = [np.round(one.double().cpu().numpy(), 4) for one in attention()]
+    if not layers:
+        return []
+    return [
+        {"split": split, **one, "layers": [layer[i].tolist() for layer in layers]}
+        for i, one in enumerate(chosen)
+    ]
 
 
 def probabilities(model: nn.Module, inputs: Any, context: EvalContext) -> Floats:

@@ -129,8 +129,16 @@ class LadderModel(nn.Module):
         return 2 * weights
 
     def attention(self) -> list[Tensor]:
-        """Attention (B, H, T', T') of the last forward pass per layer, where there is any."""
+        """Attention (B, H, Q, T') of the last forward pass per layer, where there is any.
+
+        Q is T', or 1 where one query weighs all steps.
+        """
         return [m.last for m in self.modules() if isinstance(m, Attends) and m.last is not None]
+
+    def vocabulary_attention(self) -> Tensor | None:
+        """Attention (F, F) between tokens out of context, where a network has such a thing."""
+        found = self.network.vocabulary() if isinstance(self.network, SelfAttention) else None
+        return None if found is None else found.detach()
 
 
 class Attends(nn.Module):
@@ -139,7 +147,7 @@ class Attends(nn.Module):
     last: Tensor | None = None
 
     def keep(self, weights: Tensor) -> Tensor:
-        """``weights`` (B, H, T, T), remembered in evaluation mode."""
+        """``weights`` (B, H, Q, T), remembered in evaluation mode."""
         self.last = None if self.training else weights.detach()
         return weights
 
@@ -179,11 +187,17 @@ class SelfAttention(Attends):
         h = torch.tanh(self.embed(x))
         scores = h @ h.transpose(1, 2) / math.sqrt(h.shape[-1])
         weights = self.keep(scores.softmax(dim=-1).unsqueeze(1)).squeeze(1)
-        found: Tensor = self.out(torch.tanh(self.mix(weights @ h)).mean(dim=1))
+        # Mixed after the mean, as below after the sum: tanh sees the whole sequence at once.
+        found: Tensor = self.out(torch.tanh(self.mix((weights @ h).mean(dim=1))))
         return found
 
+    def vocabulary(self) -> Tensor:
+        """Attention (F, F) of every token to every token, were all of them in one sequence."""
+        h = torch.tanh(self.embed(torch.eye(self.embed.in_features).to(self.embed.weight)))
+        return (h @ h.T / math.sqrt(h.shape[-1])).softmax(dim=-1)
 
-class BahdanauAttention(nn.Module):
+
+class BahdanauAttention(Attends):
     """Steps are weighted by a score of their embedding (arXiv:1409.0473, without a query)."""
 
     def __init__(self, c: LadderModelConfig) -> None:
@@ -196,7 +210,8 @@ class BahdanauAttention(nn.Module):
         h = torch.tanh(self.embed(x))
         scores = h.mean(dim=-1) if self.legacy else self.scorer(h).squeeze(-1)
         # Mixed after the sum: a linear map of the sum alone is a linear rule of what occurs.
-        context = (scores.softmax(dim=1).unsqueeze(-1) * h).sum(dim=1)
+        weights = self.keep(scores.softmax(dim=1)[:, None, None])[:, 0, 0]
+        context = (weights.unsqueeze(-1) * h).sum(dim=1)
         found: Tensor = self.out(torch.tanh(self.mix(context)))
         return found
 

@@ -144,10 +144,8 @@ def planned(sweep: Row, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 def excluded(sweep: Row, point: Mapping[str, str]) -> bool:
     """Whether the file leaves a combination out."""
     for rule in sweep.get("exclude") or []:
-        if isinstance(rule, dict) and all(
-            point.get(str(key)) in map(str, v if isinstance(v, list) else [v])
-            for key, v in rule.items()
-        ):
+        asked = {str(k): v if isinstance(v, list) else [v] for k, v in dict(rule).items()}
+        if all(point.get(key) in [str(v) for v in values] for key, values in asked.items()):
             return True
     return False
 
@@ -195,14 +193,15 @@ def make_cells(
 
 def begun(root: Path, experiment: str) -> list[Row]:
     """Jobs of an experiment that have a directory but no row yet."""
-    found = []
+    found: list[Row] = []
     for path in sorted((root / experiment).glob("seed_*/status.json")):
         told = read_json(path)
         state = str(told.get("state", "broken"))
-        row = {"run_dir": f"{experiment}/{path.parent.name}", "status": state, "progress": told}
         seed = path.parent.name.removeprefix("seed_")
-        found.append({**row, "seed": int(seed) if seed.isdigit() else seed})
-    return [row for row in found if ".was-" not in row["run_dir"]]
+        if seed.isdigit():  # not one that was moved aside
+            run_dir = f"{experiment}/{path.parent.name}"
+            found.append({"run_dir": run_dir, "status": state, "progress": told, "seed": int(seed)})
+    return found
 
 
 def read_json(path: Path) -> Row:
@@ -231,7 +230,7 @@ def one_cell(
     cell = Cell(*place, state, runs=[one_run(row, page_of(row)) for row in rows])
     for key, name in keys.items():
         found = [(row.get("metrics") or {}).get(key) for row in done]
-        numbers = [float(value) for value in found if is_number(value)]
+        numbers = [float(value) for value in found if value is not None and is_number(value)]
         if numbers and len(numbers) == len(found):
             cell.values[name] = spread(numbers)
     for row in done:

@@ -97,7 +97,56 @@ def test_rows_and_files(tmp_path: Path) -> None:
         "label": 0,
         "probability": pytest.approx(0.8),
         "kind": 2,
+        "times": 1,
     }
+    assert by_name["loss"].chance == pytest.approx(np.log(2))
+    assert not (tmp_path / "overlap.json").exists(), "train was not evaluated"
+    assert not (tmp_path / "attention.json").exists(), "nothing attends"
+
+
+class Attending(Known):
+    """Two layers that attend, and a table of tokens."""
+
+    def forward(self, inputs: torch.Tensor, state: object = None, knobs: object = None) -> Output:
+        self.seen = inputs
+        return super().forward(inputs)
+
+    def attention(self) -> list[torch.Tensor]:
+        return [n + self.seen[:, :, None] for n in (0.0, 0.5)]
+
+    def vocabulary_attention(self) -> torch.Tensor:
+        return torch.full((3, 3), 1 / 3)
+
+
+def test_overlap_attention_and_equal_examples(tmp_path: Path) -> None:
+    index = np.asarray([2, 2, 2, 0, 5])
+
+    def examples(split: str) -> SimpleNamespace:
+        rows = index if split == "test" else index[3:]
+        return SimpleNamespace(
+            inputs=rows[:, None].astype(np.float32),
+            raw=rows[:, None],
+            labels=LABELS[rows],
+            kinds=np.zeros(len(rows), dtype=int),
+            tokens=("x", "y", "z"),
+            kind_names=("plain",),
+        )
+
+    ClassificationConfig().build()(Attending(), context(tmp_path, examples))
+    page = json.loads((tmp_path / "test.json").read_text())
+    assert (page["wrong"], page["wrong_different"]) == (3, 1)
+    assert [(line["input"], line["times"]) for line in page["errors"]] == [([2], 3)]
+    assert page["kind_names"] == ["plain"]
+    shared = json.loads((tmp_path / "overlap.json").read_text())["test"]
+    assert shared == {
+        **{"seen": 2, "total": 5, "unique_train": 2, "unique_test": 3},
+        "lookup": 1.0,
+    }
+    found = json.loads((tmp_path / "attention.json").read_text())
+    assert found["vocabulary"] == [[0.3333] * 3] * 3
+    first = next(one for one in found["examples"] if one["split"] == "test")
+    assert first["index"] == 0, "errors come first"
+    assert first["layers"] == [[[2.0]], [[2.5]]], "(layers, ...) of this example"
 
 
 def test_what_it_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -75,9 +75,19 @@ def test_tied_attention_by_loops() -> None:
     mixed = []
     for query in h:
         scores = torch.stack([query @ key / math.sqrt(16) for key in h]).softmax(0)
-        mixed.append(torch.tanh(net.mix(sum(s * v for s, v in zip(scores, h, strict=True)))))
-    wanted = net.out(sum(mixed) / 3)
+        mixed.append(sum(s * v for s, v in zip(scores, h, strict=True)))
+    wanted = net.out(torch.tanh(net.mix(sum(mixed) / 3)))
     assert torch.allclose(model(x).pred[0], wanted)
+
+
+def test_tokens_attend_to_tokens_out_of_context() -> None:
+    model = built("self_attention", steps=3, features=4)
+    found = model.vocabulary_attention()
+    h = torch.tanh(model.network.embed.weight.T + model.network.embed.bias)
+    for a in range(4):
+        scores = torch.stack([h[a] @ h[b] / 4 for b in range(4)])
+        assert torch.allclose(found[a], scores.softmax(0))
+    assert built("mlp").vocabulary_attention() is None
 
 
 def test_positions_are_seen_where_there_are_positions() -> None:
@@ -106,6 +116,9 @@ def test_attention_is_kept_for_pictures_outside_training_only() -> None:
     assert [m.shape for m in maps] == [(2, 4, 6, 6)] * 2
     assert torch.allclose(maps[0].sum(-1), torch.ones(2, 4, 6, dtype=torch.float64))
     assert built("logreg").attention() == []
+    older = built("bahdanau_attention").eval()
+    older(x)
+    assert [m.shape for m in older.attention()] == [(2, 1, 1, 5)]
 
 
 def test_sinusoids_by_hand() -> None:
