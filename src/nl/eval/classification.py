@@ -90,7 +90,7 @@ class Classification:
         if maps:
             words = getattr(next(iter(drawn.values())), "tokens", None)
             table = getattr(model, "vocabulary_attention", lambda: None)() if words else None
-            told = None if table is None else np.round(table.cpu().numpy(), 4).tolist()
+            told = None if table is None else np.round(table.double().cpu().numpy(), 4).tolist()
             page = {"tokens": words, "vocabulary": told, "examples": maps}
             save_json(context.output / "attention.json", page)
         return rows
