@@ -100,5 +100,5 @@ def test_the_wheel_carries_configs_and_templates() -> None:
     assert wheel["force-include"] == {"configs": "nl/configs"}
     templates = ROOT / "src" / "nl" / "report" / "templates"
     pages = {"run.html.j2", "tables.html.j2", "macros.html.j2", "dashboard.html.j2"}
-    pages |= {"dashboard.css", "dashboard.js"}
+    pages |= {"dashboard.css", "dashboard.js", "run.js"}
     assert {p.name for p in templates.iterdir()} == pages | {"page.css", "page.js"}

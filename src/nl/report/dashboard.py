@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from nl.report.cells import FLAGS, TASK, Cell, family_of, lower_is_better, make_cells, read_json
 from nl.report.frames import Row, is_number
-from nl.report.page import Placed, load_template
+from nl.report.page import Placed, load_template, script_data
 
 FIRST = ("accuracy", "loss")
 """Measures that come first, where the sweep has them."""
@@ -53,7 +52,6 @@ class Board:
 def dashboard(board: Board) -> str:
     """The page as HTML."""
     data = board_data(board)
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     counts: dict[str, int] = {}
     for cell in data["cells"]:
         counts[cell["state"]] = counts.get(cell["state"], 0) + 1
@@ -66,8 +64,7 @@ def dashboard(board: Board) -> str:
                 *board.facts,
                 ("written", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
             ],
-            # A closing tag inside the data would end the script early.
-            data=text.replace("<", "\\u003c").replace("\u2028", "").replace("\u2029", ""),
+            data=script_data(data),
             overlaps=data["overlap"],
             splits=data["splits"],
             sections=board.sections,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +16,20 @@ import yaml
 from nl.config import ConfigError
 from nl.report.artifacts import baselines, forgetting_grids, mapping, needle_grids, samples
 from nl.report.curves import loss_figure, small_figures
+from nl.report.examples import (
+    attention,
+    class_figures,
+    class_splits,
+    confusion_grids,
+    example_note,
+    example_rows,
+    kind_table,
+)
 from nl.report.figures import Figure, draw, figure_csv, standalone, themed
 from nl.report.frames import RunFrame, is_number, read_run
 from nl.report.numbers import count, duration, figure
-from nl.report.tables import Table, eval_tables, fact_rows, grid_table, table_csv
+from nl.report.tables import Cell, Table, eval_tables, fact_rows, grid_table, sort_key, table_csv
+from nl.report.weights import Weight, newest_weights, read_weights, sparkline
 
 FOLDER = "report"
 """Below ``artifacts``: CSV and SVG files of the page."""
@@ -102,7 +114,22 @@ def page_data(frame: RunFrame, output: Path) -> dict[str, Any]:
     """Everything the template shows; writes the figures' files on the way."""
     levels = baselines(frame)
     loss = loss_figure(frame, levels)
+    path = newest_weights(frame.directory)
+    weights = read_weights(path) if path else []
+    classes = class_section(frame, output)
+    shown = {
+        "examples": classes["rows"],
+        "attention": attention(frame),
+        "weights": {w.name: [list(w.shape), w.values] for w in weights if w.values is not None},
+    }
     return {
+        "classes": classes,
+        "attention": shown["attention"] is not None,
+        "weights": place([weight_table(weights)], output)[0] if weights else None,
+        "bins": {w.name: sparkline(w.bins) for w in weights},
+        "open_weights": list(shown["weights"]),
+        "data": script_data(shown) if any(shown.values()) else "",
+        "files": raw_files(frame, output.parent.parent),
         "name": frame.config.get("name") or frame.directory.parent.name,
         "directory": frame.directory.name,
         "state": str(frame.status.get("state", "unknown")),
@@ -123,6 +150,65 @@ def page_data(frame: RunFrame, output: Path) -> dict[str, Any]:
         "provenance": fact_rows(provenance(frame)),
         "missing": frame.missing,
     }
+
+
+def class_section(frame: RunFrame, output: Path) -> dict[str, Any]:
+    """Curves, confusion, kinds and examples of an evaluator of classes."""
+    splits = class_splits(frame)
+    kinds = kind_table(splits) if splits else None
+    return {
+        "figures": [picture(item, output) for item in class_figures(splits)] if splits else [],
+        "tables": place(map(grid_table, confusion_grids(splits)), output),
+        "kinds": place([kinds], output) if kinds else [],
+        "rows": example_rows(splits),
+        "note": example_note(splits) if splits else "",
+    }
+
+
+def script_data(data: Any) -> str:
+    """JSON that is safe inside a script element of a page."""
+    text = json.dumps(data, separators=(",", ":"), default=str)
+    # A closing tag inside the data would end the script early.
+    return text.replace("<", "\\u003c").replace("\u2028", "").replace("\u2029", "")
+
+
+def weight_table(weights: list[Weight]) -> Table:
+    """A line per tensor."""
+    facts = ("norm", "mean", "std", "largest")
+    head = ["parameter", "shape", "numbers", *facts]
+    numbers: list[list[Any]] = [list(head)]
+    cells = []
+    for one in weights:
+        shape = " x ".join(map(str, one.shape)) or "scalar"
+        values = [one.facts.get(key) for key in facts]
+        numbers.append([one.name, shape, one.count, *values])
+        line = [Cell(one.name, one.name), Cell(shape, one.count)]
+        line.append(Cell(count(one.count), one.count, numeric=True))
+        lost = one.facts.get("not finite")
+        note = f"{lost:.0f} numbers are not finite" if lost else ""
+        line += [Cell(figure(v, 3) + "!" * bool(note), sort_key(v), note, True) for v in values]
+        cells.append(line)
+    total = sum(one.count for one in weights)
+    note = f"{len(weights)} tensors, {total} numbers, of the newest checkpoint."
+    return Table("parameters", "parameters", head, cells, numbers, note)
+
+
+RAW = ("config.yaml", "overrides.txt", "meta.json", "status.json", "summary.json")
+"""Files of a run that the page links to, with the rows and what lies below the folders."""
+
+
+def raw_files(frame: RunFrame, place: Path) -> list[tuple[str, str]]:
+    """(name, where it is from the page) of the files behind the page."""
+    home = frame.directory
+    found = [home / name for name in (*RAW, "metrics.jsonl", "evals.jsonl")]
+    found += sorted((home / "logs").glob("rank_*.log"))
+    found += sorted((home / "artifacts" / "evals").rglob("*.json*"))
+    found += [path] if (path := newest_weights(home)) else []
+    return [
+        (file.relative_to(home).as_posix(), Path(os.path.relpath(file, place)).as_posix())
+        for file in found
+        if file.is_file()
+    ]
 
 
 def picture(item: Figure, output: Path) -> Picture:

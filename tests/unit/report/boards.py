@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,63 @@ def board(root: Path) -> Path:
     evals_folder.mkdir(parents=True)
     (evals_folder / "overlap.json").write_text(json.dumps({"test": shared}))
     return root
+
+
+def class_run(run: Path) -> Path:
+    """A run directory of a small classifier, with what its evaluator leaves, below ``run``."""
+    folder = run / "artifacts" / "evals" / "classification"
+    folder.mkdir(parents=True)
+    (run / "config.yaml").write_text("name: sums\nseed: 3\nmodel: {kind: ladder}\n")
+    (run / "status.json").write_text(json.dumps({"state": "done", "step": 2}))
+    rows = [{"step": n, "split": "train", "loss": 1 / n, "accuracy": n / 4} for n in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    tokens = [*"0123456789", "+", "="]
+    for split in ("train", "test"):
+        page = {
+            "split": split,
+            "confusion": [[5, 2], [1, 4]],
+            "roc": [[0.0, 0.0], [0.2, 0.8], [1.0, 1.0]],
+            "pr": [[0.2, 1.0], [0.8, 0.8], [1.0, 0.5]],
+            "kinds": {"1": {"n": 5, "accuracy": 0.8}, "2": {"n": 7, "accuracy": 0.7}},
+            "tokens": tokens,
+            "kind_names": ["plain", "right", "near"],
+            "wrong": 3,
+            "wrong_different": 2,
+            "errors": [one((1, 10, 2, 11, 4), 0, 0.97, 2), one((1, 10, 1, 11, 2), 1, 0.3, 1)],
+            "right": [one((2, 10, 2, 11, 4), 1, 0.99, 1)],
+        }
+        (folder / f"{split}.json").write_text(json.dumps(page))
+    maps = [[[0.9, 0.1], [0.25, 0.75]], [[0.5, 0.5], [0.0, 1.0]]]
+    example = {"split": "test", "index": 0, "input": [1], "label": 1, "probability": 0.9}
+    told = {
+        "tokens": tokens,
+        "vocabulary": [[1 / 12] * 12] * 12,
+        "examples": [{**example, "layers": [maps, maps]}],
+    }
+    (folder / "attention.json").write_text(json.dumps(told))
+    step = run / "checkpoints" / "step_000002"
+    step.mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("step_000002\n")
+    (step / "model.safetensors").write_bytes(safetensors({"w": ((2, 2), [3.0, 4.0, 0.0, 0.0])}))
+    return run
+
+
+def one(tokens: tuple[int, ...], label: int, share: float, times: int) -> dict[str, Any]:
+    """A kept example."""
+    kind = 1 if label else 2
+    return {
+        **{"index": len(tokens), "input": list(tokens), "label": label},
+        **{"probability": share, "kind": kind, "times": times},
+    }
+
+
+def safetensors(tensors: dict[str, tuple[tuple[int, ...], list[float]]]) -> bytes:
+    """A file of float tensors, by hand."""
+    header, data = {}, b""
+    for name, (shape, values) in tensors.items():
+        packed = struct.pack(f"<{len(values)}f", *values)
+        place = [len(data), len(data) + len(packed)]
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": place}
+        data += packed
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nl.cli import main
+from nl.report import write_report
 from nl.report.cells import family_of, lower_is_better, make_cells, shown_keys, split_of
 from nl.report.legacy_csv import write_legacy
 from nl.report.sweep_page import write_sweep_page
@@ -144,16 +145,22 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, sweep: Path) -> Iterator[Any]:
+def opened(browser: Any) -> Iterator[Any]:
+    """A page that may neither complain nor ask anything of a network."""
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda r: problems.append(r.url) if r.url.startswith("http") else None)
-    page.goto(f"file://{sweep / 'index.html'}")
     yield page
     page.close()
     assert problems == []
+
+
+@pytest.fixture
+def page(opened: Any, sweep: Path) -> Any:
+    opened.goto(f"file://{sweep / 'index.html'}")
+    return opened
 
 
 def column(page: Any, table: str, number: int) -> list[str]:
@@ -237,3 +244,56 @@ def test_colours_and_print(page: Any) -> None:
     lines = list(csv.DictReader(Path(told.value.path()).read_text().splitlines()))
     assert {line["state"] for line in lines} >= {"failed", "running", "broken", "excluded"}
     assert sum(line["task"] == "mqar" and line["model"] == "small" for line in lines) == 4
+
+
+def test_the_page_of_a_run(opened: Any, tmp_path: Path, boards: Any) -> None:
+    run = boards.class_run(tmp_path / "run")
+    opened.goto(f"file://{write_report(run)}")
+
+    def examples() -> list[str]:
+        found: list[str] = opened.locator("#example-table tbody th").all_inner_texts()
+        return found
+
+    assert examples() == ["1 + 2 = 4", "1 + 1 = 2"], "the most confident error of test first"
+    opened.locator("#example-order").select_option("unsure")
+    assert examples() == ["1 + 1 = 2", "1 + 2 = 4"]
+    opened.locator("#example-right").select_option("")
+    opened.locator("#example-split").select_option("")
+    assert len(examples()) == 6
+    opened.locator("#example-kind").select_option("near")
+    opened.locator("#example-find").fill("= 4")
+    assert set(examples()) == {"1 + 2 = 4"}
+    shown = opened.locator("#attention-map")
+    assert "0.90" in shown.inner_text()
+    opened.locator("#attention-head").select_option(label="2")
+    assert "0.90" not in shown.inner_text()
+    assert opened.locator("#attention-tokens tbody tr").count() == 12
+    opened.locator("#weights summary").press("Enter")
+    opened.locator("button[data-weight=w]").press("Enter")
+    assert opened.locator("#weights pre").inner_text().split() == [
+        "3.000",
+        "4.000",
+        "0.000",
+        "0.000",
+    ]
+    links = opened.locator(".files a").all_inner_texts()
+    assert "artifacts/evals/classification/test.json" in links
+    opened.set_viewport_size({"width": 390, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_pages_of_runs_that_broke_off(opened: Any, tmp_path: Path, boards: Any) -> None:
+    run = boards.class_run(tmp_path / "run")
+    error = {"type": "ValueError", "message": "<i>lost</i>"}
+    (run / "status.json").write_text(json.dumps({"state": "failed", "error": error}))
+    (run / "artifacts/evals/classification/attention.json").write_text("[]")
+    opened.goto(f"file://{write_report(run)}")
+    assert "<i>lost</i>" in opened.locator(".error").inner_text()
+    assert opened.locator("#attention").count() == 0
+    assert opened.locator("#example-table tbody tr").count() == 2
+    empty = tmp_path / "begun"
+    empty.mkdir()
+    (empty / "status.json").write_text(json.dumps({"state": "running", "step": 0}))
+    opened.goto(f"file://{write_report(empty)}")
+    assert "running" in opened.locator(".state").inner_text()
+    assert "No training metrics yet" in opened.locator("main").inner_text()

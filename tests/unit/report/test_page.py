@@ -64,6 +64,7 @@ def test_a_full_run_shows_everything(full_run: Path) -> None:
         "Memory",
         "Configuration",
         "Provenance",
+        "Files",
     ]
     for fact in ("pilot_smoke", "0a1b2c3d4e5f", "1.23M", "614k", "1 min 37 s", ">done<"):
         assert fact in text
@@ -77,7 +78,9 @@ def test_a_full_run_shows_everything(full_run: Path) -> None:
 
 def test_the_page_needs_nothing_outside_itself(full_run: Path) -> None:
     found = outline(write_report(full_run))
-    assert all(link.startswith(("data:", "#")) for link in found.links)
+    outside = [link for link in found.links if not link.startswith(("data:", "#"))]
+    assert "config.yaml" in outside
+    assert all((full_run / link).is_file() for link in outside), "only the run's own files"
     assert len(found.ids) == len(set(found.ids))
     assert found.tags.count("h1") == 1
     assert "b" not in found.tags, "generated text is escaped"
@@ -126,7 +129,9 @@ def test_an_unfinished_run_says_what_is_missing(full_run: Path) -> None:
     with (full_run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 301, "split": "tr')
     text = write_report(full_run).read_text()
-    assert headings(text) == ["Loss", "Training", "Memory", "Configuration", "Not on this page"]
+    assert headings(text) == [
+        *("Loss", "Training", "Memory", "Configuration", "Files", "Not on this page"),
+    ]
     for sentence in (
         "summary.json is missing.",
         "meta.json is missing.",
