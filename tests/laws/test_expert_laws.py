@@ -103,6 +103,73 @@ def test_any_block_has_them(kind: str, build: Build, float64: None) -> None:
     assert 1 < float(whole.aux["experts/effective"]) <= 9
 
 
+LEVELS: dict[str, dict[str, Any]] = {
+    "low_rank": {"experts": {**LOW, "count": 4, "shared": 1, "noise": 0.3}},
+    "swiglu through": {
+        "cms": {"activation": "swiglu", "write_gradient": "through", "inner": {"kind": "momentum"}},
+        "experts": {"form": "swiglu", "count": 4, "width": 3, "k": 1},
+    },
+    "nested delta": {
+        "cms": {"arrangement": "nested", "inner": {"kind": "delta"}},
+        "experts": {**LOW, "count": 4, "router": "product_key"},
+    },
+    "independent block": {
+        "cms": {"arrangement": "independent", "signal": "block"},
+        "experts": {**LOW, "count": 4, "router": "hierarchical", "groups": 2, "first_dense": 1},
+    },
+}
+"""Levels of a continuum memory whose hidden units experts share out."""
+
+
+def sparse_levels(build: Build, name: str) -> Any:
+    options = LEVELS[name]
+    return build("hope_attention", **{**options, "cms": {"hidden": None, **options.get("cms", {})}})
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_with_experts_obey_the_laws(name: str, build: Build, float64: None) -> None:
+    model, x, labels = sparse_levels(build, name), tokens(3, 23), tokens(2, 23, 5)
+    whole = model(x)
+    for cuts in CUTS:
+        pred, state = read_in_pieces(model, x, cuts)
+        assert (pred - whole.pred).abs().max() < EXACT
+        assert largest_gap(state, whole.state) < EXACT
+    for row in range(3):
+        assert (model(x[row : row + 1]).pred[0] - whole.pred[row]).abs().max() < EXACT
+    changed = x.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % VOCAB
+    gap = (model(changed).pred - whole.pred).abs()
+    assert gap[:, :9].max() < EXACT
+    assert gap[:, 9].max() > 1e-6
+    assert not torch.equal(whole.pred, model(x, write=False).pred)
+    check_gradients_of_cuts(model, x[:2], labels)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_parameter_of_levels_with_experts_learns(name: str, build: Build) -> None:
+    model, x = sparse_levels(build, name), tokens(4, 2 * max(PERIODS) + 1)
+    with Recorder() as recorded:
+        model.nll(x[:, :-1], x[:, 1:])[0].sum().backward()
+    assert not recorded.names & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_only_the_experts_that_read_are_written(build: Build, float64: None) -> None:
+    model, x = sparse_levels(build, "swiglu through"), tokens(1, 4)
+    chosen: list[torch.Tensor] = []
+    level = model.blocks[0].levels.levels[0]
+    level.router.register_forward_hook(lambda m, i, o: chosen.append(o[0].ids))
+    written = model(x, targets=tokens(1, 4, 1)).state.blocks[0].levels[0]
+    used = set(torch.cat(chosen).flatten().tolist())
+    assert 0 < len(used) < 4
+    down = written.fast_down[0].view(12, 4, 3).abs().amax((0, 2))
+    up = written.fast_up[0].view(2, 4, 3, 12).abs().amax((0, 2, 3))
+    for expert in range(4):
+        assert bool(down[expert] > 0) == bool(up[expert] > 0) == (expert in used)
+
+
 def test_reading_changes_nothing_and_only_noise_tells_training(build: Build) -> None:
     x, noisy = tokens(2, 23), {**LOW, "noise": 2.0, "balance": 0.1}
     model = build("transformer", experts=noisy)

@@ -7,7 +7,9 @@ from nl.models.mechanism import BLOCK, LAYERS, OPS, Mechanism
 
 FORM = "model.experts.form"
 ROUTER = "model.experts.router"
-SPARSE = {BLOCK: DENSE, FORM: ("low_rank", "swiglu")}
+LEVELS = ("hope_attention", "hope_selfmod", "hope_hybrid")
+ANY = DENSE + LEVELS
+SPARSE = {BLOCK: ANY, FORM: ("low_rank", "swiglu")}
 UNIT = f"{LAYERS}test_experts.py::"
 ROUTING = f"{OPS}test_routing.py::"
 EXPERT_LAWS = "tests/laws/test_expert_laws.py::"
@@ -30,7 +32,7 @@ EXPERTS: tuple[Mechanism, ...] = (
             f"{EXPERT_LAWS}test_split_invariant",
             f"{EXPERT_LAWS}test_row_independent",
         ),
-        where=SPARSE,
+        where={BLOCK: DENSE, FORM: ("low_rank", "swiglu")},
         options=(
             FORM,
             "model.experts.count",
@@ -65,6 +67,23 @@ EXPERTS: tuple[Mechanism, ...] = (
         ),
         differs="gate=normalised divides p by the sum of the chosen as by a constant, so that one "
         "expert alone has a gradient; noise is keyed by step, token and position",
+    ),
+    Mechanism(
+        part="continuum memory: experts",
+        source="Nested Learning (NeurIPS 2025), Eq. 70-71, with the experts of arXiv 1701.06538 "
+        "for the hidden units of a level",
+        equation="y = x + (g_t phi(z)) V^T,  dV = sum d^T (g phi(z)),  e = g (d V) phi'(z): a "
+        "token reads and writes its experts",
+        code="nl.nn.level:Level.read",
+        tests=(
+            f"{OPS}test_level_losses_attention.py::test_level_branch_of_gated_units",
+            f"{OPS}test_level_losses_attention.py::test_writes_of_gated_units_are_gradients",
+            f"{EXPERT_LAWS}test_levels_with_experts_obey_the_laws",
+            f"{EXPERT_LAWS}test_only_the_experts_that_read_are_written",
+        ),
+        where={BLOCK: LEVELS, FORM: ("low_rank", "swiglu")},
+        options=("model.experts.count", "model.experts.rank", "model.experts.k"),
+        differs="not in the paper; all hidden units are computed, others than a token's times zero",
     ),
     Mechanism(
         part="router group_limited",

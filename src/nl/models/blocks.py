@@ -54,7 +54,8 @@ class Block(nn.Module):
         self.levels: ContinuumMemory | None = None
         self.parallel = shape.parallel
         if levels:
-            self.levels = ContinuumMemory(shape.cms, shape.dim, shape.residual_scale)
+            scale = shape.residual_scale
+            self.levels = ContinuumMemory(shape.cms, shape.dim, scale, shape.experts)
         else:
             self.mlp_norm = shape.make_norm()
             self.mlp = shape.make_mlp()
@@ -83,9 +84,9 @@ class Block(nn.Module):
         if self.levels is None:
             branch, routed = self._feed_forward(self.mlp_norm(seen), ctx)
             return x_BTD + branch, BlockState(tuple(moved)), None, routed
-        read, trace = self.levels(seen, state.levels)
+        read, trace, routed = self.levels(seen, state.levels, ctx.route)
         x_BTD = x_BTD + (read - given) if self.parallel else read
-        return x_BTD, BlockState(tuple(moved), state.levels), trace, ()
+        return x_BTD, BlockState(tuple(moved), state.levels), trace, routed
 
     def _feed_forward(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, tuple[Routing, ...]]:
         if not isinstance(self.mlp, SparseExperts):

@@ -27,7 +27,7 @@ from nl.models.generate import Sampling, generate
 from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
 from nl.models.memories import Memories, permitted
 from nl.models.resuming import begin_call
-from nl.models.routes import check_depth, route_contexts, routing_report
+from nl.models.routes import check_depth, check_levels, route_contexts, routing_report
 from nl.models.scoring import Call, score
 from nl.models.statistics import memory_statistics
 from nl.models.writing import absorb
@@ -104,7 +104,9 @@ class LanguageConfig(ModelConfig):
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
         kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
         check_widths(self, kinds)
-        check_depth(self.experts, self.layers, any(kind.levels for kind in kinds))
+        check_depth(self.experts, self.layers)
+        if any(kind.levels for kind in kinds):
+            check_levels(self.experts, self.cms, all(kind.levels for kind in kinds))
 
     @property
     def kinds(self) -> tuple[str, ...]:

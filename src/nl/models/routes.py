@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nl.config import require
 from nl.core.output import Knobs
+from nl.nn.cms_config import CMSConfig
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.router import RouteContext, Routing, added
 from nl.ops.routing import effective_experts, mix_bits, token_keys
@@ -50,13 +51,8 @@ def check_experts(model: Any, knobs: Knobs | None) -> None:
     )
 
 
-def check_depth(config: ExpertsConfig, layers: int, levels: bool) -> None:
+def check_depth(config: ExpertsConfig, layers: int) -> None:
     """Refuse layers that the experts do not fit."""
-    require(
-        not config.sparse or not levels,
-        f"experts.form: {config.form}; the levels of a continuum memory are dense: choose blocks "
-        "without (model.block=transformer, gated_delta, titan_lmm ...).",
-    )
     require(
         config.first_dense < layers or not config.sparse,
         f"experts.first_dense: {config.first_dense}; of model.layers={layers} none would have "
@@ -65,6 +61,39 @@ def check_depth(config: ExpertsConfig, layers: int, levels: bool) -> None:
     require(
         isinstance(config.k, int) or len(config.k) == layers,
         f"experts.k: {config.k}; must be one number, or one for each of the {layers} layers.",
+    )
+
+
+def check_levels(config: ExpertsConfig, cms: CMSConfig, alone: bool) -> None:
+    """Refuse experts that cannot share out the hidden units of memory levels.
+
+    Args:
+        config: of the experts.
+        cms: of the levels.
+        alone: whether no block has a feed-forward layer of its own.
+    """
+    if not config.sparse:
+        return
+    require(
+        cms.hidden is None,
+        f"cms.hidden: {cms.hidden}; with experts the width of a level is their number times "
+        f"{config.hidden}: set model.cms.hidden=null.",
+    )
+    gated = cms.activation == "swiglu"
+    require(
+        gated == (config.form == "swiglu"),
+        f"experts.form: {config.form}; levels have cms.activation={cms.activation}: set "
+        f"model.experts.form={'swiglu' if gated else 'low_rank'} or another model.cms.activation.",
+    )
+    require(
+        config.activation is None or not alone,
+        f"experts.activation: {config.activation}; levels have that of model.cms.activation: leave "
+        "it out.",
+    )
+    require(
+        cms.signal != "self",
+        "cms.signal: self; a level's own keys are not routed: set model.cms.signal=head or "
+        "model.experts.form=none.",
     )
 
 

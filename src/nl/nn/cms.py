@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nl.core.state import detach, map_tensors
 from nl.nn.cms_config import CMSConfig
+from nl.nn.experts_config import ExpertsConfig
 from nl.nn.level import (
     Level,
     LevelShape,
@@ -29,7 +30,10 @@ from nl.nn.level import (
     WriteRule,
     restart,
 )
-from nl.ops.level import LevelForm, level_branch, level_pull_back
+from nl.nn.router import RouteContext, Routing
+from nl.ops.level import LevelForm, level_pull_back
+
+DENSE = ExpertsConfig()
 
 
 class ContinuumMemory(nn.Module):
@@ -40,17 +44,23 @@ class ContinuumMemory(nn.Module):
     reduce: Reduce | None = None
     """Sums over ranks, where the rows of all ranks share a memory; set by the assembly."""
 
-    def __init__(self, config: CMSConfig, dim: int, residual_scale: float) -> None:
+    def __init__(
+        self,
+        config: CMSConfig,
+        dim: int,
+        residual_scale: float,
+        experts: ExpertsConfig = DENSE,
+    ) -> None:
         super().__init__()
         self.config = config
-        hidden = config.hidden or dim
+        hidden = experts.hidden * ((experts.count or 0) + experts.shared) or config.hidden or dim
         scale = residual_scale * len(config.periods) ** -0.5
         self.through = config.write_gradient == "through"
         self.own = config.signal == "self"
         self.shared = config.scope == "batch"
         write = WriteRule(config.inner, config.retention, config.clip, self.own, self.shared)
         form = LevelForm(config.activation, config.norm, config.norm_eps)
-        shape = LevelShape(hidden, form, config.bias)
+        shape = LevelShape(hidden, form, config.bias, experts)
         self.levels = nn.ModuleList(
             Level(dim, shape, config.rate, scale, write) for _ in config.periods
         )
@@ -60,27 +70,29 @@ class ContinuumMemory(nn.Module):
         if config.arrangement == "nested":
             for level in self.levels[1:]:
                 level.load_state_dict(self.levels[0].state_dict())
+        for i, level in enumerate(self.levels if experts.sparse else ()):
+            level.router.salt = i
 
     def init_state(self) -> tuple[LevelState, ...]:
         """Nothing written yet (the same for any batch size)."""
         return tuple(LevelState() for _ in self.config.periods)
 
     def forward(
-        self, x_BTD: Tensor, state: tuple[LevelState, ...]
-    ) -> tuple[Tensor, tuple[LevelTrace, ...]]:
+        self, x_BTD: Tensor, state: tuple[LevelState, ...], route: RouteContext | None = None
+    ) -> tuple[Tensor, tuple[LevelTrace, ...], tuple[Routing, ...]]:
         """Read the levels (residual inside) with the weights in force.
 
         Returns:
-            (B, T, D) and one trace per level for ``absorb``.
+            (B, T, D), one trace per level for ``absorb``, and what each router chose.
         """
-        traces, out = [], x_BTD
+        traces, routed, out = [], [], x_BTD
         for i, (level, memory) in enumerate(zip(self.levels, state, strict=True)):
             x_BTD = out if self.gains is None else x_BTD
-            y, z = level_branch(x_BTD, level.weights(memory))  # type: ignore[operator]
-            trace = LevelTrace(x_BTD, z)
+            y, trace, found = level.read(x_BTD, memory, route)  # type: ignore[operator]
             traces.append(trace if self.through else detach(trace))
+            routed += [] if found is None else [found]
             out = out + (y if self.gains is None else self.gains[i] * y)
-        return out, tuple(traces)
+        return out, tuple(traces), tuple(routed)
 
     def absorb(
         self,

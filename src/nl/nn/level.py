@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from nl.config.groups import InnerConfig
 from nl.core.state import state_type
+from nl.nn.experts_config import ExpertsConfig
 from nl.nn.init import init_linear
+from nl.nn.router import RouteContext, Router, Routing
 from nl.ops.delta_rule import delta_chunk
 from nl.ops.level import (
     LevelForm,
@@ -46,30 +48,45 @@ class LevelState(NamedTuple):
 class LevelTrace(NamedTuple):
     """What a write needs of a read: input (B, T, D) and pre-activation (B, T, F).
 
-    Detached, unless gradients go through the write.
+    ``gate`` (B, T, E): with experts, the weight of each, zero where it did not read. Detached,
+    unless gradients go through the write.
     """
 
     x: Tensor
     z: Tensor
+    gate: Tensor | None = None
 
 
 class LevelTokens(NamedTuple):
-    """Read tokens whose signal is known: x, signal (B, T, D); z, hidden_signal (B, T, F)."""
+    """Read tokens whose signal is known: x, signal (B, T, D); z, hidden_signal (B, T, F).
+
+    ``unit`` (B, T, F): the gate of every hidden unit; None: 1.
+    """
 
     x: Tensor
     z: Tensor
     signal: Tensor
     hidden_signal: Tensor
+    unit: Tensor | None = None
 
     @classmethod
     def of(cls, trace: LevelTrace, signal: Tensor, weights: LevelWeights) -> LevelTokens:
         """The tokens of a trace with the signal at both layers."""
         x, z = trace.x.to(signal.dtype), trace.z.to(signal.dtype)
-        return cls(x, z, signal, level_hidden_signal(z, signal, weights))
+        unit = unit_gates(trace.gate, weights)
+        return cls(x, z, signal, level_hidden_signal(z, signal, weights, unit), unit)
 
     def pooled(self) -> LevelTokens:
         """The tokens of all rows as those of one."""
-        return LevelTokens(*(t.reshape(1, -1, t.shape[-1]) for t in self))
+        flat = (t if t is None else t.reshape(1, -1, t.shape[-1]) for t in self)
+        return LevelTokens(*flat)  # type: ignore[arg-type]
+
+
+def unit_gates(gate_BTE: Tensor | None, w: LevelWeights) -> Tensor | None:
+    """The gate of every hidden unit (B, T, F): experts have equally many neighbouring ones."""
+    if gate_BTE is None:
+        return None
+    return gate_BTE.repeat_interleave(w.down.shape[1] // gate_BTE.shape[-1], -1)
 
 
 Reduce = Callable[[Tensor], Tensor]
@@ -91,11 +108,12 @@ class WriteRule(NamedTuple):
 
 
 class LevelShape(NamedTuple):
-    """Width, form and biases of a level's MLP."""
+    """Width, form and biases of a level's MLP; with experts these share out its hidden units."""
 
     hidden: int
     form: LevelForm = LevelForm()
     bias: bool = False
+    experts: ExpertsConfig = ExpertsConfig()
 
 
 class Level(nn.Module):
@@ -105,7 +123,7 @@ class Level(nn.Module):
         self, dim: int, shape: LevelShape, rate: float, residual_scale: float, rule: WriteRule
     ) -> None:
         super().__init__()
-        hidden, self.form, bias = shape
+        hidden, self.form, bias, experts = shape
         gated = self.form.activation == "swiglu"
         self.up = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
@@ -121,6 +139,20 @@ class Level(nn.Module):
             nn.init.eye_(self.key.weight)
             init_linear(self.value, scale=residual_scale)
         self.rule = rule
+        self.router = Router(experts, dim) if experts.sparse else None
+
+    def read(
+        self, x_BTD: Tensor, memory: LevelState, route: RouteContext | None
+    ) -> tuple[Tensor, LevelTrace, Routing | None]:
+        """The branch to add, what a write needs of it, and what its router chose."""
+        w = self.weights(memory)
+        if self.router is None:
+            y, z = level_branch(x_BTD, w)
+            return y, LevelTrace(x_BTD, z), None
+        assert route is not None
+        gate, found = self.router.gates(level_normalize(x_BTD, w.form), route)
+        y, z = level_branch(x_BTD, w, unit_gates(gate, w))
+        return y, LevelTrace(x_BTD, z, gate), found
 
     def weights(self, state: LevelState) -> LevelWeights:
         """The weights in force for each row."""
@@ -184,12 +216,14 @@ class Level(nn.Module):
         sums: tuple[Tensor, ...]
         if inner.per_token:
             n, a = level_normalize(tokens.x, w.form), level_activate(tokens.z, w.form)
+            a = a if tokens.unit is None else a * tokens.unit
             sums = (
                 _delta_tokens(memory.sum_up, up, n, tokens.hidden_signal),
                 _delta_tokens(memory.sum_down, down, a, tokens.signal),
             )
         else:
-            grads = level_gradients(*(tokens.pooled() if self.rule.shared else tokens), w.form)
+            seen = tokens.pooled() if self.rule.shared else tokens
+            grads = level_gradients(*seen[:-1], w.form, seen.unit)
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
         if not closes:

@@ -63,14 +63,15 @@ class Router(nn.Module):
     """x (B, T, D) -> which experts read a token, with what weight.
 
     Weights are plain parameters: an optimizer for hidden matrices and low-precision copies are not
-    for them. ``bias`` moves by the sign of how much less than the mean an expert was used
-    (``rebalance``, after each optimizer step); ``load`` is what has been counted since.
+    for them. ``salt`` tells apart the noise of routers of one block. ``bias`` moves by the sign of
+    how much less than the mean an expert was used (``rebalance``, after each optimizer step);
+    ``load`` is what has been counted since.
     """
 
-    def __init__(self, config: ExpertsConfig, dim: int) -> None:
+    def __init__(self, config: ExpertsConfig, dim: int, salt: int = 0) -> None:
         super().__init__()
         assert config.count is not None
-        self.config, self.count = config, config.count
+        self.config, self.count, self.salt = config, config.count, salt
         std = LOGIT_STD * dim**-0.5
         if config.router == "product_key":
             size, width = round(self.count**0.5), config.key_size or max(dim // 2, 1)
@@ -109,6 +110,14 @@ class Router(nn.Module):
             z = self._z(logits, rows) if c.z_loss else None
         return chosen, Routing(counts, summed, z)
 
+    def gates(self, x_BTD: Tensor, route: RouteContext) -> tuple[Tensor, Routing]:
+        """The weight of every expert, zero where it does not read, (B, T, E); 1 for shared ones."""
+        chosen, found = self(x_BTD, route)
+        whole = chosen.gates.new_zeros(len(chosen.gates), self.count + 1)
+        whole = whole.scatter(1, chosen.ids, chosen.gates)[:, : self.count]
+        whole = torch.nn.functional.pad(whole, (0, self.config.shared), value=1.0)
+        return whole.view(*x_BTD.shape[:2], -1), found
+
     def _logits(self, x: Tensor) -> list[Tensor]:
         """One score per expert; of group and of expert; or of both halves."""
         if self.config.router == "product_key":
@@ -130,7 +139,8 @@ class Router(nn.Module):
         score = score.detach()
         if route.noise is not None:
             assert route.keys is not None
-            drawn = keyed_normal(route.keys.flatten(), score.shape[-1], part)
+            salt = 2 * self.salt + part
+            drawn = keyed_normal(route.keys.flatten(), score.shape[-1], salt)
             score = score + route.noise * drawn
         return score if self.bias is None else score + self.bias
 

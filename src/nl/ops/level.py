@@ -4,6 +4,7 @@ Read:  n = norm(x);  z = n U^T + b;  a = phi(z);  y = x + a V^T + c.
 Given the signal d = dL/dy per token:  dV = sum d^T a;  e = (d V) phi'(z);  dU = sum e^T n;
 pull-back dL/dx = d + norm_backward(e U).  (Nested Learning, Eq. 70-71; derived here.)
 By default norm(x) = x / rms(x), phi is SiLU and there are no biases; ``LevelForm`` names the rest.
+With a gate g per token and hidden unit (experts: zero where they do not read) a = g phi(z).
 """
 
 from __future__ import annotations
@@ -106,22 +107,26 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
     return x_BTD + branch, z
 
 
-def level_branch(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
+def level_branch(
+    x_BTD: Tensor, w: LevelWeights, gate_BTF: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What a level adds to its input: phi(z) V^T + c (B, T, D), and z (B, T, F).
 
-    Differentiable once. Input, z and the weights are all that is kept for it.
+    Differentiable once. Input, z, gate and the weights are all that is kept for it.
     """
-    y, z = _Branch.apply(w.form, x_BTD, *w.tensors())
+    y, z = _Branch.apply(w.form, x_BTD, gate_BTF, *w.tensors())
     return y, z
 
 
-def level_branch_reference(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
+def level_branch_reference(
+    x_BTD: Tensor, w: LevelWeights, gate_BTF: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The same by autograd, the fast weights in terms of their own."""
     n = level_normalize(x_BTD, w.form)
     z = n @ w.up.T + (0 if w.up_bias is None else w.up_bias)
     if w.fast_up is not None:
         z = z - w.rate_up * (n @ w.fast_up.mT.to(n.dtype))
-    a = level_activate(z, w.form)
+    a = level_activate(z, w.form) * (1 if gate_BTF is None else gate_BTF)
     y = a @ w.down.T + (0 if w.down_bias is None else w.down_bias)
     if w.fast_down is not None:
         y = y - w.rate_down * (a @ w.fast_down.mT.to(a.dtype))
@@ -171,6 +176,11 @@ def _activated(z: Tensor, form: LevelForm) -> tuple[Tensor, Tensor]:
     return a * value[0], torch.cat([slope * value[0], a], -1)
 
 
+def _gated(a: Tensor, unit: Tensor | None) -> Tensor:
+    """Each token's hidden units times its gate."""
+    return a if unit is None else a * unit.to(a.dtype)
+
+
 def _through(by_a: Tensor, slope: Tensor) -> Tensor:
     """The gradient of z from that of phi(z)."""
     if slope.shape[-1] == by_a.shape[-1]:
@@ -195,14 +205,16 @@ def _norm_backward(grad: Tensor, normalized: Tensor, inverse: Tensor, form: Leve
 
 
 @Program
-def _branch(spec: tuple[torch.dtype, LevelForm], x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+def _branch(
+    spec: tuple[torch.dtype, LevelForm], x: Tensor, unit: Tensor | None, *weights: Any
+) -> tuple[Tensor, Tensor]:
     dtype, form = spec
     w = LevelWeights(*weights)
     n = level_normalize(x, form).to(dtype)
     z = _linear(n, w.up, w.fast_up, w.rate_up).to(dtype)
     if w.up_bias is not None:
         z = z + w.up_bias.to(dtype)
-    y = _linear(level_activate(z, form), w.down, w.fast_down, w.rate_down)
+    y = _linear(_gated(level_activate(z, form), unit), w.down, w.fast_down, w.rate_down)
     if w.down_bias is not None:
         y = y + w.down_bias.to(dtype)
     return y.to(dtype), z
@@ -214,16 +226,17 @@ def _branch_adjoints(
 ) -> tuple[Any, ...]:
     """Gradients of x and of the tensors of the weights; ``spec``: of the fast ones too."""
     form, to_up, to_down = spec
-    x, z, *weights = kept
+    x, z, unit, *weights = kept
     w = LevelWeights(*weights)
     if grad_y is None:
         grad_y = z.new_zeros(*z.shape[:2], w.down.shape[0])
     n, inverse = _norm_parts(x, form)
     a, slope = _activated(z, form)
     by_a, by_down, by_fast_down, by_rate_down = _linear_backward(
-        grad_y, a, w.down, w.fast_down, w.rate_down
+        grad_y, _gated(a, unit), w.down, w.fast_down, w.rate_down
     )
-    by_z = _through(by_a, slope)
+    by_unit = None if unit is None else (by_a * a).to(unit.dtype)
+    by_z = _through(_gated(by_a, unit), slope)
     by_z = by_z if grad_z is None else by_z.add_(grad_z)
     by_n, by_up, by_fast_up, by_rate_up = _linear_backward(
         by_z, n.to(z.dtype), w.up, w.fast_up, w.rate_up
@@ -234,21 +247,23 @@ def _branch_adjoints(
     by_bias = None if w.up_bias is None else by_z.sum((0, 1))
     by_offset = None if w.down_bias is None else grad_y.sum((0, 1))
     fast = by_fast_up, by_fast_down, by_rate_up, by_rate_down
-    return by_x, by_up, by_down, *fast, by_bias, by_offset
+    return by_x, by_unit, by_up, by_down, *fast, by_bias, by_offset
 
 
 class _Branch(torch.autograd.Function):
-    """``level_branch``: the form, x, then the tensors of the weights."""
+    """``level_branch``: the form, x, the gate, then the tensors of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, form: LevelForm, x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, form: LevelForm, x: Tensor, unit: Tensor | None, *weights: Any
+    ) -> tuple[Tensor, Tensor]:
         device = x.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
         with torch.autocast(device, enabled=False):
-            y, z = _branch((dtype, form), x, *weights, tokens=x.shape[1])
+            y, z = _branch((dtype, form), x, unit, *weights, tokens=x.shape[1])
         ctx.form = form
-        ctx.save_for_backward(x, z, *weights)
+        ctx.save_for_backward(x, z, unit, *weights)
         ctx.set_materialize_grads(False)
         return y, z
 
@@ -256,22 +271,26 @@ class _Branch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None) -> tuple[Any, ...]:
         kept = ctx.saved_tensors
-        spec = (ctx.form, ctx.needs_input_grad[4], ctx.needs_input_grad[5])
+        spec = (ctx.form, ctx.needs_input_grad[5], ctx.needs_input_grad[6])
         with torch.autocast(kept[0].device.type, enabled=False):
             found = _branch_adjoints(spec, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
         return None, *found
 
 
-def level_hidden_signal(z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights) -> Tensor:
-    """e = (d V) phi'(z): the signal at the pre-activation, (B, T, F)."""
-    parts = (z_BTF, signal_BTD, w.down, w.fast_down, w.rate_down)
+def level_hidden_signal(
+    z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights, gate_BTF: Tensor | None = None
+) -> Tensor:
+    """e = g (d V) phi'(z): the signal at the pre-activation, (B, T, F)."""
+    parts = (z_BTF, signal_BTD, gate_BTF, w.down, w.fast_down, w.rate_down)
     found: Tensor = _hidden_signal(w.form, *parts, tokens=z_BTF.shape[1])
     return found
 
 
 @Program
-def _hidden_signal(form: LevelForm, z: Tensor, signal: Tensor, *down: Any) -> Tensor:
-    return _through(_pulled(signal, *down), _activated(z, form)[1])
+def _hidden_signal(
+    form: LevelForm, z: Tensor, signal: Tensor, unit: Tensor | None, *down: Any
+) -> Tensor:
+    return _through(_gated(_pulled(signal, *down), unit), _activated(z, form)[1])
 
 
 def _pulled(signal: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
@@ -303,18 +322,20 @@ def level_gradients(
     signal_BTD: Tensor,
     hidden_signal_BTF: Tensor,
     form: LevelForm = PLAIN,
+    gate_BTF: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Per-row gradient of the summed signal: dU (B, F, D) and dV (B, D, F)."""
-    parts = (x_BTD, z_BTF, signal_BTD, hidden_signal_BTF)
+    parts = (x_BTD, z_BTF, signal_BTD, hidden_signal_BTF, gate_BTF)
     up, down = _gradients(form, *parts, tokens=x_BTD.shape[1])
     return up, down
 
 
 @Program
 def _gradients(
-    form: LevelForm, x: Tensor, z: Tensor, signal: Tensor, hidden_signal: Tensor
+    form: LevelForm, x: Tensor, z: Tensor, signal: Tensor, hidden_signal: Tensor, unit: Any
 ) -> tuple[Tensor, Tensor]:
-    return hidden_signal.mT @ level_normalize(x, form), signal.mT @ level_activate(z, form)
+    a = _gated(level_activate(z, form), unit)
+    return hidden_signal.mT @ level_normalize(x, form), signal.mT @ a
 
 
 def level_gradients_reference(

@@ -73,7 +73,7 @@ def run(
     state, out, tile = memory.init_state(), [], min(memory.config.periods)
     for start in range(0, x.shape[1], tile):
         part = slice(start, start + tile)
-        y, trace = memory(x[:, part], state)
+        y, trace, _ = memory(x[:, part], state)
         state = memory.absorb(state, trace, signal[:, part], start=start)
         out.append(y.detach())
     return torch.cat(out, 1), state
@@ -106,7 +106,7 @@ def test_a_write_reduces_the_loss_it_was_taught() -> None:
     state = memory.init_state()
     errors = []
     for start in range(0, 200, 4):
-        y, trace = memory(x, state)
+        y, trace, _ = memory(x, state)
         y = y.detach()
         errors.append(float((y - goal).square().sum()))
         state = memory.absorb(state, trace, y - goal, start=start)
@@ -119,7 +119,7 @@ def test_fast_weights_are_bounded_by_clip_and_retention() -> None:
     signal = torch.full((1, 2, 5), 1e6, dtype=torch.float64)
     state = memory.init_state()
     for start in range(0, 400, 2):
-        _, trace = memory(x, state)
+        _, trace, _ = memory(x, state)
         state = memory.absorb(state, trace, signal, start=start)
     w = memory.levels[0].weights(state[0])  # type: ignore[operator]
     assert (w.rate_down * w.fast_down).norm() <= 1.001 * 0.1 / (1 - 0.9) * w.down.norm()

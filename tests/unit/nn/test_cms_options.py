@@ -34,7 +34,7 @@ def run(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> tuple
     state, out, tile = memory.init_state(), [], min(memory.config.periods)
     for start in range(0, x.shape[1], tile):
         part = slice(start, start + tile)
-        y, trace = memory(x[:, part], state)
+        y, trace, _ = memory(x[:, part], state)
         state = memory.absorb(state, trace, signal[:, part], start=start)
         out.append(y)
     return torch.cat(out, 1), state
@@ -224,7 +224,7 @@ def test_a_level_with_its_own_loss_learns_it() -> None:
     errors = []
     with torch.no_grad():
         for start in range(0, 400, 4):
-            _, trace = memory(x, state)
+            _, trace, _ = memory(x, state)
             errors.append(float(level.recall(x, level.weights(state[0]))[1].square().sum()))
             state = memory.absorb(state, trace, torch.ones(1, 4, 1), start=start)
     assert errors[-1] < 0.1 * errors[0]

@@ -189,6 +189,24 @@ def test_knobs_that_do_not_fit_are_refused(knobs: Knobs, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cms", "experts", "message"),
+    [
+        ({"hidden": 8}, {}, r"cms\.hidden: 8; with experts the width of a level"),
+        ({"activation": "swiglu"}, {}, r"form: low_rank; levels have cms\.activation=swiglu"),
+        ({}, {"activation": "silu"}, r"experts\.activation: silu; levels have that of"),
+        ({"signal": "self", "write_gradient": "through"}, {}, r"cms\.signal: self; a level's own"),
+    ],
+)
+def test_levels_that_do_not_fit_are_refused(
+    cms: dict[str, Any], experts: dict[str, Any], message: str
+) -> None:
+    data = {"kind": "language", "vocab_size": 17, "dim": 8, "layers": 1, "block": "hope_attention"}
+    given = {"form": "low_rank", "count": 6, "rank": 4, **experts}
+    with pytest.raises(ConfigError, match=message):
+        structure(ModelConfig, data | {"cms": cms, "experts": given})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"form": "none"}, r"experts\.count: 6; there are no experts with form=none"),

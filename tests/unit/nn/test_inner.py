@@ -33,7 +33,7 @@ def run(memory: ContinuumMemory, x: torch.Tensor, signal: torch.Tensor) -> Any:
     state = memory.init_state()
     for start in range(0, x.shape[1], PERIOD):
         part = slice(start, start + PERIOD)
-        _, trace = memory(x[:, part], state)
+        _, trace, _ = memory(x[:, part], state)
         state = memory.absorb(state, trace, signal[:, part], start=start)
     return state[0]
 

@@ -164,13 +164,42 @@ def test_level_branch_of_other_forms(memory: str | None, form: LevelForm, bias: 
     same_branch(level_inputs(memory, 9, form, bias), form, "both")
 
 
-def same_branch(given: list[torch.Tensor | None], form: LevelForm, used: str) -> None:
+@pytest.mark.parametrize("memory", [None, "rows"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_level_branch_of_gated_units(memory: str | None, form: LevelForm) -> None:
+    given = level_inputs(memory, 9, form)
+    gate = torch.rand(len(given[0]), 9, given[2].shape[1], **DOUBLE)
+    gate = gate * (torch.rand_like(gate[..., :1]) > 0.3)
+    same_branch(given, form, "both", gate.requires_grad_())
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_writes_of_gated_units_are_gradients(form: LevelForm) -> None:
+    x, up, down, *_ = level_inputs(None, 9, form)
+    gate = torch.rand(len(x), 9, down.shape[1], **DOUBLE).round()
+    signal = torch.randn_like(x)
+    w = LevelWeights(up, down, None, None, *torch.ones(2, **DOUBLE), form=form)
+    y, z = level_branch(x, w, gate)
+    e = level_hidden_signal(z, signal, w, gate)
+    ours = level_gradients(x, z, signal, e, form, gate)
+    naive = torch.autograd.grad((y * signal).sum(), [up, down, x])
+    for a, b in zip(ours, naive, strict=False):
+        assert torch.allclose(a.sum(0), b, atol=1e-12)
+    assert torch.allclose(level_pull_back(x, signal, e, w), naive[2] + signal, atol=1e-12)
+
+
+def same_branch(
+    given: list[torch.Tensor | None],
+    form: LevelForm,
+    used: str,
+    gate: torch.Tensor | None = None,
+) -> None:
     """Values and gradients of the fast and the plain way."""
-    leaves = [t for t in given if t is not None]
+    leaves = [t for t in (*given, gate) if t is not None]
     results = []
     for branch in (level_branch, level_branch_reference):
         weights = LevelWeights(*given[1:])._replace(form=form)
-        y, z = branch(given[0], weights)
+        y, z = branch(given[0], weights, gate)
         generator = torch.Generator().manual_seed(3)
         parts = {"both": (y, z), "branch": (y,), "pre-activation": (z,)}[used]
         mix = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parts]
