@@ -62,7 +62,8 @@ class ContinuumMemory(nn.Module):
         form = LevelForm(config.activation, config.norm, config.norm_eps)
         shape = LevelShape(hidden, form, config.bias, experts)
         self.levels = nn.ModuleList(
-            Level(dim, shape, config.rate, scale, write) for _ in config.periods
+            Level(dim, shape._replace(salt=i), config.rate, scale, write)
+            for i in range(len(config.periods))
         )
         self.gains: nn.Parameter | None = None
         if config.arrangement == "independent":
@@ -70,8 +71,6 @@ class ContinuumMemory(nn.Module):
         if config.arrangement == "nested":
             for level in self.levels[1:]:
                 level.load_state_dict(self.levels[0].state_dict())
-        for i, level in enumerate(self.levels if experts.sparse else ()):
-            level.router.salt = i
 
     def init_state(self) -> tuple[LevelState, ...]:
         """Nothing written yet (the same for any batch size)."""

@@ -108,12 +108,16 @@ class WriteRule(NamedTuple):
 
 
 class LevelShape(NamedTuple):
-    """Width, form and biases of a level's MLP; with experts these share out its hidden units."""
+    """Width, form and biases of a level's MLP.
+
+    ``experts`` share out its hidden units; ``salt`` tells their noise from that of other levels.
+    """
 
     hidden: int
     form: LevelForm = LevelForm()
     bias: bool = False
     experts: ExpertsConfig = ExpertsConfig()
+    salt: int = 0
 
 
 class Level(nn.Module):
@@ -123,7 +127,7 @@ class Level(nn.Module):
         self, dim: int, shape: LevelShape, rate: float, residual_scale: float, rule: WriteRule
     ) -> None:
         super().__init__()
-        hidden, self.form, bias, experts = shape
+        hidden, self.form, bias, experts, salt = shape
         gated = self.form.activation == "swiglu"
         self.up = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
@@ -139,7 +143,7 @@ class Level(nn.Module):
             nn.init.eye_(self.key.weight)
             init_linear(self.value, scale=residual_scale)
         self.rule = rule
-        self.router = Router(experts, dim) if experts.sparse else None
+        self.router = Router(experts, dim, salt) if experts.sparse else None
 
     def read(
         self, x_BTD: Tensor, memory: LevelState, route: RouteContext | None
