@@ -8,6 +8,7 @@ oracle, chance and the shortcuts that the probe names.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -69,7 +70,8 @@ class ProbeEvalConfig(EvaluatorConfig):
         require(not twice, f"writes: {list(self.writes)}; each once.")
         for name in self.harder:
             plain = name.replace("_", "").isalnum() and name != self.split
-            require(plain, f"harder.{name}: letters, digits and _ only, not {self.split}.")
+            plain = plain and name != "process"
+            require(plain, f"harder.{name}: letters, digits and _ only, not {self.split}, process.")
 
     def check_parts(self, stream: Any, model: Any) -> None:
         """Refuse a split that is not there, and cases that the task or the model does not know."""
@@ -159,6 +161,7 @@ class ProbeEval:
                     pages = found.examples(self.config.examples)
                     save_json(context.output / "examples.json", pages)
             context.record.details[name] = case
+        context.record.details["process"] = {"cpu_seconds": time.process_time()}
         return rows
 
     def _asked(self, name: str, task: Any, context: EvalContext) -> Asked:

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "state_tracking A5": {"kind": "state_tracking", "group_name": "A5"},
     "flipflop": {},
     **{f"formal {name}": {"kind": "formal", "language": name} for name in LANGUAGES},
+    "formal_mix": {},
     "mad_recall": {"length": 64},
     "mad_recall many ids": {"vocab": 64},
     "mad_noisy_recall": {},
