@@ -181,9 +181,9 @@ def test_a_model_without_text_is_refused(
     from nl.config.hydra import compose, run_config
     from nl.dist.export import export
 
-    overrides = ["experiment=synthetic/sign_of_winner"]
+    overrides = ["experiment=ladder/sign_of_winner"]
     model = build_model("pilot_smoke", overrides)
-    file = tmp_path / "logistic.safetensors"
+    file = tmp_path / "ladder.safetensors"
     export(model.state_dict(), run_config(compose("pilot_smoke", overrides)), file)
     assert main(["generate", str(file)]) == 2
     assert "--data" in capsys.readouterr().err

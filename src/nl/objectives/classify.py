@@ -43,7 +43,7 @@ class Classify(nn.Module):
         classes = max(2, logits.shape[-1])
         scored = targets != IGNORE
         if bool(((targets < 0) | (targets >= classes))[scored].any()):
-            raise ValueError(f"targets: a label outside 0 ... {classes - 1}; check model.classes")
+            raise ValueError(f"targets: a label outside 0 ... {classes - 1}")
         if logits.shape[-1] == 1:
             log_odds, labels = logits[scored, 0], targets[scored]
             loss = F.binary_cross_entropy_with_logits(log_odds, labels.float(), reduction="sum")

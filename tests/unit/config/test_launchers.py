@@ -75,7 +75,7 @@ def launchers(repo: Path):  # type: ignore[no-untyped-def]
 def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     """Name -> (overrides, what the message must contain)."""
     (tmp_path / "file").write_text("")
-    sign = "experiment=synthetic/sign_of_winner"
+    sign = "experiment=ladder/sign_of_winner"
     return {
         "unknown key": (("train.stps=3",), "train: unknown 'stps'. Did you mean 'steps'?"),
         "unknown key, forced": (("+train.stps=3",), "train: unknown 'stps'. Did you mean"),
@@ -86,8 +86,8 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         ),
         "unknown schedule": (("schedule=cosin",), "Known: constant, cosine, linear, wsd."),
         "unknown experiment": (
-            ("experiment=synthetic/sign",),
-            "experiment: unknown 'synthetic/sign'. Did you mean 'synthetic/sign_of_winner'?",
+            ("experiment=ladder/sign_of_winer",),
+            "experiment: unknown 'ladder/sign_of_winer'. Did you mean 'ladder/sign_of_winner'?",
         ),
         "mistyped value": (("train.steps=many",), "train.steps: expected int, got 'many'"),
         "out of range": (("train.steps=0",), "train.steps: 0; must be >= 1"),
@@ -140,7 +140,7 @@ def test_bad_input_table(launchers, tmp_path: Path) -> None:  # type: ignore[no-
 def test_no_wandb_login_is_exit_code_2(launchers, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, text = launchers(
         "--config-name=pilot_smoke",
-        "experiment=synthetic/sign_of_winner",
+        "experiment=ladder/sign_of_winner",
         "logging.enabled=true",
         f"run.dir={tmp_path}/run",
         WANDB_MODE="online",
@@ -161,7 +161,7 @@ def test_a_launcher_trains_into_a_path_with_equals_signs(
     folder = tmp_path / "seed=0,lr=0.1 it's" / "run"
     code, text = launchers(
         "--config-name=pilot_smoke",
-        "experiment=synthetic/sign_of_winner",
+        "experiment=ladder/sign_of_winner",
         "train.steps=3",
         f"run.dir={folder}",
         script=script,

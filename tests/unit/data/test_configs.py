@@ -13,7 +13,7 @@ from nl.data.shard_stream import ShardStreamConfig
 @pytest.mark.parametrize(
     ("experiment", "kinds"),
     [
-        ("synthetic/sign_of_winner", ("logistic_regression", "sign_of_winner", "classify")),
+        ("ladder/sign_of_winner", ("ladder", "ladder", "classify")),
         ("groups/c5", ("quadratic_rnn", "group_composition", "regress")),
         ("groups/c10", ("sequential_mlp", "group_composition", "regress")),
         ("groups/c3xc3", ("sequential_mlp", "group_composition", "regress")),

@@ -54,7 +54,7 @@ for line in sys.stdin:
     texts = [os.fdopen(reader, errors="replace").read() for _, reader in ranks]
     print(json.dumps({"codes": codes, "texts": texts, "took": took}), flush=True)
 """
-SIGN = ("experiment=synthetic/sign_of_winner", "train.device=cpu", "train.steps=2")
+SIGN = ("experiment=ladder/sign_of_winner", "train.device=cpu", "train.steps=2")
 Launch = Callable[..., tuple[list[int], list[str], float]]
 
 

@@ -108,7 +108,7 @@ def ranks() -> Iterator[list[Strategy]]:
 @pytest.mark.filterwarnings("ignore:.broadcast_buffers")
 def test_ddp_takes_parameters_that_a_short_row_leaves_unused(ranks: list[Strategy]) -> None:
     x = torch.randint(13, (2, 21))
-    data = {"name": "r", "model": SIZES, "stream": {"kind": "sign_of_winner"}}
+    data = {"name": "r", "model": SIZES, "stream": {"kind": "ladder"}}
     data |= {"objective": {"kind": "next_token"}, "optim": {"kind": "adamw", "lr": 0.1}}
     run = structure(RunConfig, data | {"schedule": {"kind": "constant"}})
     for strategy in ranks:

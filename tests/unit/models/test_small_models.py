@@ -1,4 +1,4 @@
-"""Logistic regression and the quadratic RNN against their formulas."""
+"""The quadratic RNN against its formula."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ import torch
 
 from nl.config import ConfigError, structure
 from nl.config.groups import ModelConfig
-from nl.models.logistic import LogisticRegressionConfig
 from nl.models.quadratic_rnn import QuadraticRNNConfig
 from nl.nn.quadratic import Transform
-
-
-def test_logistic_regression_is_one_linear_map() -> None:
-    model = LogisticRegressionConfig(features=6, classes=3).build().double()
-    inputs = torch.randn(4, 2, 3, dtype=torch.float64)
-    out = model(inputs)
-    wanted = inputs.reshape(4, 6) @ model.linear.weight.T + model.linear.bias
-    assert torch.allclose(out.pred, wanted, atol=1e-12)
-    assert out.state is None
-    assert model.init_state(4) is None
-    assert model.flops_per_token() == 2 * 18
-    assert model.shard_units() == [model.linear]
-    assert model.linear.bias.abs().sum() == 0
 
 
 def naive_rnn(
@@ -83,7 +69,6 @@ def test_quadratic_rnn_declares_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "logistic_regression", "classes": 0}, "model.classes: 0; must be >= 1"),
         ({"kind": "quadratic_rnn", "hidden": 0}, "model.hidden: 0; must be >= 1"),
         ({"kind": "quadratic_rnn", "init_scale": 0}, "model.init_scale: 0.0; must be > 0"),
         ({"kind": "quadratic_rnn", "transform": "cubic"}, "model.transform: unknown 'cubic'"),

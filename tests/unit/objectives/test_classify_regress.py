@@ -12,9 +12,9 @@ from torch import nn
 from nl.core.batch import IGNORE, Batch
 from nl.core.output import Output
 from nl.data.groups import GroupCompositionConfig
-from nl.data.sign_of_winner import SignOfWinnerConfig
+from nl.data.ladder import LadderConfig
 from nl.data.stream import RowStream
-from nl.models.logistic import LogisticRegressionConfig
+from nl.models.ladder import LadderModelConfig
 from nl.models.quadratic_rnn import QuadraticRNNConfig
 from nl.objectives.classify import ClassifyConfig
 from nl.objectives.regress import RegressConfig
@@ -52,7 +52,7 @@ def test_classify_is_a_sum_over_scored_rows(classes: int) -> None:
 @pytest.mark.parametrize(("classes", "bad"), [(1, 2), (2, 2), (3, 3), (3, -1)])
 def test_labels_without_a_class_are_refused(classes: int, bad: int) -> None:
     batch = Batch(torch.zeros(2, classes), torch.tensor([0, bad]), 2)
-    with pytest.raises(ValueError, match=r"a label outside 0 .* check model.classes"):
+    with pytest.raises(ValueError, match=r"a label outside 0 "):
         ClassifyConfig().build(Echo())(batch)
 
 
@@ -111,8 +111,8 @@ def validate(objective: nn.Module, stream: RowStream, metric: str) -> tuple[floa
 
 
 def test_logistic_regression_learns_sign_of_winner() -> None:
-    cfg = SignOfWinnerConfig(train_size=1000, val_size=500)
-    objective = ClassifyConfig().build(LogisticRegressionConfig().build())
+    cfg = LadderConfig(train_size=1000, val_size=500)
+    objective = ClassifyConfig().build(LadderModelConfig(network="logreg").build())
     train(objective, cfg.build("train", seed=0, rank=0, world=1), 150, 0.05)
     loss, accuracy = validate(objective, cfg.build("val", seed=0, rank=0, world=1), "accuracy_sum")
     assert accuracy > 0.8
