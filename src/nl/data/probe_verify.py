@@ -27,6 +27,7 @@ DIGESTS: dict[str, str] = {
     "cl_remap": "32f806f16193",
     "flipflop": "e6ca511a9bed",
     "formal": "c7502360f7df",
+    "formal_mix": "fe25fba3ee2c",
     "induction": "61c4591c86ae",
     "mad_compression": "f41da752ac6c",
     "mad_fuzzy_recall": "7252304bb37d",
