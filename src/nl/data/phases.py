@@ -99,6 +99,10 @@ class PhaseStreamConfig(StreamConfig):
         """Domains in order of first appearance."""
         return tuple(dict.fromkeys(phase.domain for phase in self.phases))
 
+    def held_out(self, phase: int) -> str:
+        """The validation split of a phase."""
+        return f"val/{self.phases[phase % len(self.phases)].domain}"
+
     def splits(self) -> tuple[str, ...]:
         """``train`` and one ``val/<domain>`` per domain of the phases."""
         known = readable(read_manifest(self.path), "val", self.seq_len, self.domains)

@@ -9,23 +9,26 @@ Every rank keeps the whole store, so batches do not depend on the number of rank
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from nl.config import ConfigError, register, require
 from nl.core.batch import IGNORE, Batch
 from nl.core.protocols import Stream
 from nl.core.seeds import SeedBook
-from nl.data.order import Ints, KeyedPermutation
+from nl.data.order import Ints, KeyedPermutation, Plan
 from nl.data.phases import PhasePlan, PhaseStreamConfig
 from nl.data.shard_stream import boundaries, held_out_stream
 from nl.data.stream import Boundaries, Fetch, refuse_other
 from nl.data.windows import TokenWindows
 
 LARGEST = 1 << 62
+Memory = Literal["balanced", "reservoir", "loss"]
 
 
 @register("stream", "replay")
@@ -38,9 +41,10 @@ class ReplayStreamConfig(PhaseStreamConfig):
     share: float = 0.25
     """Share of the rows of a batch that are drawn from the store (at least one row), from the
     second phase on; a phase reads that much less that is new."""
-    memory: Literal["balanced", "reservoir"] = "balanced"
+    memory: Memory = "balanced"
     """balanced: equal room for every phase read so far, and a phase is drawn before a row.
-    reservoir: a uniform sample of all rows read so far, whatever their phase."""
+    reservoir: a uniform sample of all rows read so far, whatever their phase. loss: a reservoir
+    from which rows are drawn in proportion to their last loss (nats per row)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +52,7 @@ class ReplayStreamConfig(PhaseStreamConfig):
         require(0 < self.share < 1, f"share: {self.share}; must be above 0 and below 1.")
         require(self.batch_size >= 2, f"batch_size: {self.batch_size}; replay needs 2 or more.")
         require(
-            self.memory == "reservoir" or self.capacity >= len(self.phases),
+            self.memory != "balanced" or self.capacity >= len(self.phases),
             f"capacity: {self.capacity}; balanced needs a row for each of the "
             f"{len(self.phases)} phases.",
         )
@@ -70,8 +74,8 @@ class ReplayStreamConfig(PhaseStreamConfig):
         return ReplayStream(
             plan,
             windows,
-            self,
             store=Store(self.capacity, self.memory, SeedBook(seed).seed("replay")),
+            counts=(self.batch_size, self.replayed, self.replayed),
             place=(rank, world),
             identity=f"train {windows.digest}, seq_len {self.seq_len}, seed {seed}, {order}; "
             f"replay {store}",
@@ -85,6 +89,7 @@ class Store:
     Attributes:
         rows: (n,) numbers of stored rows, in the order of their hashes.
         phases: (n,) the phase each was read in.
+        losses: (n,) nats of each when it was last learned from; NaN before.
     """
 
     def __init__(self, capacity: int, memory: str, key: int) -> None:
@@ -96,12 +101,14 @@ class Store:
     def clear(self) -> None:
         """Store nothing."""
         self.rows = self.phases = self._ranks = np.empty(0, np.int64)
+        self.losses = np.empty(0)
 
     def add(self, rows: Ints, phase: int) -> None:
         """Offer rows of a phase, each once."""
         self.rows = np.concatenate([self.rows, rows])
         self.phases = np.concatenate([self.phases, np.full_like(rows, phase)])
         self._ranks = np.concatenate([self._ranks, self._hash(rows, np.zeros_like(rows))])
+        self.losses = np.concatenate([self.losses, np.full(len(rows), np.nan)])
         order = np.argsort(self._ranks, kind="stable")
         if self.memory == "balanced":
             order = self._balanced(order)
@@ -116,7 +123,14 @@ class Store:
 
     def _keep(self, order: Ints) -> None:
         self.rows, self.phases = self.rows[order], self.phases[order]
-        self._ranks = self._ranks[order]
+        self._ranks, self.losses = self._ranks[order], self.losses[order]
+
+    def note(self, rows: Ints, losses: npt.NDArray[np.float64]) -> None:
+        """Remember the losses of rows; what is not stored is left out."""
+        order = np.argsort(rows, kind="stable")
+        place = np.minimum(np.searchsorted(rows, self.rows, sorter=order), len(rows) - 1)
+        known = rows[order[place]] == self.rows
+        self.losses[known] = losses[order[place]][known]
 
     def draw(self, count: int, first: int, before: int) -> Ints:
         """``count`` stored rows of phases before ``before``, with replacement.
@@ -132,15 +146,24 @@ class Store:
         rows, phases = self.rows[old], self.phases[old]
         if self.memory == "reservoir":
             return np.asarray(rows[one % len(rows)])
+        if self.memory == "loss":
+            found = self.losses[old]
+            unknown = np.isnan(found)
+            usual = 1.0 if unknown.all() else float(np.nanmax(found))
+            ends = np.cumsum(np.where(unknown, usual, found))
+            return np.asarray(rows[np.searchsorted(ends, one / LARGEST * ends[-1], side="right")])
         known = np.unique(phases)
         groups = [rows[phases == phase] for phase in known]
         picks = zip((one % len(known)).tolist(), two.tolist(), strict=True)
         return np.array([groups[g][n % len(groups[g])] for g, n in picks], dtype=np.int64)
 
-    def load(self, rows: list[int], phases: list[int]) -> None:
+    def load(
+        self, rows: list[int], phases: list[int], losses: list[float | None] | None = None
+    ) -> None:
         """Store these again."""
         self.rows, self.phases = (np.array(v, dtype=np.int64) for v in (rows, phases))
         self._ranks = self._hash(self.rows, np.zeros_like(self.rows))
+        self.losses = np.array(losses or [None] * len(rows), dtype=np.float64)
 
     def holds(self, before: int) -> bool:
         """Whether there is a row of a phase below this one."""
@@ -152,27 +175,60 @@ class ReplayStream:
 
     def __init__(
         self,
-        plan: PhasePlan,
+        plan: Plan,
         fetch: Fetch,
-        config: ReplayStreamConfig,
         *,
         store: Store,
+        counts: tuple[int, int, int],
         place: tuple[int, int],
         identity: str,
         found: Boundaries | None = None,
     ) -> None:
+        """Deal out batches.
+
+        Args:
+            plan: where new rows are; its tags name the phase, or nothing (task-free).
+            fetch: tokens of rows.
+            store: what is replayed.
+            counts: rows of a global batch; how many of them are replayed as soon as something is
+                stored; how many ``adjust`` may set at most.
+            place: (rank, world).
+            identity: what is read.
+            found: where documents begin.
+        """
         rank, world = place
-        if config.batch_size % world:
+        size, self.replayed, self._most = counts
+        if size % world:
             raise ConfigError(
-                f"stream.batch_size: {config.batch_size} rows cannot be shared by {world} ranks; "
+                f"stream.batch_size: {size} rows cannot be shared by {world} ranks; "
                 f"use a multiple of {world}."
             )
         self.plan, self.fetch, self.found = plan, fetch, found
         self.store, self.identity = store, identity
-        self.batch_size, self.replayed = config.batch_size, config.replayed
-        share = config.batch_size // world
+        self.batch_size = size
+        share = size // world
         self._mine = slice(rank * share, (rank + 1) * share)
+        self._read: list[Ints] = []
         self.row = 0
+
+    def adjust(self, share: float) -> None:
+        """Replay this share of every batch from the next one on, at most ``most`` rows."""
+        self.replayed = min(self._most, round(share * self.batch_size))
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether ``learned`` changes what is drawn."""
+        return self.store.memory == "loss"
+
+    def learned(self, losses: npt.NDArray[np.float64]) -> None:
+        """Nats of every row of the last global batches, in their order, when they were trained.
+
+        Args:
+            losses: (n * batch_size,) for the last n batches.
+        """
+        rows = np.concatenate(self._read[-(len(losses) // self.batch_size) :])
+        self.store.note(rows, losses)
+        self._read.clear()
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in itertools.count():
@@ -182,12 +238,12 @@ class ReplayStream:
         """New rows of this place in the phases, then replayed ones; the new ones are stored."""
         row, size = self.row, self.batch_size
         tags = self.plan.tags(row)
-        phase = int(tags["phase"])
+        phase = int(tags.get("phase", row // size))  # task-free: every batch is older than the next
         fresh = np.arange(row, row + size, dtype=np.int64)
         rows, count = fresh, 0
-        if self.store.holds(phase):
+        if self.replayed and self.store.holds(phase):
             count = self.replayed
-            drawn = self.store.draw(count, row // size * self.replayed, phase)
+            drawn = self.store.draw(count, row // size * self._most, phase)
             fresh = fresh[: size - count]
             rows = np.concatenate([fresh, drawn])
         mine = rows[self._mine]
@@ -195,19 +251,26 @@ class ReplayStream:
         inputs, targets = self.fetch(source, index)
         starts = None if self.found is None else self.found(mine, source, index)
         self.store.add(fresh, phase)
+        if self.wants_losses:
+            self._read.append(rows)
         self.row = row + size
         weight = int((targets != IGNORE).sum()) if starts is not None else targets.numel()
         return Batch(inputs, targets, weight, {**tags, "row": row, "replayed": count}, starts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The next global row, what is read, and the store: two integers per stored row."""
-        return {
+        """The next global row, what is read, and the store: two or three numbers per row."""
+        state = {
             "row": self.row,
             "identity": self.identity,
             "batch_size": self.batch_size,
+            "replayed": self.replayed,
             "stored": self.store.rows.tolist(),
             "phases": self.store.phases.tolist(),
         }
+        if self.wants_losses:
+            found = self.store.losses.tolist()
+            state["losses"] = [None if math.isnan(loss) else loss for loss in found]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the row of ``state`` with what was stored then.
@@ -217,4 +280,6 @@ class ReplayStream:
         """
         refuse_other(state, identity=self.identity, batch_size=self.batch_size)
         self.row = int(state["row"])
-        self.store.load(state["stored"], state["phases"])
+        self.replayed = int(state.get("replayed", self.replayed))
+        self.store.load(state["stored"], state["phases"], state.get("losses"))
+        self._read.clear()

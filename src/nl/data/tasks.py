@@ -24,6 +24,7 @@ from nl.core.seeds import SeedBook
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.data.order import Ints, SequentialPlan, Shuffler
 from nl.data.phases import PhaseConfig
+from nl.data.replay import Memory, ReplayStream, Store
 from nl.data.shard_stream import boundaries
 from nl.data.stream import Boundaries, RowStream
 from nl.data.windows import TokenWindows, readable
@@ -67,6 +68,12 @@ class TaskStreamConfig(StreamConfig):
     """Share of a task over which a boundary is blurred, half of it on either side; 0: hard."""
     announce: bool = True
     """Whether batches say which task they are of (``phase``); false: task-free."""
+    capacity: int = 0
+    """Rows of earlier tasks that are stored for replay; 0: none."""
+    replay: float = 0.0
+    """Share of every batch that is drawn from the store; a controller may change it."""
+    memory: Memory = "balanced"
+    """What is stored and drawn, as in stream=replay; task-free: reservoir or loss."""
     environment: int = 0
     """Seed of permutations and mixtures: part of the tasks, not of a run."""
     seq_len: int = 64
@@ -92,6 +99,14 @@ class TaskStreamConfig(StreamConfig):
         _used(self, "repeat", 4, self.vocabulary == "repeat", "vocabulary=repeat")
         _used(self, "swaps", 150, self.vocabulary == "drift", "vocabulary=drift")
         _used(self, "steps", 100, not self.tokens, "tokens=0")
+        require(self.capacity >= 0, f"capacity: {self.capacity}; must be >= 0.")
+        require(0 <= self.replay < 1, f"replay: {self.replay}; must be in [0, 1).")
+        _used(self, "replay", 0.0, self.capacity > 0, "capacity of 1 or more")
+        _used(self, "memory", "balanced", self.capacity > 0, "capacity of 1 or more")
+        room = not self.capacity or self.memory != "balanced" or self.capacity >= self.tasks
+        require(room, f"capacity: {self.capacity}; balanced needs a row for each task.")
+        named = not self.capacity or self.announce or self.memory != "balanced"
+        require(named, "memory: balanced; needs to know the task: set memory=reservoir or loss.")
         needed = self.schedule != "custom" or bool(self.custom)
         require(needed, "custom: empty; name the domain of every task (schedule=custom).")
         unique = len(set(self.domains)) == len(self.domains)
@@ -152,6 +167,13 @@ class TaskStreamConfig(StreamConfig):
             first.setdefault((task.domains, task.order), task)
         return tuple(first.values())
 
+    def held_out(self, phase: int) -> str:
+        """The validation split of the task of a phase."""
+        task = self.table[phase % self.tasks]
+        same = (other.name for other in self.distinct
+                if (other.domains, other.order) == (task.domains, task.order))  # fmt: skip
+        return f"val/{next(same)}"
+
     def splits(self) -> tuple[str, ...]:
         """``train`` and one ``val/<task>`` per distinct task; ``test/<task>`` can be built too."""
         manifest, found = read_manifest(self.path), []
@@ -182,14 +204,30 @@ class TaskStreamConfig(StreamConfig):
             plan, order = _OneTask(windows.sizes, len(domains) * tasks[wanted].order), "in order"
         else:
             plan, order = TaskPlan(self, windows.names, windows.sizes, seed), f"seed {seed}"
+        identity = f"{split} {windows.digest}, {order}, {self._environment()}"
+        found = fetch.boundaries(boundaries(windows, plan, self.documents))
+        if self.capacity and not wanted:
+            return ReplayStream(
+                plan,
+                fetch,
+                store=Store(self.capacity, self.memory, SeedBook(seed).seed("replay")),
+                counts=(
+                    self.batch_size,
+                    round(self.replay * self.batch_size),
+                    self.batch_size - 1,
+                ),
+                place=(rank, world),
+                identity=identity,
+                found=found,
+            )
         return RowStream(
             plan,
             fetch,
             batch_size=self.batch_size,
             rank=rank,
             world=world,
-            identity=f"{split} {windows.digest}, {order}, {self._environment()}",
-            boundaries=fetch.boundaries(boundaries(windows, plan, self.documents)),
+            identity=identity,
+            boundaries=found,
         )
 
     def _environment(self) -> str:

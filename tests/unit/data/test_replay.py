@@ -165,3 +165,49 @@ def test_refusals(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="ewc acts when a phase ends, but stream=shards has no"):
         check_phases(ShardStreamConfig(path="x"), EwcConfig())
     check_phases(config(tiny), EwcConfig())
+
+
+def test_rows_are_drawn_in_proportion_to_their_last_loss() -> None:
+    store = Store(100, "loss", key=5)
+    store.add(np.arange(10), 0)
+    assert Counter(store.draw(20_000, 0, 1).tolist()).most_common(1)[0][1] < 2400, "none known"
+    store.note(np.array([3, 7, 55]), np.array([8.0, 2.0, 100.0]))
+    store.note(np.array([0, 1, 2, 4, 5, 6, 8, 9]), np.zeros(8))
+    drawn = Counter(store.draw(20_000, 0, 1).tolist())
+    assert set(drawn) == {3, 7}
+    assert drawn[3] / 20_000 == pytest.approx(0.8, abs=0.01)
+    store.add(np.array([20]), 1)
+    fresh = Counter(store.draw(20_000, 0, 2).tolist())
+    assert fresh[20] / 20_000 == pytest.approx(8 / 18, abs=0.02), "unknown: as the largest known"
+
+
+def test_losses_come_back_with_a_checkpoint(tiny: Path) -> None:
+    def learned(stream: Any, batches: list[Batch]) -> None:
+        for batch in batches:
+            stream.learned(batch.inputs[:, 0].double().numpy() ** 6)
+
+    cfg = config(tiny, memory="loss")
+    stream = cfg.build("train", seed=3, rank=0, world=1)
+    whole = []
+    for _ in range(12):
+        whole += take(stream, 1)
+        learned(stream, whole[-1:])
+    again = cfg.build("train", seed=3, rank=0, world=1)
+    for _ in range(7):
+        learned(again, take(again, 1))
+    other = cfg.build("train", seed=3, rank=0, world=1)
+    other.load_state_dict(json.loads(json.dumps(again.state_dict())))
+    for wanted in whole[7:]:
+        found = take(other, 1)[0]
+        learned(other, [found])
+        assert same(found, wanted)
+    silent = take(cfg.build("train", seed=3, rank=0, world=1), 12)
+    assert not all(same(a, b) for a, b in zip(silent, whole, strict=True))
+
+
+def test_losses_of_accumulated_batches_reach_their_rows(tiny: Path) -> None:
+    stream: Any = config(tiny, memory="loss", capacity=40).build("train", seed=3, rank=0, world=1)
+    take(stream, 3)
+    stream.learned(np.arange(24.0))
+    kept = dict(zip(stream.store.rows.tolist(), stream.store.losses.tolist(), strict=True))
+    assert kept == {row: float(row) for row in range(24)}

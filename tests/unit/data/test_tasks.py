@@ -230,3 +230,52 @@ def test_an_unknown_split_names_the_tasks(tiny: Path) -> None:
         config(tiny).build("val", seed=0, rank=0, world=1)
     with pytest.raises(ConfigError, match="val/<task>"):
         config(tiny).build("train/task_00", seed=0, rank=0, world=1)
+
+
+def test_replayed_rows_come_from_earlier_tasks_under_their_own_vocabulary(tiny: Path) -> None:
+    cfg = config(tiny, vocabulary="unique", capacity=40, replay=0.25)
+    plain = rows_of(take(config(tiny, vocabulary="unique"), 20))
+    for number, batch in enumerate(take(cfg, 20)):
+        rows = [tuple(row) for row in batch.inputs.tolist()]
+        assert batch.tags["replayed"] == (2 if number >= 5 else 0)
+        if number >= 5:
+            earlier = plain[: number // 5 * 40]
+            assert all(row in earlier for row in rows[-2:])
+            assert rows[:-2] == plain[number * 8 : number * 8 + 6]
+
+
+def test_the_share_can_be_turned_while_it_runs_and_is_kept(tiny: Path) -> None:
+    cfg = config(tiny, capacity=40)
+    stream: Any = cfg.build("train", seed=3, rank=0, world=1)
+    found = []
+    for number, share in enumerate([0.0] * 5 + [0.5, 0.0, 0.9, 1.0]):
+        stream.adjust(share)
+        found.append(next(iter(stream)).tags["replayed"])
+        if number == 7:
+            other: Any = cfg.build("train", seed=3, rank=0, world=1)
+            other.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+            assert next(iter(other)).tags["replayed"] == 7
+    assert found == [0] * 5 + [4, 0, 7, 7]
+
+
+def test_a_task_free_store_replays_any_older_row(tiny: Path) -> None:
+    cfg = config(tiny, capacity=16, replay=0.5, memory="reservoir", announce=False)
+    found = [batch.tags["replayed"] for batch in take(cfg, 4)]
+    assert found == [0, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replay": 0.5}, "replay: 0.5; has no effect"),
+        ({"memory": "loss"}, "memory: loss; has no effect"),
+        ({"capacity": 3}, "capacity: 3; balanced needs"),
+        ({"capacity": 30, "announce": False}, "memory: balanced; needs to know"),
+        ({"capacity": 30, "replay": 1.0}, "replay: 1.0"),
+    ],
+)
+def test_replay_that_cannot_be_is_refused(
+    tiny: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tiny, **changes)
