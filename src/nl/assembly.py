@@ -22,6 +22,7 @@ from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
 from nl.data.group_forecast import warn_of_standstill
 from nl.data.held_out import DataCorpus
+from nl.data.held_rows import HeldRows
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
@@ -45,6 +46,7 @@ from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.files import RunError
 from nl.train.session import train
+from nl.train.signals import Signals
 from nl.train.throughput import forward_flops
 from nl.train.trainer import Parts
 
@@ -130,7 +132,6 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         precision=run.train.precision,
     )
     controller = config.controller and config.controller.build(seed=seeds.seed("controller"))
-    hooks = tuple(hook.build() for hook in config.hooks.values())
     seed_everything(seeds.seed("train", strategy.rank))
     return Parts(
         run=run,
@@ -139,12 +140,21 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         validation=validation,
         schedule=run.schedule,
         controller=controller,
-        hooks=hooks,
+        signals=_signals(run, strategy),
+        hooks=tuple(hook.build() for hook in config.hooks.values()),
         evaluate=partial(evaluate, run),
         forward_flops=flops,
         tokenizers=() if tokenizer is None else (tokenizer,),
         origin=origin,
     )
+
+
+def _signals(run: RunConfig, strategy: Strategy) -> Signals | None:
+    """What is measured around steps, if anything."""
+    if not run.signals.every:
+        return None
+    counts, seed = (run.signals.rows, run.signals.memory_rows), SeedBook(run.seed).seed("data")
+    return Signals(run.signals, strategy, HeldRows(run.stream, *counts, seed))
 
 
 def _prepare(run: RunConfig, model: nn.Module) -> None:
@@ -197,12 +207,12 @@ def context_of(
         options: further fields of ``EvalContext``.
     """
     stream: Any = run.stream
-    path = data or getattr(stream, "path", None)
+    path, seed = data or getattr(stream, "path", None), SeedBook(run.seed).seed("data")
+    own = OwnRows(stream, seed, partial(model_after, run, home), run.train.grad_accum)
     if path is not None or not hasattr(stream, "examples"):
-        return evaluation_context(str(path), output, **options)
-    seed = SeedBook(run.seed).seed("data")
+        tasks = own if data is None and hasattr(stream, "task_steps") else None
+        return evaluation_context(str(path), output, probe=tasks, **options)
     if offered(stream) == "probe":
-        own = OwnRows(stream, seed, partial(model_after, run, home), run.train.grad_accum)
         return EvalContext(tokenizer=NoText(), probe=own, output=output, **options)
 
     def examples(split: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import ConfigError, require
 from nl.config.run import RunConfig
 from nl.data.phases import check_phases
 from nl.data.stream import check_carry
@@ -12,6 +12,7 @@ from nl.dist.base import Strategy
 from nl.dist.recompute import check_recompute, check_segments
 from nl.eval.context import check_reads
 from nl.eval.phases import check_phase_ends
+from nl.eval.task_losses import check_task_ends
 from nl.models.compiled import check_compile
 from nl.objectives.next_token import check_losses
 from nl.train.sinks import check_logging
@@ -40,8 +41,10 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         )
     check_reads(run.evals, stream, run.model)
     check_phase_ends(run)
+    check_task_ends(run)
     check_phases(stream, run.objective)
     check_losses(run.model, run.objective)
+    _check_controller(run)
     check_logging(run.logging)
     check_compile(run.train.compile, getattr(run.model, "requires", ()))
     needs = getattr(run.model, "requires", ())
@@ -51,6 +54,53 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     if run.checkpoint.best not in names:
         raise ConfigError(
             f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
+        )
+
+
+def _check_controller(run: RunConfig) -> None:
+    """Refuse knobs that turn nothing, and controllers that follow what is not measured."""
+    stream, controller = run.stream, run.controller
+    experts: Any = getattr(run.model, "experts", None)
+    adjustable = hasattr(stream, "task_steps") and getattr(stream, "capacity", 0) > 0
+    turned: tuple[str, ...] = getattr(controller, "turned", tuple)()
+    if "replay" in turned and not adjustable:
+        raise ConfigError(
+            f"controller, replay: stream={stream.kind} replays nothing that could be turned; "
+            "choose stream=tasks with stream.capacity of 1 or more."
+        )
+    routed = [
+        name for name in turned if name in ("experts_k", "router_noise", "router_temperature")
+    ]
+    if routed and not (experts is not None and experts.sparse):
+        raise ConfigError(
+            f"controller, {routed[0]}: the model has no experts; set model.experts.form, or "
+            "leave it out."
+        )
+    if "router_noise" in turned and not experts.noise:
+        raise ConfigError(
+            "controller, router_noise: model.experts.noise is 0, so that routers draw none; set it "
+            "above 0."
+        )
+    wanted: Any = getattr(getattr(controller, "ranges", controller), "experts_k", None)
+    if wanted is not None:
+        largest = wanted if isinstance(wanted, int) else wanted[1]
+        require(
+            largest <= experts.most,
+            f"controller: experts_k up to {largest}, but a token has room for {experts.most}; set "
+            f"model.experts.k_max={largest}.",
+        )
+    if run.signals.every and getattr(run.model, "vocab_size", None) is None:
+        raise ConfigError("signals: measured on tokens; this model reads none: leave signals out.")
+    if getattr(controller, "reads_signals", bool)():
+        every: Any = getattr(controller, "every", 1)
+        if not run.signals.every or every % run.signals.every:
+            raise ConfigError(
+                f"signals.every: {run.signals.every}; controller={controller and controller.kind} "
+                f"follows signals every {every} steps: set signals.every={every} or a divisor."
+            )
+    if getattr(stream, "memory", "") == "loss" and not getattr(run.objective, "tells_rows", False):
+        raise ConfigError(
+            f"stream.memory: loss; objective={run.objective.kind} does not tell the losses of rows."
         )
 
 

@@ -65,7 +65,8 @@ class EvaluatorConfig(Group):
     group: ClassVar[str] = "evaluator"
     reads: ClassVar[str] = "text"
     """``text``: tokenizer and documents. ``examples``: those of a stream that makes its own.
-    ``probe``: rows of a stream that has an oracle. ``phases``: those of one with phases, too."""
+    ``probe``: rows of a stream that has an oracle. ``phases``: those of one with phases, too.
+    ``tasks``: held-out windows of tasks."""
 
     def check_parts(self, stream: Any, model: Any) -> None:
         """Refuse what the run's stream and model do not fit; complaints begin with the field."""

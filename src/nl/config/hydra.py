@@ -23,6 +23,7 @@ from nl.config.run import (
     LoggingConfig,
     RunConfig,
     RunDirConfig,
+    SignalsConfig,
     TrainConfig,
 )
 from nl.config.structure import defaults_of, structure, unstructure
@@ -66,6 +67,7 @@ def publish() -> None:
         "fsdp": defaults_of(FSDPConfig),
         "deepspeed": {"config": None},
         "controller": None,
+        "signals": defaults_of(SignalsConfig),
     }
     store.store(name="run_defaults", node=root, provider="nl")
 

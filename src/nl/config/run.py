@@ -91,6 +91,31 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalsConfig:
+    """What is measured on held-out rows around a step, for controllers and for the log."""
+
+    every: int = 0
+    """Measure around every n-th step: one forward pass over the rows before it and one after; 0:
+    never."""
+    rows: int = 8
+    """Held-out rows of the task that is learned (of ``val`` where there are no tasks)."""
+    memory_rows: int = 8
+    """Held-out rows of the tasks before it, in equal shares."""
+    ema: float = 0.98
+    """Share of the moving average of the training loss that is kept per measurement."""
+    floor: float = 1e-3
+    """Part of its usual size that is added to the denominator of eta."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"every: {self.every}; must be >= 0.")
+        for name in ("rows", "memory_rows"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}: {value}; must be >= 1.")
+        require(0 <= self.ema < 1, f"ema: {self.ema}; must be in [0, 1).")
+        require(self.floor > 0, f"floor: {self.floor}; must be > 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """Metrics. metrics.jsonl in the run directory is always written."""
 
@@ -171,6 +196,7 @@ class RunConfig:
     optim: OptimConfig
     schedule: ScheduleConfig
     controller: ControllerConfig | None = None
+    signals: SignalsConfig = field(default_factory=SignalsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evals: dict[str, EvaluatorConfig] = field(default_factory=dict)
     hooks: dict[str, HookConfig] = field(default_factory=dict)
@@ -207,6 +233,8 @@ def config_hash(run: RunConfig) -> str:
     for key in BEGINNING:  # hashes of runs without them stay what they were
         if not data[key]:
             del data[key]
+    if not run.signals.every:
+        del data["signals"]
     data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -31,11 +31,13 @@ class StepOut(NamedTuple):
         state: the new State, detached.
         metrics: sums or means as scalar tensors, detached; keys are ``group/name``. A key ending
             in ``_sum`` is divided by the global weight when it is logged.
+        rows: (B,) nats of every row, detached; None where the objective does not tell.
     """
 
     loss: Tensor
     state: Any
     metrics: Mapping[str, Tensor]
+    rows: Tensor | None = None
 
 
 class Knobs(NamedTuple):
@@ -58,6 +60,8 @@ class Knobs(NamedTuple):
     """Standard deviation of the noise of routers in training; None: as configured."""
     draw: int = 0
     """What random choices of this step are keyed by; the trainer sets it from seed and step."""
+    replay: float | None = None
+    """Share of the rows of the next batches that are replayed; None: as configured."""
 
     def permits(self, path: str, layer: int) -> bool:
         """Whether this memory of this block may write."""

@@ -98,7 +98,11 @@ class Strategy(Protocol):
 
 
 class Controller(Protocol):
-    """Turns knobs from observations; resumable."""
+    """Turns knobs from observations; resumable.
+
+    One that tries things out also has ``frozen() -> Knobs``, what it would do without trying:
+    validation reads with these.
+    """
 
     def act(self, observations: Mapping[str, float], step: int) -> Knobs: ...
     def state_dict(self) -> dict[str, Any]: ...

@@ -105,6 +105,7 @@ READS = {
     "examples": ("labelled examples", "ladder"),
     "probe": ("token rows with an oracle", "mqar"),
     "phases": ("phases of rows with an oracle", "cl_remap"),
+    "tasks": ("tasks made of text", "tasks"),
 }
 """What an evaluator may read: in words, and a stream that has it."""
 
@@ -127,8 +128,9 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
     for name, evaluator in evals.items():
         what, choice = READS[evaluator.reads]
         phased = evaluator.reads == "phases" and hasattr(stream, "phase_steps")
+        tasked = evaluator.reads == "tasks" and hasattr(stream, "task_steps")
         require(
-            phased or evaluator.reads == offered(stream),
+            phased or tasked or evaluator.reads == offered(stream),
             f"evals.{name}: reads {what}, stream={stream.kind} has none; remove it or choose "
             f"stream={choice}.",
         )
@@ -140,7 +142,7 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
 
 
 class OwnRows(NamedTuple):
-    """A stream whose rows have an oracle.
+    """A run's own stream: one whose rows have an oracle, or one of tasks.
 
     Attributes:
         stream: its configuration.
@@ -167,7 +169,7 @@ class EvalContext:
         tokenizer: the one the model was trained with.
         corpus: held-out documents; None where an evaluator needs none.
         examples: labelled examples by split, of a stream that makes its own; None elsewhere.
-        probe: the run's stream, where its rows have an oracle; None elsewhere.
+        probe: the run's stream, where its rows have an oracle or it has tasks; None elsewhere.
         output: folder for details (created when something is written).
         device: where the model is.
         batch_size: rows per forward pass; changes speed, never a score.

@@ -97,7 +97,7 @@ class Ewc(NextToken):
         penalty = self.options.strength / 2 * self.distance()
         metrics["ewc/penalty"] = penalty.detach()
         metrics["ewc/phase"] = torch.tensor(float(phase))
-        return StepOut(out.loss + batch.weight * penalty, out.state, metrics)
+        return StepOut(out.loss + batch.weight * penalty, out.state, metrics, out.rows)
 
     def distance(self) -> Tensor:
         """sum_i F_i (w_i - a_i)^2."""

@@ -24,6 +24,7 @@ class NextTokenConfig(ObjectiveConfig):
     """False trains with all memories frozen (the ablation)."""
 
     adds_losses = True
+    tells_rows = True
 
     def build(self, model: nn.Module) -> NextToken:
         """Wrap ``model``, which offers ``nll``."""
@@ -69,4 +70,5 @@ class NextToken(nn.Module):
         if own:
             metrics["nats_sum"] = loss.detach()
             loss = loss + batch.inputs.numel() * torch.stack(own).sum()
-        return StepOut(loss, detach(out.state) if self.carry else None, metrics)
+        state = detach(out.state) if self.carry else None
+        return StepOut(loss, state, metrics, nll.detach().sum(1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nl.config import ConfigError, flat, unstructure
-from nl.config.hydra import load_config
+from nl.config.hydra import load_config, run_config
 from nl.config.run import NOT_HASHED, WATCHING, RunConfig, config_hash
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
@@ -128,10 +128,12 @@ def differences(saved: dict[str, Any], run: RunConfig) -> list[str]:
 def check_same(path: Path, run: RunConfig) -> None:
     """Refuse to continue a run whose numbers another configuration decides.
 
+    Keys that are newer than the run have their defaults, which change nothing.
+
     Raises:
         ConfigError: listing the keys.
     """
-    found = differences(load_config(path), run)
+    found = differences(unstructure(run_config(load_config(path))), run)
     if found:
         raise ConfigError(
             f"resume: {path} differs from this configuration; set it back or start a new run "

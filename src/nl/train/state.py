@@ -31,6 +31,7 @@ class TrainState:
         best: best validation so far.
         validation: finite numbers of the last validation, ``<split>/loss``.
         observations: finite numbers of the last logged step, for the controller.
+        signals: moving averages and counts of ``nl.train.signals``.
         wandb_id: W&B run to continue.
         fast: the model State carried by the stream (saved as tensors, not in ``as_dict``).
     """
@@ -46,6 +47,7 @@ class TrainState:
     best: Best | None = None
     validation: dict[str, float] = field(default_factory=dict)
     observations: dict[str, float] = field(default_factory=dict)
+    signals: dict[str, float] = field(default_factory=dict)
     wandb_id: str | None = None
     fast: Any = None
 

@@ -23,12 +23,14 @@ from nl.core.seeds import SeedBook
 from nl.dist.base import Strategy
 from nl.run.directory import RunDir
 from nl.run.records import line
+from nl.train.feedback import adjust, shown, teach
 from nl.train.guard import Guard
 from nl.train.hooks.checkpoint import Saver
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity, stable
 from nl.train.hooks.stop import StopSignals
 from nl.train.hooks.validate import Validator
 from nl.train.profiling import StepProfiler
+from nl.train.signals import Signals
 from nl.train.sinks import Sink
 from nl.train.state import TrainState
 from nl.train.throughput import Throughput
@@ -51,6 +53,7 @@ class Parts:
     validation: dict[str, Stream]
     schedule: ScheduleConfig
     controller: Controller | None = None
+    signals: Signals | None = None
     evaluate: Evaluate
     hooks: tuple[Hook, ...] = ()
     forward_flops: float = 0.0
@@ -72,6 +75,7 @@ class Step:
     fast: Any
     knobs: Knobs
     tags: dict[str, Any] = field(default_factory=dict)
+    rows: list[Tensor | None] = field(default_factory=list)
 
 
 class Trainer:
@@ -80,6 +84,7 @@ class Trainer:
     def __init__(self, parts: Parts, run_dir: RunDir) -> None:
         self.run, self.strategy = parts.run, parts.strategy
         self.stream, self.controller = parts.stream, parts.controller
+        self.signals = parts.signals
         self.schedule: Any = parts.schedule
         self.hooks, self.run_dir = parts.hooks, run_dir
         self.evaluate, self.tokenizers = parts.evaluate, parts.tokenizers
@@ -139,10 +144,12 @@ class Trainer:
         batches = iter(self.stream)
         while self.state.step < self.run.train.steps:
             self.watch.phase("data", self.state.step + 1)
+            knobs = self._knobs()
+            adjust(self.stream, knobs)
             group = self._fetch(batches)
             self.watch.phase("step", self.state.step + 1)
             self.profiler.before(self.state.step + 1)
-            step = self._attempt(group)
+            step = self._attempt(group, knobs)
             action, why = self._judge(step)
             if action != "commit":
                 batches = self._recover(action, why, batches)
@@ -169,13 +176,19 @@ class Trainer:
             )
         return group
 
-    def _attempt(self, group: list[Batch]) -> Step:
-        """Forward and backward of one accumulation group; nothing is committed yet."""
-        s, fast, totals = self.strategy, self.state.fast, Totals()
+    def _knobs(self) -> Knobs:
+        """What the controller says for the next step."""
         knobs = Knobs()
         if self.controller is not None:
             knobs = self.controller.act(self.state.observations, self.state.step)
-        knobs = knobs._replace(draw=self.seeds.seed("draw", self.state.step))
+        return knobs._replace(draw=self.seeds.seed("draw", self.state.step))
+
+    def _attempt(self, group: list[Batch], knobs: Knobs) -> Step:
+        """Forward and backward of one accumulation group; nothing is committed yet."""
+        s, fast, totals = self.strategy, self.state.fast, Totals()
+        rows: list[Tensor | None] = []
+        if self.signals is not None:
+            self.signals.before(self.state.step + 1, group[-1].tags)
         weight = s.sum(sum(batch.weight for batch in group))
         for i, batch in enumerate(group):
             with s.microbatch(last=i == len(group) - 1):
@@ -183,11 +196,12 @@ class Trainer:
                 self.strategy.backward(out.loss * (s.world / max(weight, 1)))
             fast = out.state if self.run.train.carry else None
             totals.add(out)
+            rows.append(out.rows)
         assert totals.loss is not None
         norm, weight = s.grad_norm(), max(weight, 1)
         bad = count_bad(totals.loss, norm, fast)
         verdict = s.reduce(torch.stack([bad.double(), totals.loss / weight]))
-        return Step(totals, weight, norm, verdict, fast, knobs, dict(group[-1].tags))
+        return Step(totals, weight, norm, verdict, fast, knobs, dict(group[-1].tags), rows)
 
     def _judge(self, step: Step) -> tuple[str, str]:
         """What to do with a step; read from the device now unless reading can wait.
@@ -222,6 +236,7 @@ class Trainer:
         factor *= float(step.knobs.lr_scale)
         self.strategy.step(factor)
         self.strategy.settle(taken=True)
+        teach(self.stream, self.strategy, step.rows)
         self.state.fast = step.fast
         self.state.step += 1
         self.state.tokens += int(step.weight)
@@ -234,6 +249,8 @@ class Trainer:
         return self._logged(step) or any(step % hook.every == 0 for hook in self.hooks)
 
     def _logged(self, step: int) -> bool:
+        if self.signals is not None and self.signals.due(step):
+            return True
         return step == 1 or step % self.run.logging.every == 0 or step == self.run.train.steps
 
     def _validated(self, step: int) -> bool:
@@ -249,6 +266,10 @@ class Trainer:
             **numbers,
         }
         row["ppl"] = perplexity(row["loss"])
+        if self.controller is not None:
+            row |= shown(step.knobs)
+        if self.signals is not None:
+            row |= self.signals.after(self.state, row.get("nats", row["loss"]))
         if self.state.skipped or self.state.rollbacks:
             row |= {"train/skipped": self.state.skipped, "train/rollbacks": self.state.rollbacks}
         if self._logged(self.state.step):
@@ -320,7 +341,8 @@ class Trainer:
 
     def _validate(self) -> bool:
         self.watch.phase("validation", self.state.step)
-        rows = self.validator.run(self.strategy)
+        frozen = getattr(self.controller, "frozen", None)
+        rows = self.validator.run(self.strategy, frozen() if frozen else None)
         self._write(rows)
         self.state.validation = stable({f"{row['split']}/loss": row["loss"] for row in rows})
         self.clock.restart()

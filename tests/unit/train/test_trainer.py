@@ -165,8 +165,8 @@ def test_a_validation_that_is_not_finite_is_never_the_best(
 ) -> None:
     real = Validator.run
 
-    def first_is_nan(self: Validator, strategy: Single) -> list[dict[str, Any]]:
-        found = real(self, strategy)
+    def first_is_nan(self: Validator, strategy: Single, knobs: Any) -> list[dict[str, Any]]:
+        found = real(self, strategy, knobs)
         bad = not list((tmp_path / "r" / "checkpoints").glob("step_*"))
         return [row | {"loss": float("nan")} for row in found] if bad else found
 

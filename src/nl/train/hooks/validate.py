@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from nl.core.output import Knobs
 from nl.core.protocols import Stream
 from nl.dist.base import Strategy
 from nl.train.hooks.metrics import Totals, perplexity
 
 
 class Validator:
-    """Runs every validation split from its beginning, the same batches, without knobs."""
+    """Runs every validation split from its beginning, the same batches."""
 
     def __init__(self, streams: Mapping[str, Stream], *, batches: int, carry: bool) -> None:
         """Take the splits.
@@ -25,12 +26,17 @@ class Validator:
         self.streams, self.batches, self.carry = dict(streams), batches, carry
         self._start = {name: stream.state_dict() for name, stream in self.streams.items()}
 
-    def run(self, strategy: Strategy) -> list[dict[str, Any]]:
-        """One row per split, and one named ``val`` over all of them (their targets pooled)."""
+    def run(self, strategy: Strategy, knobs: Knobs | None = None) -> list[dict[str, Any]]:
+        """One row per split, and one named ``val`` over all of them (their targets pooled).
+
+        Args:
+            strategy: has the objective.
+            knobs: of a controller that says what it would do without trying anything.
+        """
         rows, loss, weight = [], 0.0, 0.0
         with strategy.evaluating() as objective:
             for name in self.streams:
-                numbers, scored = self._split(strategy, objective, name)
+                numbers, scored = self._split(strategy, objective, name, knobs)
                 loss, weight = loss + numbers["loss"] * scored, weight + scored
                 rows.append(_row(name, numbers))
         if rows and "val" not in self.streams:
@@ -38,13 +44,13 @@ class Validator:
         return rows
 
     def _split(
-        self, strategy: Strategy, objective: Any, name: str
+        self, strategy: Strategy, objective: Any, name: str, knobs: Knobs | None
     ) -> tuple[dict[str, float], float]:
         stream = self.streams[name]
         stream.load_state_dict(self._start[name])
         totals, scored, state = Totals(), 0, None
         for batch in islice(stream, self.batches or None):
-            out = objective(batch.to(strategy.device), state, None)
+            out = objective(batch.to(strategy.device), state, knobs)
             totals.add(out)
             scored += batch.weight
             state = out.state if self.carry else None
