@@ -34,6 +34,8 @@ COLOURS = {
 }
 AXES: tuple[Literal["x", "y"], ...] = ("x", "y")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+MARKS = ("o", "s")
+"""Of the first lines, and of those whose colours come again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Figure:
         alt: one sentence that says what the curve shows, for readers who do not see it.
         log: the axes that are logarithmic: "", "x", "y" or "xy".
         from_zero: begin the y axis at zero, where a flat curve is to be seen as flat.
+        shaded: a range of x that is set off (what was trained on).
     """
 
     name: str
@@ -76,6 +79,7 @@ class Figure:
     wide: bool = False
     log: str = ""
     from_zero: bool = False
+    shaded: tuple[float, float] | None = None
 
 
 def matplotlib_ready() -> Any:
@@ -159,6 +163,8 @@ def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
             axes.set(**{f"{axis}scale": "log"})
         else:
             axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
+    if figure.shaded is not None:
+        axes.axvspan(*figure.shaded, color=colour(GRID), alpha=0.6, lw=0)
     for line in figure.lines:
         draw_line(axes, line, colour(SERIES[line.colour % len(SERIES)]))
     if figure.from_zero:
@@ -193,6 +199,7 @@ def draw_line(axes: Any, line: Line, colour: str) -> None:
     """One curve; a single point is drawn as a dot so that it can be seen."""
     x, y = thin(line.x), thin(line.y)
     dash = DASHES[line.colour // 2 % len(DASHES)] if not line.faint else "-"
+    mark = MARKS[line.colour // len(SERIES) % len(MARKS)]
     if line.low is not None and line.high is not None:
         low, high = thin(line.low), thin(line.high)
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -203,7 +210,7 @@ def draw_line(axes: Any, line: Line, colour: str) -> None:
         linewidth=0.8 if line.faint else 1.8,
         alpha=0.3 if line.faint else 1.0,
         linestyle=dash,
-        marker="o" if len(x) <= 24 and not line.faint else None,
+        marker=mark if len(x) <= 24 and not line.faint else None,
         markersize=4,
         label="_" + line.name if line.faint else line.name,
         solid_capstyle="round",
