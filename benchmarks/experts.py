@@ -100,7 +100,7 @@ def gathering() -> Iterator[None]:
 
 
 def model_steps() -> dict[str, Callable[[], object]]:
-    """Forward and backward of whole models on 1024 tokens."""
+    """Forward and backward of whole models on 2048 tokens."""
     sparse: Any = run_config(compose("pilot_smoke", ["experiment=tgsmn/sparse_k2"])).model
     equal = dense_like(sparse, "flops")
     configs = {
@@ -109,7 +109,7 @@ def model_steps() -> dict[str, Callable[[], object]]:
         "dense, equal FLOPs": equal,
         "dense, equal parameters": dense_like(sparse, "parameters"),
     }
-    x = torch.randint(0, sparse.vocab_size, (16, 65))
+    x = torch.randint(0, sparse.vocab_size, (32, 65))
     models = {}
     for name, config in configs.items():
         torch.manual_seed(0)
@@ -195,7 +195,7 @@ def times(path: Path) -> list[str]:
         "",
         "## Whole models",
         "",
-        "`experiment=tgsmn/sparse_k2` (4 layers of width 192, vocabulary 4096) on 16 rows of 64 "
+        "`experiment=tgsmn/sparse_k2` (4 layers of width 192, vocabulary 4096) on 32 rows of 64 "
         "tokens; forward and backward, tokens per second relative to the dense model of 4 d.",
         *study.table(["model", "ms", "times faster than dense, 4 d"], ratios(model, "dense, 4 d")),
         f"Against the usual dense model the sparse one does {wide:.2f} times the tokens per "
