@@ -14,11 +14,15 @@ from nl.run import read_records
 
 EXPERTS = {"form": "low_rank", "count": 6, "rank": 4, "k": 1, "k_max": 3}
 EXPERTS |= {"noise": 0.5, "balance": 0.05, "switch_loss": 0.01}
-TURNED = {"experts_k": [1, 3], "router_temperature": [1.0, 2.0], "router_noise": [0.1, 1.0]}
+RANGES = {"experts_k": [1, 3], "router_temperature": [1.0, 2.0], "router_noise": [0.1, 1.0]}
 CONTROLLERS: dict[str, dict[str, Any]] = {
-    "pi": {"target": 4.0, "kp": 0.1, "every": 1},
-    "random": {"every": 2},
-    "schedule": {"span": 9, "every": 2},
+    "random": {"ranges": RANGES, "every": 2},
+    "pi": {
+        "ranges": {"router_temperature": [1.0, 4.0]},
+        "signal": "experts/effective",
+        "target": 4.0,
+        "every": 1,
+    },
 }
 
 
@@ -33,7 +37,7 @@ def test_a_resumed_run_turns_and_draws_as_the_whole_one(
         "objective": {"kind": "next_token"},
         "train__carry": False,
         "train__steps": 9,
-        "controller": {"kind": kind, **TURNED, **CONTROLLERS[kind]},
+        "controller": {"kind": kind, **CONTROLLERS[kind]},
     }
     nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "whole"), **changes))
     monkeypatch.setenv("TINY_CRASH_AT", "4")
@@ -42,7 +46,7 @@ def test_a_resumed_run_turns_and_draws_as_the_whole_one(
         nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "cut"), **changes))
     monkeypatch.delenv("TINY_CRASH_AT")
     nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "cut"), resume="auto", **changes))
-    keys = ("loss", "nats", "experts/effective", *(f"knobs/{name}" for name in TURNED))
+    keys = ("loss", "nats", "experts/effective", *(f"knob/{name}" for name in RANGES))
     whole, cut = (
         [
             [row.get(key) for key in keys]
