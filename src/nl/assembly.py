@@ -41,7 +41,7 @@ from nl.eval.suite import run_suite
 from nl.fit import check, validation_splits
 from nl.models.compiled import compile_units
 from nl.nn.cms import ContinuumMemory
-from nl.objectives.ewc import Ewc
+from nl.objectives.ranked import Ranked
 from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 from nl.run.files import RunError
@@ -119,7 +119,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         for module in objective.modules():
             if isinstance(module, ContinuumMemory):
                 module.reduce = strategy.reduce
-        if isinstance(objective, Ewc):
+        if isinstance(objective, Ranked):
             objective.spread(strategy.reduce, strategy.rank, strategy.world)
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)

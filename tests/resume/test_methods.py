@@ -36,6 +36,15 @@ METHODS = {
     "reservoir": ("stream=replay", PHASES, "stream.memory=reservoir", "stream.capacity=5"),
     "balanced": ("stream=replay", PHASES, "stream.capacity=6", "stream.documents=reset"),
     "ewc": ("stream=phases", PHASES, "objective=ewc", "objective.strength=50", "objective.rows=6"),
+    "losses": ("stream=replay", PHASES, "stream.memory=loss", "stream.capacity=6"),
+    "distill": (
+        "stream=replay",
+        PHASES,
+        "stream.capacity=6",
+        "objective=distill",
+        "objective.on=replayed",
+    ),
+    "der": ("stream=phases", PHASES, "objective=der", "objective.capacity=6", "objective.rows=2"),
     "frozen": ("stream=phases", PHASES, "optim=frozen_backbone", "optim.full_steps=4"),
 }
 

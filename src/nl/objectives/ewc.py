@@ -13,7 +13,7 @@ uncorrelated). Phases of equal length make strength = 1 the Laplace approximatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from nl.config import register, require
 from nl.core.batch import IGNORE, Batch
 from nl.core.output import Knobs, StepOut
-from nl.objectives.next_token import NextToken, NextTokenConfig
-
-Reduce = Callable[[Tensor], Tensor]
+from nl.objectives.next_token import NextTokenConfig
+from nl.objectives.ranked import Ranked
 
 
 @register("objective", "ewc")
@@ -56,7 +55,7 @@ class EwcConfig(NextTokenConfig):
         return Ewc(self, model)
 
 
-class Ewc(NextToken):
+class Ewc(Ranked):
     """Batch -> StepOut; the first batch of a phase consolidates the one before.
 
     Anchor, Fisher diagonal, the phase and the rows it read last are buffers: they are part of every
@@ -70,8 +69,6 @@ class Ewc(NextToken):
     def __init__(self, config: EwcConfig, model: nn.Module) -> None:
         super().__init__(config, model)
         self.options = config
-        self.reduce: Reduce | None = None
-        self.rank, self.world = 0, 1
         self.fisher, self.anchor = nn.Module(), nn.Module()
         for name, parameter in model.named_parameters():
             for held in (self.fisher, self.anchor):
@@ -79,10 +76,6 @@ class Ewc(NextToken):
         self.register_buffer("counts", torch.tensor([-1, 0]))  # phase, phases consolidated
         self.register_buffer("read", torch.empty(0, 3, 0, dtype=torch.int32))
         self._counts: list[int] | None = None
-
-    def spread(self, reduce: Reduce, rank: int, world: int) -> None:
-        """Work as one of several ranks."""
-        self.reduce, self.rank, self.world = (reduce if world > 1 else None), rank, world
 
     def forward(self, batch: Batch, state: Any = None, knobs: Knobs | None = None) -> StepOut:
         """See the module; outside training it is the loss of ``next_token`` alone."""
@@ -133,12 +126,7 @@ class Ewc(NextToken):
         begins = torch.zeros_like(batch.inputs)
         for row, starts in enumerate(batch.starts or ()):
             begins[row, list(starts)] = 1
-        rows = torch.stack([batch.inputs, batch.targets, begins], 1).int()
-        if self.reduce is not None:
-            share = len(rows)
-            every = rows.new_zeros(share * self.world, *rows.shape[1:])
-            every[self.rank * share : (self.rank + 1) * share] = rows
-            rows = self.reduce(every)
+        rows = self.everyones(torch.stack([batch.inputs, batch.targets, begins], 1).int())
         held = self.read if len(self.read) else rows[:0]
         self.read = torch.cat([held, rows])[-self.options.rows :]
 
