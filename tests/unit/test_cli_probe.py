@@ -17,7 +17,7 @@ from nl.core.batch import IGNORE
 from nl.data.probe import Guess, Ints, Probes, Row
 from nl.data.probe_recall import MqarConfig
 from nl.data.probe_registry import load
-from nl.data.probe_verify import DIGESTS, digest, leaks, lookup, verify
+from nl.data.probe_verify import DIGESTS, blind, digest, leaks, lookup, verify
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -118,6 +118,20 @@ class Broken(MqarConfig):
         return {"ones": np.ones_like}
 
 
+class Boast(MqarConfig):
+    """Chance is said to be twice what it is."""
+
+    kind = "mqar"
+
+    def chance(self) -> float:
+        """Too much."""
+        return 0.5
+
+    def bound(self) -> float:
+        """Above it."""
+        return 0.6
+
+
 def test_broken_promises_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nl.data.probe_verify.fewer", lambda config: config)
     monkeypatch.setattr("nl.data.probe.belongs", lambda fact, split: True)
@@ -131,9 +145,20 @@ def test_broken_promises_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         "20 test rows were in training",
         "depends on the rows it is asked for with",
         "depends on the number of ranks",
+        "rows depend on the size of the batch",
         "not 0123",
     ):
         assert part in text, part
+
+
+def test_blind_answers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nl.data.probe_verify.fewer", lambda config: config)
+    rows = np.tile(np.asarray([3, 3, IGNORE, 4]), (500, 1))
+    assert blind(rows, 0)["accuracy"] == pytest.approx(5 / 9, abs=0.04)
+    single = np.where(np.arange(3) == 1, np.arange(400)[:, None] % 2, IGNORE)
+    assert blind(single, 0)["accuracy"] == pytest.approx(0.5, abs=0.1)
+    found = verify("boast", Boast(test_size=64, vocab=64))
+    assert found.failed == ("chance 0.500, but blind answers score less than that",)
 
 
 def test_tables_of_the_last_tokens_by_hand() -> None:

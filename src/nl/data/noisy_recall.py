@@ -10,6 +10,9 @@ of its own. Only the value of the second time is scored; guessing scores 1 / K. 
 attention cannot see has to be carried by a memory. With one fact, asked for at the end, this is the
 passkey test. Source: noisy in-context recall (MAD, arXiv 2403.17844), distances drawn as in
 multi-query associative recall (Zoology, arXiv 2312.04927).
+
+``mad_noisy_recall`` is the probe of it, with an oracle and disjoint splits. This stream stays as it
+is: rows and identity of finished studies are its own.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -34,7 +34,7 @@ DIGESTS: dict[str, str] = {
     "mad_memorization": "1b27c16c10bd",
     "mad_noisy_recall": "7140db16c259",
     "mad_recall": "b9a5e749b3d9",
-    "mqar": "5571ebb11e8d",
+    "mqar": "97035ab0c70c",
     "mqar_update": "a27bad04a936",
     "nonstat_online": "a24632d1546a",
     "parity": "6545572650ba",
@@ -51,7 +51,7 @@ class Verdict:
     Attributes:
         task: its name.
         failed: complaints, empty if every promise holds.
-        numbers: oracle, chance, bound, shortcuts, digest.
+        numbers: oracle, chance, blind answers, bound, shortcuts, digest.
         leakage: what splits share, unique counts, accuracy of look-up tables.
     """
 
@@ -80,6 +80,7 @@ def verify(task: str, config: ProbeConfig, *, seed: int = 0, golden: str = "") -
     numbers = {
         "oracle": oracle["accuracy"],
         "chance": small.chance(),
+        "blind": blind(test.targets, seed),
         "bound": small.bound(),
         "shortcuts": shortcuts,
         "digest": digest(config, seed),
@@ -110,6 +111,8 @@ def _promises(config: ProbeConfig, numbers: dict[str, Any], leakage: dict[str, A
     failed = []
     if numbers["oracle"] != 1:
         failed.append(f"the oracle is right in {numbers['oracle']:.4f} of scored positions")
+    if config.chance() > numbers["blind"]["accuracy"] + 3 * numbers["blind"]["error"]:
+        failed.append(f"chance {config.chance():.3f}, but blind answers score less than that")
     if not 0 < config.chance() < config.bound() < 1:
         failed.append(f"chance {config.chance():.3f}, bound {config.bound():.3f}: not in order")
     if not numbers["shortcuts"]:
@@ -122,6 +125,22 @@ def _promises(config: ProbeConfig, numbers: dict[str, Any], leakage: dict[str, A
     if not config.disjoint and not config.shared:
         failed.append("splits are not disjoint, and it is not said what they share")
     return failed
+
+
+def blind(targets: Ints, seed: int) -> dict[str, float]:
+    """What answers score that know no input: those of the row in random order, with its error.
+
+    Where rows have one answer, those of the split.
+    """
+    rng, guess = np.random.default_rng(seed), np.full_like(targets, IGNORE)
+    scored = targets != IGNORE
+    if (scored.sum(axis=1) == 1).all():
+        guess[scored] = rng.permutation(targets[scored])
+    else:
+        for line, said, held in zip(targets, guess, scored, strict=True):
+            said[held] = rng.permutation(line[held])
+    share, n = score(guess, targets)["accuracy"], int(scored.sum())
+    return {"accuracy": share, "error": float(np.sqrt(max(share * (1 - share), 1 / n) / n))}
 
 
 def digest(config: ProbeConfig, seed: int) -> str:
@@ -143,6 +162,10 @@ def differing(config: ProbeConfig, seed: int) -> Iterator[str]:
         parts = [next(iter(half)).inputs.numpy() for half in halves]
         if (np.concatenate(parts) != batch).any():
             yield f"batch {number} depends on the number of ranks"
+    if not hasattr(config, "phase_steps") and not hasattr(config, "segments"):  # else it decides
+        wide = _stream(replace(config, batch_size=2 * config.batch_size), seed, 0, 1)
+        if (next(iter(wide)).inputs.numpy() != np.concatenate(batches[:2])).any():
+            yield "rows depend on the size of the batch"
     resumed = _stream(config, seed, 0, 1)
     resumed.load_state_dict({**whole.state_dict(), "row": 2 * config.batch_size})
     if (next(iter(resumed)).inputs.numpy() != batches[2]).any():

@@ -7,6 +7,9 @@ A row shows P pairs, then asks for the value of every key once, in an order of i
 Keys are distinct ids below K, values are ids K .. 2K - 1 and may repeat. Only the P values of the
 second part are scored. Nothing is learned by heart: every row binds its keys anew, and guessing
 scores 1 / K. Source: multi-query associative recall (Zoology, arXiv 2312.04927), queries in a row.
+
+``mqar`` is the probe of it, with an oracle and disjoint splits. This stream stays as it is: rows
+and identity of finished studies are its own.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from nl.assembly import check
+from nl.assembly import check, launch
 from nl.config import ConfigError
 from nl.config.hydra import compose, config_dir, run_config
 from nl.core.batch import IGNORE
@@ -38,3 +41,17 @@ def test_tasks_are_found_by_name_and_near_misses_are_told() -> None:
         task("mqra")
     with pytest.raises(ConfigError, match="its defaults choose no stream"):
         kind_in(config_dir() / "experiment/probes/smoke.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task_name", "block", "least"), [("mqar", "transformer", 0.95), ("parity", "lstm", 0.99)]
+)
+def test_smoke_is_learned_by_who_should(
+    tmp_path: Path, task_name: str, block: str, least: float
+) -> None:
+    told = [f"experiment=probes/smoke/{task_name}", f"model.block={block}", f"run.dir={tmp_path}/r"]
+    home = launch(compose("pilot_smoke", [*told, "stream.test_size=256", "train.threads=1"]))
+    rows = [json.loads(line) for line in (home / "evals.jsonl").read_text().splitlines()]
+    reached = [r["value"] for r in rows if (r["task"], r["metric"]) == ("test", "accuracy")]
+    assert reached[0] > least
