@@ -43,6 +43,8 @@ TOKENS, WIDTH, COUNT, RANK, K = 2048, 192, 256, 16, 2
 GATE = 12.0
 """How many times faster than the gathered weights the layer has to be."""
 BALANCE = (0.0, 0.03)
+LAST = 6
+"""Logged steps at the end that a number is the mean of."""
 TEXT = (
     "model.block=transformer",
     "model.dim=128",
@@ -227,13 +229,12 @@ def balance(args: argparse.Namespace) -> list[str]:
         _, nats = study.curve(args.root, cell.name, "nats")  # without the router's own loss
         plain = loss[-1] if math.isnan(nats[-1]) else nats[-1]
         mean = study.curve(args.root, cell.name, "experts/effective")[1]
-        rows.append(
-            [label, f"{mean[-1]:.1f}", f"{least[-1]:.1f}", f"{dead[-1]:.1f}", f"{plain:.3f}"]
-        )
+        late = [study.interval(values[-LAST:], 1) for values in (mean, least, dead)]
+        rows.append([label, *late, f"{plain:.3f}"])
         lines.append(Line(label, steps, mean, colour=number))
     if not rows:
         return []
-    head = ["balance", "effective experts", "layer with the fewest", "not used", "loss"]
+    head = ["balance", "effective experts of 64", "layer with the fewest", "not used", "loss"]
     title = "Effective experts of 64 over steps"
     drawn = Figure("experts_balance", title, lines, alt="exp(entropy) of use.", wide=True)
     return [
@@ -242,8 +243,9 @@ def balance(args: argparse.Namespace) -> list[str]:
         "",
         "Two layers of 64 experts of rank 16, k = 2, on text and code (`pilot_smoke`, width 128, "
         f"{args.steps} steps of 1024 tokens, seed 0): exp(entropy) of how often experts are used "
-        "in the last step, mean of the layers; experts that none of its tokens used. One seed "
-        "each.",
+        "in one step, mean of the layers, the layer with the fewest, and experts that none of the "
+        f"step's tokens used; mean and 95 % interval over the last {LAST} logged steps of one "
+        "run. Loss: of the last step.",
         *study.table(head, rows),
         study.save_figure(args.output, drawn),
     ]

@@ -10,7 +10,6 @@ MegaBlocks (arXiv 2211.15841) is the idea; the naive form gathers the weights of
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -245,12 +244,18 @@ def _aligned(x_ND: Tensor, w: ExpertWeights) -> tuple[Tensor, ExpertWeights]:
     return F.pad(x_ND, (0, more)), w._replace(up=up, down=F.pad(w.down, (0, more, 0, wider)))
 
 
+_KNOWN: dict[tuple[str, torch.dtype], bool] = {}
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
 def has_grouped_mm(device: str, dtype: torch.dtype) -> bool:
     """Whether grouped products, forward and backward, exist for this kind of device and dtype."""
-    if not hasattr(F, "grouped_mm"):
-        return False
+    if (device, dtype) not in _KNOWN:
+        _KNOWN[device, dtype] = hasattr(F, "grouped_mm") and _grouped_mm_works(device, dtype)
+    return _KNOWN[device, dtype]
+
+
+def _grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
     # What this keeps for its backward pass is nobody else's: activation checkpoints count.
     alone = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
     try:

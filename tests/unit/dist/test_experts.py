@@ -32,9 +32,10 @@ def cases(folder: Path, *stages: int) -> list[dict[str, Any]]:
         {"model": {"experts": HIERARCHICAL}, "train__grad_accum": 2},
         {"model": {"experts": KEYS}, "train__activation_checkpointing": True},
     ]
-    return [
-        {"kind": "transformer", "changes": change} | place for place in places for change in changes
-    ]
+    cms = {"periods": [4, 8], "rate": 0.3, "allow_short_periods": True}
+    levels = {"kind": "hope_attention", "changes": {"model": {"cms": cms, "experts": HIERARCHICAL}}}
+    whole = [{"kind": "transformer", "changes": change} for change in changes]
+    return [case | place for place in places for case in (*whole, levels)]
 
 
 def test_two_ranks_train_experts_as_one(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nl.config import ConfigError
+from nl.core.output import Knobs
 from nl.core.program import set_compiled
 from nl.dist.single import Single
 from nl.fit import check
 from nl.models.compiled import check_compile, compile_units, cpp_compiler
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
+from nl.nn.experts_config import ExpertsConfig
 
 # The tracer looks at .grad of activations itself.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -61,6 +64,30 @@ def check_equal(block: str, backend: str) -> None:
 @pytest.mark.parametrize("block", ["transformer", "titan_lmm", "hope_selfmod"])
 def test_a_traced_step_equals_the_eager_one(block: str) -> None:
     check_equal(block, "aot_eager")
+
+
+def test_knobs_of_experts_compile_nothing_anew() -> None:
+    experts = ExpertsConfig(form="low_rank", count=9, rank=4, k_max=4, noise=0.3)
+    sizes: dict[str, Any] = {"vocab_size": 16, "dim": 16, "layers": 1, "block": "transformer"}
+    torch.manual_seed(0)
+    model = LanguageConfig(**sizes, attention=AttentionConfig(heads=2), experts=experts).build()
+    tokens = torch.randint(0, 16, (2, 17))
+    turned = (Knobs(), Knobs(experts_k=1, draw=3), Knobs(experts_k=4, router_temperature=2.0))
+
+    def losses() -> list[torch.Tensor]:
+        return [model.nll(tokens[:, :-1], tokens[:, 1:], None, knobs)[0] for knobs in turned]
+
+    eager, counter = losses(), CompileCounterWithBackend("aot_eager")
+    compile_units(model, counter)
+    traced = losses()
+    first = counter.frame_count
+    assert first > 0
+    for a, b in zip(traced, eager, strict=True):
+        torch.testing.assert_close(a, b)
+    more = [Knobs(experts_k=k, router_noise=0.1 * k, draw=k) for k in (3, 2)]
+    for knobs in more:
+        model.nll(tokens[:, :-1], tokens[:, 1:], None, knobs)
+    assert counter.frame_count == first
 
 
 @pytest.mark.slow
