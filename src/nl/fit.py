@@ -6,6 +6,7 @@ from typing import Any
 
 from nl.config import ConfigError, require
 from nl.config.run import RunConfig
+from nl.data.group_forecast import check_composition
 from nl.data.phases import check_phases
 from nl.data.stream import check_carry
 from nl.dist.base import Strategy
@@ -43,6 +44,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     check_phase_ends(run)
     check_task_ends(run)
     check_phases(stream, run.objective)
+    check_composition(run)
     check_losses(run.model, run.objective)
     _check_controller(run)
     check_logging(run.logging)

@@ -99,7 +99,8 @@ def launcher_complaint(arguments: list[str]) -> str:
     name = "pilot"
     if "--config-name" in arguments:
         name = arguments[arguments.index("--config-name") + 1]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("--")]
+    given = [a for a in arguments if not a.startswith("--")]
+    overrides = [a for a in given if "=" in a or a.startswith("~")]
     return refused(lambda: run_config(compose(name, overrides)))
 
 

@@ -17,8 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nl.config import ConfigError
-from nl.core.groups import FiniteGroup, Step, growth_rate, irreps, staircase
+from nl.core.groups import FiniteGroup, Step, growth_rate, irreps, parse_group, staircase
 from nl.core.groups.finite import Floats, GroupError
 from nl.core.groups.staircase import fitting_lr
 from nl.core.logs import get_logger
@@ -58,6 +60,40 @@ class Forecast:
     growth: tuple[float, ...] | None
     escapes: tuple[float, ...] | None
     fitting: float | None
+
+
+def check_composition(run: Any) -> None:
+    """Refuse a model or a spectrum that is of another group or of words of another length.
+
+    Raises:
+        ConfigError: naming the keys to make equal.
+    """
+    stream, model = run.stream, run.model
+    if not isinstance(stream, GroupCompositionConfig):
+        return
+    group, where = stream.finite_group(), f"stream.group_name={stream.group_name}"
+    size, length = getattr(model, "size", group.order), getattr(model, "length", stream.length)
+    if size != group.order:
+        raise ConfigError(
+            f"model.size: {size}; {where} has {group.order} elements: set model.size={group.order}."
+        )
+    if length != stream.length:
+        raise ConfigError(
+            f"stream.length: {stream.length}; model={model.kind} composes {length} elements: make "
+            "stream.length and model.length equal (two_layer has 2)."
+        )
+    readout = getattr(model, "readout", "last")
+    if readout != stream.targets:
+        raise ConfigError(
+            f"stream.targets: {stream.targets}; model={model.kind} gives {readout}: make "
+            "stream.targets and model.readout equal (prefixes are for quadratic_rnn)."
+        )
+    spectrum = getattr(run.objective, "spectrum", None)
+    if spectrum is not None and not np.array_equal(parse_group(spectrum).table, group.table):
+        raise ConfigError(
+            f"objective.spectrum: {spectrum}; {where} is another group: set objective.spectrum="
+            f"{stream.group_name}, or null."
+        )
 
 
 def forecast(run: Any) -> Forecast | None:

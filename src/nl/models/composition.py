@@ -122,6 +122,11 @@ class TwoLayerConfig(ModelConfig):
         require(self.output_scale != 0, "output_scale: 0; nothing could be learned.")
 
     @property
+    def length(self) -> int:
+        """Elements that are composed."""
+        return 2
+
+    @property
     def initial_norm(self) -> float | None:
         """Root mean square norm of a neuron's weights before training; None: not a square."""
         return math.sqrt(2) * self.init_scale if self.activation == "square" else None

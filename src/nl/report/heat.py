@@ -48,6 +48,7 @@ class HeatMaps:
         row_label, column_label: what the axes are.
         value: what the numbers are.
         low, high: ends of the scale.
+        form: how a number is written in its cell.
     """
 
     name: str
@@ -57,6 +58,7 @@ class HeatMaps:
     value: str
     low: float = 0.0
     high: float = 1.0
+    form: str = "{:.2f}"
 
 
 def heat_svg(figure: HeatMaps) -> str:
@@ -126,7 +128,7 @@ def _draw(axes: Any, figure: HeatMaps, chosen: HeatMap, shades: Any, colour: Any
             axes.add_patch(box)
             if value is not None:
                 ink = "white" if share > DARK else colour(INK)
-                text = f"{value:.2f}"
+                text = figure.form.format(value)
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_xlim(-0.5, len(chosen.columns) - 0.5)
     axes.set_ylim(len(chosen.rows) - 0.5, -0.5)
