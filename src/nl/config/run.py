@@ -129,9 +129,20 @@ class LoggingConfig:
     """Steps between metric rows."""
     project: str = "nl"
     """W&B project; WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and WANDB_DIR are honoured."""
+    group: str = ""
+    """W&B group: runs that belong together, for example a suite; empty: none."""
+    namespace: str = ""
+    """What W&B keys begin with, for example the model's name. Then histories, ROC, precision and
+    recall, confusion and last numbers are sent at the end, too. Empty: none of this."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, f"every: {self.every}; must be >= 1.")
+        for name in ("group", "namespace"):
+            value = getattr(self, name)
+            require(
+                not value or self.backend == "wandb",
+                f"{name}: {value!r}; only W&B has it: set logging.backend=wandb or leave it empty.",
+            )
         if self.enabled and self.backend == "json":
             require(
                 self.path is not None and self.path.endswith((".json", ".jsonl")),

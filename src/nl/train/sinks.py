@@ -21,6 +21,7 @@ from nl.core.logs import get_logger
 from nl.run.directory import RunDir
 from nl.run.files import writable_folder, write_atomic
 from nl.run.records import RecordWriter, clean, cut_records, line, read_records
+from nl.train.charts import charts, finals, named
 
 log = get_logger(__name__)
 
@@ -181,11 +182,20 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+TROUBLES = (
+    *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
+    *(ArithmeticError, AssertionError, ImportError),
+)
+"""What another package may raise, short of running out of memory and of being interrupted."""
+
+
 class WandbSink:
     """Weights & Biases; whatever fails there is said once and training goes on."""
 
     def __init__(self, run: RunConfig, run_dir: RunDir, run_id: str | None) -> None:
         self._failed = False
+        self._run_dir, self._namespace = run_dir, run.logging.namespace
+        self._step = 0
         self.id: str | None = run_id
         self._run: Any = None
         self._guard(lambda: self._start(run, run_dir))
@@ -200,26 +210,42 @@ class WandbSink:
             dir=os.environ.get("WANDB_DIR", str(run_dir.path)),
             id=self.id,
             resume="allow",
+            group=run.logging.group or None,
+            job_type=run.name,
             config=unstructure(run),
             settings=quiet,
         )
-        self._run.define_metric("*", step_metric="step")
+        front = f"{self._namespace}/" if self._namespace else ""
+        self._step_key = f"{front}step"
+        self._run.define_metric(self._step_key)
+        self._run.define_metric(f"{front}*", step_metric=self._step_key)
         self.id = self._run.id
 
     def write(self, row: Row) -> None:
-        """Send a row; validation keys get their split in front."""
+        """Send a row; keys get their split, and the namespace, in front."""
         if self._run is None or self._failed:
             return
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        named = {f"{row['split']}/{k}": v for k, v in numbers.items()}
-        self._guard(lambda: self._run.log({"step": row["step"], **named}))
+        self._step = row["step"]
+        self._guard(lambda: self._run.log({self._step_key: row["step"], **self._named(row)}))
+
+    def _named(self, row: Row) -> dict[str, float]:
+        return named(row, self._namespace)
+
+    def _draw(self) -> None:
+        """Histories, curves and last numbers, of runs with a namespace."""
+        import wandb
+
+        for chart in charts(self._run_dir, wandb.plot):
+            self._run.log({f"{self._namespace}/{name}": made for name, made in chart.items()})
+        last = {f"{self._namespace}/{k}": v for k, v in finals(self._run_dir).items()}
+        self._run.log({self._step_key: self._step, **last})
 
     def _guard(self, action: Any) -> None:
         from wandb.errors import Error
 
         try:
             action()
-        except (Error, OSError, RuntimeError, ValueError, TypeError) as error:
+        except (Error, *TROUBLES) as error:
             self._failed = True
             log.warning("W&B failed and is off for this run (%s); metrics.jsonl goes on.", error)
 
@@ -231,6 +257,8 @@ class WandbSink:
 
     def close(self) -> None:
         """Finish the W&B run."""
+        if self._run is not None and not self._failed and self._namespace:
+            self._guard(self._draw)
         if self._run is not None and not self._failed:
             self._guard(self._run.finish)
 

@@ -14,7 +14,8 @@ import pytest
 import nl
 from nl.config import ConfigError
 from nl.config.run import LoggingConfig
-from nl.run import read_records
+from nl.run import RunDir, read_records
+from nl.train.charts import charts, finals, named
 from nl.train.sinks import ConsoleSink, check_logging
 
 
@@ -49,9 +50,11 @@ class FakeRun:
     def finish(self) -> None: ...
 
     def log(self, row: dict[str, Any]) -> None:
-        if self.fail and row["step"] > 2:
-            raise RuntimeError("the server is on fire")
+        if self.fail and row.get("step", 9) > 2:
+            raise FakeRun.trouble("the server is on fire")
         self.rows.append(row)
+
+    trouble: type[Exception] = RuntimeError
 
 
 @pytest.fixture
@@ -103,6 +106,85 @@ def test_wandb_failing_is_said_once_and_training_goes_on(
     assert text.count("W&B failed and is off for this run") == 1
     assert len(read_records(tmp_path / "r" / "metrics.jsonl")) == 8
     assert (tmp_path / "r" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("trouble", [AttributeError, KeyError, ImportError, ZeroDivisionError])
+def test_a_crashing_logger_never_stops_training(
+    tiny: ModuleType,
+    tmp_path: Path,
+    wandb: Any,
+    trouble: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wandb.fail = "log"
+    monkeypatch.setattr(FakeRun, "trouble", trouble)
+    wandb_run(tiny, tmp_path / "r")
+    assert (tmp_path / "r" / "summary.json").is_file()
+    text = (tmp_path / "r" / "logs" / "rank_00.log").read_text()
+    assert text.count("W&B failed and is off for this run") == 1
+
+
+def test_a_namespace_has_every_key_in_it_and_charts_at_the_end(
+    tiny: ModuleType, tmp_path: Path, wandb: Any
+) -> None:
+    folder = tmp_path / "r" / "artifacts" / "evals" / "classification"
+    logging = {"enabled": True, "every": 1, "group": "ladder", "namespace": "mlp"}
+    nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), train__steps=5, logging=logging))
+    (made,) = wandb.made
+    assert wandb.calls[0]["group"] == "ladder"
+    assert all(key.startswith("mlp/") for row in made.rows for key in row)
+    first = next(row for row in made.rows if "mlp/train/loss" in row)
+    assert first["mlp/metrics/loss_train"] == first["mlp/train/loss"]
+    assert "mlp/metrics/grad_norm" in first
+    assert first["mlp/step"] == 1
+    assert any("mlp/metrics/loss_val/a" in row for row in made.rows)
+    drawn = {key for row in made.rows for key in row if len(row) == 1}
+    assert {"mlp/metrics/loss", "mlp/metrics/loss_val/a_history"} <= drawn
+    assert made.rows[-1]["mlp/step"] == 5
+    assert not folder.exists(), "this run classifies nothing"
+
+
+def test_charts_are_made_from_files(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    run_dir = RunDir(tmp_path)
+    rows = [row(n) | {"accuracy": n / 4, "grad_norm": 0.5} for n in (1, 2)]
+    rows += [row(2, "val"), row(2, "val") | {"loss": None}]
+    run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    line = {"step": 2, "suite": "classification", "task": "test", "metric": "accuracy"}
+    run_dir.evals.write_text(json.dumps({**line, "value": 0.75}) + "\n")
+    folder = run_dir.artifacts / "evals" / "classification"
+    folder.mkdir(parents=True)
+    told = {
+        "split": "test",
+        "roc": [[0.0, 0.0], [0.5, 1.0]],
+        "pr": [[0.0, 1.0], [1.0, 0.5]],
+        "confusion": [[2, 1], [0, 3]],
+    }
+    (folder / "test.json").write_text(json.dumps(told))
+    (folder / "overlap.json").write_text("{}")
+    made = {key: value for one in charts(run_dir, wandb.plot) for key, value in one.items()}
+    assert list(made) == [
+        "metrics/loss",
+        "metrics/accuracy_train_history",
+        "metrics/loss_val_history",
+        "test/roc",
+        "test/pr",
+        "test/confusion",
+    ]
+    assert [list(line) for line in made["test/roc"].table.data] == [
+        [0.0, "true positive rate", 0.0],
+        [0.5, "true positive rate", 1.0],
+    ]
+    counts = {(line[0], line[1]): line[2] for line in made["test/confusion"].table.data}
+    assert counts == {("0", "0"): 2, ("0", "1"): 1, ("1", "0"): 0, ("1", "1"): 3}
+    assert finals(run_dir) == {"metrics/accuracy_test": 0.75}
+    assert named(rows[0], "")["train/loss"] == rows[0]["loss"]
+
+
+def test_what_only_wandb_has_is_refused_elsewhere() -> None:
+    for name in ("group", "namespace"):
+        with pytest.raises(ConfigError, match=f"{name}: 'x'; only W&B has it"):
+            LoggingConfig(backend="json", path="x.json", **{name: "x"})  # type: ignore[arg-type]
 
 
 def test_wandb_disabled_needs_no_account(tiny: ModuleType, tmp_path: Path) -> None:
