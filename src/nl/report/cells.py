@@ -7,6 +7,7 @@ was planned is left out: what failed, runs, stopped or never began is a state of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Cell:
         state: ``done``, ``partial`` (some seeds), a state of ``STATES``, or ``excluded``.
         values: ``split|measure`` -> statistics over seeds.
         chance, sizes: ``split|measure`` -> what guessing scores; number of examples.
+        levels: ``split|measure`` -> what the oracle and the best shortcut score.
         flags: marks, see ``FLAGS``.
         runs: per seed its state, page, error and progress.
     """
@@ -58,6 +60,7 @@ class Cell:
     values: dict[str, Row] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     runs: list[Row] = field(default_factory=list)
 
@@ -100,18 +103,43 @@ def split_of(key: str) -> tuple[str, str, str] | None:
     return None
 
 
-def shown_keys(rows: Sequence[Row]) -> dict[str, str]:
+def evals_of(root: Path, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Run directory -> its evaluations as the summary tells them."""
+    found = {}
+    for row in rows:
+        if row.get("status") == "done":
+            run = str(row.get("run_dir"))
+            evals = read_json(root / run / "summary.json").get("evals")
+            found[run] = [one for one in evals or [] if isinstance(one, dict)]
+    return found
+
+
+def eval_key(told: Row) -> str:
+    """What results.jsonl calls an evaluation."""
+    return f"eval/{told.get('suite')}/{told.get('task')}/{told.get('metric')}"
+
+
+def shown_keys(rows: Sequence[Row], evals: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Metric -> ``split|measure``; an evaluation goes before a training row of the same split.
 
-    Two suites that measure the same are told apart by their name.
+    Two suites that measure the same are told apart by their name. Left out: parts of a measure
+    (``accuracy/gap=4``), what rules score (``test/oracle``), and, of very many numbers, those that
+    few tasks have.
     """
+    exact = {
+        eval_key(told): (str(told.get("suite")), str(told.get("task")), str(told.get("metric")))
+        for found in evals.values()
+        for told in found
+    }
     found = {}
     holders: dict[str, set[str]] = {}
     for row in rows:
         for key, value in (row.get("metrics") or {}).items():
-            if is_number(value) and (parts := split_of(key)) is not None:
-                found[key] = parts
-                holders.setdefault(key, set()).add(str(row.get(TASK)))
+            parts = exact.get(key) or split_of(key)
+            if not is_number(value) or parts is None or "/" in parts[2] or is_rule(parts[1]):
+                continue
+            found[key] = parts
+            holders.setdefault(key, set()).add(str(row.get(TASK)))
     tasks = len({row.get(TASK) for row in rows}) or 1
     if len(found) > MOST_KEYS:
         found = {k: v for k, v in found.items() if 3 * len(holders[k]) >= tasks}
@@ -122,10 +150,14 @@ def shown_keys(rows: Sequence[Row]) -> dict[str, str]:
     names = {}
     for key, (suite, split, measure) in found.items():
         name = f"{split}|{measure}"
-        if not suite and name in suites:
-            continue
-        names[key] = f"{suite} {name}" if len(suites.get(name, ())) > 1 else name
+        if suite or name not in suites:
+            names[key] = f"{suite} {name}" if len(suites.get(name, ())) > 1 else name
     return names
+
+
+def is_rule(split: str) -> bool:
+    """Whether an evaluation is that of a rule, not of the model."""
+    return split.rsplit("/", 1)[-1].startswith(("chance", "oracle", "shortcut"))
 
 
 def planned(sweep: Row, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -169,7 +201,8 @@ def make_cells(
         page_of: where the page of a row's run is; empty where it has none.
     """
     tasks, models = planned(sweep, rows)
-    keys = shown_keys([row for row in rows if row.get("status") == "done"])
+    evals = evals_of(root, rows)
+    keys = shown_keys([row for row in rows if row.get("status") == "done"], evals)
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if TASK in row and MODEL in row:
@@ -187,7 +220,7 @@ def make_cells(
                 if not mine and excluded(sweep, point):
                     cells.append(Cell(task, model, facet, "excluded"))
                     continue
-                cells.append(one_cell(root, (task, model, facet), mine, keys, wanted, page_of))
+                cells.append(one_cell((task, model, facet), mine, keys, evals, wanted, page_of))
     return cells, tasks, models
 
 
@@ -214,10 +247,10 @@ def read_json(path: Path) -> Row:
 
 
 def one_cell(
-    root: Path,
     place: tuple[str, str, str],
     rows: Sequence[Row],
     keys: Mapping[str, str],
+    evals: Mapping[str, Sequence[Row]],
     wanted: int,
     page_of: Callable[[Row], str],
 ) -> Cell:
@@ -234,7 +267,7 @@ def one_cell(
         if numbers and len(numbers) == len(found):
             cell.values[name] = spread(numbers)
     for row in done:
-        add_levels(cell, read_json(root / str(row.get("run_dir")) / "summary.json"), keys)
+        add_levels(cell, evals.get(str(row.get("run_dir")), ()), keys)
     if done and len(done) < SEEDS:
         cell.flags.append("seeds")
     if state == "partial":
@@ -244,23 +277,30 @@ def one_cell(
     return cell
 
 
-def add_levels(cell: Cell, summary: Row, keys: Mapping[str, str]) -> None:
-    """Chance and number of examples of every evaluation that a run's summary tells of."""
-    for told in summary.get("evals") or []:
-        name = keys.get(f"eval/{told.get('suite')}/{told.get('task')}/{told.get('metric')}")
+def add_levels(cell: Cell, evals: Sequence[Row], keys: Mapping[str, str]) -> None:
+    """Chance, number of examples, oracle and best shortcut of what a run's summary tells of."""
+    for told in evals:
+        name = keys.get(eval_key(told))
+        split, _, rule = str(told.get("task")).rpartition("/")
         if name is not None:
             if is_number(told.get("chance")):
                 cell.chance[name] = float(told["chance"])
             cell.sizes[name] = int(told.get("n") or 0)
+        elif is_rule(rule) and rule != "chance" and is_number(told.get("value")):
+            levels = cell.levels.setdefault(f"{split}|{told.get('metric')}", {})
+            kind = "oracle" if rule == "oracle" else "shortcut"
+            levels[kind] = max(levels.get(kind, -math.inf), float(told["value"]))
 
 
 def dead(metrics: Row) -> bool:
     """Whether the run ended with a memory level that had never been written."""
-    return any(
-        value == 0 and ("memory" in key or "level" in key)
-        for key, value in metrics.items()
-        if key.rsplit("/", 1)[-1] in ("writes", "updates")
-    )
+    for key, value in metrics.items():
+        parts = key.split("/")
+        written = {"writes", "updates"} & set(parts[1:])
+        # Where an evaluation keeps memories from writing, nothing is written.
+        if value == 0 and written and "frozen" not in parts:
+            return True
+    return False
 
 
 def progress_text(progress: Any) -> str:

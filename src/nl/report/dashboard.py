@@ -125,6 +125,10 @@ def cell_data(cell: Cell) -> dict[str, Any]:
         }
         found["chance"] = {name: rounded(value) for name, value in cell.chance.items()}
         found["sizes"] = {name: n for name, n in cell.sizes.items() if n}
+        found["levels"] = {
+            name: {rule: rounded(value) for rule, value in rules.items()}
+            for name, rules in cell.levels.items()
+        }
     if cell.flags:
         found["flags"] = cell.flags
     found["runs"] = cell.runs

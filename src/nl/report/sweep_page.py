@@ -24,6 +24,8 @@ METADATA, RESULTS, SPEC = "sweep_metadata.yaml", "results.jsonl", "sweep.yaml"
 COLUMN = "column/"
 MOST_METRICS = 12
 """Numbers of the table of experiments; all of them are in its CSV."""
+MOST_NUMBERS = 3000
+"""Above this many statistics the CSV of the table holds those of the table alone."""
 
 
 def is_sweep(path: Path) -> bool:
@@ -261,6 +263,8 @@ def experiment_table(
 
     head = ["experiment", "done", *metrics]
     every = list(dict.fromkeys(key for one in statistics.values() for key in one))
+    whole = len(every) * len(names) <= MOST_NUMBERS
+    every = every if whole else metrics
     numbers: list[list[Any]] = [["experiment", "metric", "n", "mean", "std", "ci95", "min", "max"]]
     cells = []
     for name in sorted(names, key=rank):
@@ -276,7 +280,8 @@ def experiment_table(
                 values = [found.get(k) for k in ("n", "mean", "std", "ci95", "min", "max")]
                 numbers.append([name, metric, *values])
         cells.append(line)
-    return Table("experiments", "experiments", head, cells, numbers)
+    note = "" if whole else "The numbers of this table; all of them are in results.csv of the sweep."
+    return Table("experiments", "experiments", head, cells, numbers, note)
 
 
 def failure_table(rows: Sequence[Row]) -> Table:

@@ -91,11 +91,35 @@ def test_names_of_numbers() -> None:
     assert lower_is_better("test_loss")
     assert not lower_is_better("accuracy")
     two = [{"column/task": "a", "metrics": {"eval/x/test/acc": 1.0, "eval/y/test/acc": 1.0}}]
-    assert set(shown_keys(two).values()) == {"x test|acc", "y test|acc"}
+    assert set(shown_keys(two, {}).values()) == {"x test|acc", "y test|acc"}
     many = {f"eval/x/slice{n}/acc": 1.0 for n in range(60)} | {"eval/x/test/acc": 1.0}
     rows = [{"column/task": "a", "metrics": many}]
     rows += [{"column/task": t, "metrics": {"eval/x/test/acc": 1.0}} for t in "bcd"]
-    assert set(shown_keys(rows).values()) == {"test|acc"}
+    assert set(shown_keys(rows, {}).values()) == {"test|acc"}
+
+
+def test_rules_parts_and_frozen_memories(tmp_path: Path, boards: Any) -> None:
+    told = [
+        *(("test", "accuracy", 0.8, 0.2), ("test/oracle", "accuracy", 1.0, 0.2)),
+        *(("test/shortcut last", "accuracy", 0.5, 0.2), ("test/shortcut b", "accuracy", 0.6, 0.2)),
+        *(("test/chance", "accuracy", 0.2, 0.2), ("test", "accuracy/gap=4", 0.9, None)),
+        *(("test", "writes/titan", 3.0, None), ("test/frozen", "writes/titan", 0.0, None)),
+        ("test/frozen", "accuracy", 0.3, 0.2),
+    ]
+    names = ("task", "metric", "value", "chance")
+    evals = [{"suite": "probe", **dict(zip(names, one, strict=True))} for one in told]
+    metrics = {f"eval/probe/{e['task']}/{e['metric']}": e["value"] for e in evals}
+    row = boards.row("mqar", "small", 0, 0.1) | {"metrics": metrics}
+    run = tmp_path / row["run_dir"]
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"evals": evals}))
+    (cell,), _, _ = make_cells(tmp_path, {}, [row], lambda row: "")
+    assert set(cell.values) == {"test|accuracy", "test/frozen|accuracy"}
+    assert cell.levels["test|accuracy"] == {"oracle": 1.0, "shortcut": 0.6}
+    assert "dead" not in cell.flags
+    row["metrics"]["eval/probe/test/writes/titan"] = 0.0
+    (cell,), _, _ = make_cells(tmp_path, {}, [row], lambda row: "")
+    assert "dead" in cell.flags
 
 
 def test_further_axes_are_settings(tmp_path: Path, boards: Any) -> None:
@@ -172,7 +196,7 @@ def test_states_are_words(page: Any) -> None:
     shown = page.locator("#table-test").inner_text()
     for word in ("failed", "broken", "running", "43 %", "left out", "step 5 of 20"):
         assert word in shown
-    assert page.locator("#heatmap td.state").count() == 5
+    assert page.locator("#heatmap td.open").count() == 5
     assert "dead" not in shown
     assert "never written" in page.locator("#legend").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

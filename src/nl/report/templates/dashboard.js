@@ -92,6 +92,20 @@
     });
     return found !== null && view.value === "score" ? 0 : found;
   }
+  // What a rule scores (oracle, shortcut): of a task, whatever the model.
+  function levelOf(task, split, rule) {
+    var found = null;
+    data.models.forEach(function (model) {
+      var cell = cellAt(task, model);
+      var told = cell && cell.levels && cell.levels[key(split)];
+      if (found === null && told && told[rule] !== undefined) {
+        found = told[rule];
+        var chance = cell.chance && cell.chance[key(split)];
+        if (view.value === "score" && chance !== undefined) { found = (found - chance) / (1 - chance); }
+      }
+    });
+    return found;
+  }
   function better(a, b) { return low[view.metric] ? a < b : a > b; }
   // A mark that every finished cell has says nothing about one of them: it goes into the legend.
   var finished = data.cells.filter(function (cell) { return cell.values; });
@@ -142,7 +156,7 @@
     if (!cell || !cell.values) {
       var state = cell ? cell.state : "missing";
       var run = cell && cell.runs[0];
-      attributes["class"] = "state " + state;
+      attributes["class"] = "open " + state;
       var sign = SIGNS[state] || state;
       var link = run && run.page ? element("a", { href: run.page, tabindex: "-1" }, sign) : sign;
       var far = run && run.step ? [" ", element("small", {}, run.step)] : [];
@@ -158,7 +172,9 @@
     }
     attributes["class"] = classes.join(" ");
     var pages = cell.runs.filter(function (run) { return run.page; });
-    var number = text(value) + (best ? " *" : "");
+    // The map shows means; intervals are a pointer or a key away.
+    var number = (shade === undefined ? text(value) : digits(value.mean)) + (best ? " *" : "");
+    if (shade !== undefined && value.half !== null) { attributes.title = text(value); }
     var content = [pages.length ? element("a", { href: pages[0].page, tabindex: "-1" }, number) : number];
     var marks = (cell.flags || []).filter(function (f) {
       return everywhere.indexOf(f) < 0 && (f !== "overlap" || split !== "train");
@@ -241,7 +257,10 @@
     var down = tasksDown ? what.tasks : what.models;
     var across = tasksDown ? what.models : what.tasks;
     function at(a, b) { return valueOf(tasksDown ? cellAt(a, b) : cellAt(b, a), split); }
-    var names = tasksDown ? ["task", "chance"].concat(across) : ["model"].concat(across, ["Avg"]);
+    var rules = tasksDown ? ["oracle", "shortcut"].filter(function (rule) {
+      return down.some(function (task) { return levelOf(task, split, rule) !== null; });
+    }) : [];
+    var names = tasksDown ? ["task", "chance"].concat(rules, across) : ["model"].concat(across, ["Avg"]);
     var rows = down.map(function (name) {
       var best = tasksDown ? bestOf(across, function (other) { return at(name, other); }) : null;
       var cells = across.map(function (other) {
@@ -253,9 +272,9 @@
       var keys = across.map(function (other) { return number(at(name, other)); });
       var head = element("th", { scope: "row" }, name);
       if (tasksDown) {
-        var chance = chanceOf(name, split);
-        cells.unshift(element("td", { "class": "num" }, digits(chance)));
-        keys = [name, chance].concat(keys);
+        var known = [chanceOf(name, split)].concat(rules.map(function (rule) { return levelOf(name, split, rule); }));
+        cells = known.map(function (level) { return element("td", { "class": "num level" }, digits(level)); }).concat(cells);
+        keys = [name].concat(known, keys);
       } else {
         var mean = average(across, function (other) { return at(name, other); });
         cells.push(averageCell(mean, across.length));
@@ -266,7 +285,7 @@
     var body = element("tbody", {}, sorted(table, rows).map(function (row) { return row.node; }));
     var foot = null;
     if (tasksDown) {
-      foot = element("tfoot", {}, element("tr", {}, [element("th", { scope: "row" }, "Avg"), element("td", {}, "")].concat(
+      foot = element("tfoot", {}, element("tr", {}, [element("th", { scope: "row" }, "Avg"), element("td", { colspan: String(1 + rules.length) }, "")].concat(
         across.map(function (model) {
           return averageCell(average(down, function (task) { return at(task, model); }), down.length);
         }))));
@@ -376,6 +395,9 @@
   function legend() {
     var parts = ["* best of its " + (view.rows === "tasks" ? "row" : "column") + "."];
     parts.push((low[view.metric] ? "Lower" : "Higher") + " is better.");
+    if (data.cells.some(function (cell) { return cell.levels && cell.levels[key(view.split)]; })) {
+      parts.push("Shortcut: the best of the rules that do without what the task is about.");
+    }
     parts.push("Means over seeds \u00b1 half the 95 % interval (Student).");
     everywhere.forEach(function (flag) { parts.push("Every cell: " + data.flags[flag] + "."); });
     Object.keys(MARKS).forEach(function (flag) {
