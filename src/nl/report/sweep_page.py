@@ -280,7 +280,9 @@ def experiment_table(
                 values = [found.get(k) for k in ("n", "mean", "std", "ci95", "min", "max")]
                 numbers.append([name, metric, *values])
         cells.append(line)
-    note = "" if whole else "The numbers of this table; all of them are in results.csv of the sweep."
+    note = (
+        "" if whole else "The numbers of this table; all of them are in results.csv of the sweep."
+    )
     return Table("experiments", "experiments", head, cells, numbers, note)
 
 
