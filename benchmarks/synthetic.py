@@ -16,7 +16,7 @@ from pathlib import Path
 import study
 from synthetic_cells import FAMILIES, MEMORIES, Suite, apart, as_csv_rows, read
 from synthetic_figures import heat, lengths, pareto
-from synthetic_memory import changes, errors, levels, memories, states
+from synthetic_memory import changes, errors, levels, memories, states, widths
 
 BUDGET = 3600
 """CPU seconds that the suite was given."""
@@ -139,7 +139,7 @@ def solved(suite: Suite) -> list[str]:
     ]
 
 
-def page(suite: Suite, output: Path) -> list[str]:
+def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
     """The lines of the page."""
     sizes = {c.parameters for c in suite.cells.values() if c.parameters}
     commits = sorted({c.commit for c in suite.cells.values() if c.commit})
@@ -192,6 +192,7 @@ def page(suite: Suite, output: Path) -> list[str]:
         *changes(suite),
         *errors(suite),
         *levels(suite),
+        *widths(suite, width),
         "## What it cost",
         "",
         *costs(suite),
@@ -207,6 +208,12 @@ def main() -> int:
     roots = [Path("runs/nl_core"), Path("runs/nl_core_continual")]
     parser.add_argument("--root", type=Path, nargs="+", default=roots, help="sweep directories")
     parser.add_argument("--output", type=Path, default=Path("reports/synthetic.md"))
+    parser.add_argument(
+        "--width",
+        type=Path,
+        default=Path("runs/nl_core_width"),
+        help="sweep of equal width; left out where there is none",
+    )
     args = parser.parse_args()
     missing = [str(root) for root in args.root if not (root / "sweep.yaml").is_file()]
     if missing:
@@ -216,7 +223,8 @@ def main() -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.with_name("synthetic.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(as_csv_rows(suite))
-    study.save_page(args.output, page(suite, args.output))
+    width = read((args.width,)) if (args.width / "sweep.yaml").is_file() else None
+    study.save_page(args.output, page(suite, args.output, width))
     return 0
 
 

@@ -203,3 +203,22 @@ def levels(suite: Suite) -> list[str]:
         flag,
         "",
     ]
+
+
+def widths(suite: Suite, other: Suite | None) -> list[str]:
+    """A task at equal width beside equal parameters; nothing without such a sweep."""
+    if other is None:
+        return []
+    lines = []
+    for task in other.tasks:
+        rows = []
+        for mixer in other.mixers:
+            sizes = {
+                c.parameters for (t, m, _), c in other.cells.items() if (t, m) == (task, mixer)
+            }
+            known = sorted(size for size in sizes if size)
+            both = [study.interval(s.values(task, mixer), 2) for s in (suite, other)]
+            rows.append([mixer, *both, f"{known[0]:,}" if known else "-"])
+        head = ["mixer", "equal parameters", "equal width", "its parameters"]
+        lines += [f"{task}, accuracy:", *study.table(head, rows)]
+    return ["## Equal width instead", "", *lines]

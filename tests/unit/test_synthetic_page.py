@@ -93,7 +93,7 @@ def test_the_page(
     synthetic: Any, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "reports/synthetic.md"
-    words = ["synthetic.py", "--root", str(sweep), "--output", str(page)]
+    words = ["synthetic.py", "--root", str(sweep), "--output", str(page), "--width", str(sweep)]
     monkeypatch.setattr(sys, "argv", words)
     assert synthetic.main() == 0
     text = page.read_text()
@@ -112,6 +112,7 @@ def test_the_page(
     assert "| gated_delta | 0.65 +- 0.00 | 0.95 +- 0.00 | 0.60 +- 0.00 | -0.60 +- 0.00 |" in text
     assert "transformer never, gated_delta from 4 tokens on, titan_lmm never." in text
     assert "| titan_lmm | 30 | 0.40 | 0.60 |" in text
+    assert "| gated_delta | 0.90 +- 0.02 | 0.90 +- 0.02 | 1,000 |" in text
     assert "35 runs took 175 CPU seconds" in text
     assert "nl_core 64 s" in text
     assert "No memory stayed unwritten." in text

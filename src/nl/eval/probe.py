@@ -151,8 +151,7 @@ class ProbeEval:
             case: dict[str, Any] = {"length": asked.inputs.shape[1], "rows": len(asked.inputs)}
             rows += _baselines(asked, case)
             for mode in modes if first else modes[:1]:
-                carry = bool(getattr(task, "carried", False))
-                how = Reading(mode, self.config.reset_every, self.config.labels, carry)
+                how = Reading(mode, self.config.reset_every, self.config.labels)
                 answers = read_rows(model, asked.inputs, asked.targets, how)
                 found = Measured(asked, answers, mode)
                 rows += found.rows(case.setdefault(mode, {}), slices=first)

@@ -40,13 +40,11 @@ class Reading:
         writes: see the module.
         every: tokens between two losses of memory, with ``reset``.
         labels: hand the right answers to label-driven memories, each after its position.
-        carry: go on from row to row with the State of the row before (one long stream).
     """
 
     writes: Writes = "on"
     every: int = 8
     labels: bool = False
-    carry: bool = False
 
 
 class Answers(NamedTuple):
@@ -75,15 +73,15 @@ def modes_of(model: Any, wanted: tuple[Writes, ...]) -> tuple[Writes, ...]:
 
 
 def read_rows(model: nn.Module, inputs: Ints, targets: Ints, reading: Reading) -> Answers:
-    """Read rows (N, L) from fresh States; of a carried stream one after the other."""
+    """Read rows (N, L), each from a fresh State."""
     device = next(model.parameters()).device
-    rows = 1 if reading.carry else max(1, TOKENS // inputs.shape[1])
+    rows = max(1, TOKENS // inputs.shape[1])
     found, state = [], None
     with evaluating(model):
         for start in range(0, len(inputs), rows):
             tokens = torch.from_numpy(inputs[start : start + rows]).to(device)
             labels = torch.from_numpy(targets[start : start + rows]).to(device)
-            logits, state = _read(model, tokens, labels, reading, state if reading.carry else None)
+            logits, state = _read(model, tokens, labels, reading)
             found.append(_scored(logits, labels))
     guess, nats, sure = (np.concatenate(parts) for parts in zip(*found, strict=True))
     held = max((len(tensor) for tensor in tensors(state)), default=1)
@@ -92,13 +90,12 @@ def read_rows(model: nn.Module, inputs: Ints, targets: Ints, reading: Reading) -
     return Answers(guess, nats, sure, num_bytes(state) // held, report)
 
 
-def _read(
-    model: Any, tokens: Tensor, labels: Tensor, reading: Reading, state: Any
-) -> tuple[Tensor, Any]:
+def _read(model: Any, tokens: Tensor, labels: Tensor, reading: Reading) -> tuple[Tensor, Any]:
     """Logits (B, L, V) and the State after the last token."""
     write, length = reading.writes != "frozen", tokens.shape[1]
     every = reading.every if reading.writes == "reset" else length
-    parts = []
+    parts: list[Tensor] = []
+    state: Any = None
     for start in range(0, length, every):
         piece = slice(start, start + every)
         given = labels[:, piece] if reading.labels else None
