@@ -16,8 +16,10 @@ from pathlib import Path
 import study
 from synthetic_cells import FAMILIES, MEMORIES, Suite, apart, as_csv_rows, read
 from synthetic_figures import heat, lengths, pareto
-from synthetic_memory import changes, errors, levels, memories, states, widths
+from synthetic_memory import changes, errors, languages, levels, memories, states, widths
 
+LEAST = 0.01
+"""A smaller difference of accuracies is none."""
 BUDGET = 3600
 """CPU seconds that the suite was given."""
 
@@ -73,7 +75,8 @@ def verdicts(suite: Suite) -> list[str]:
                 continue
             best = max(rivals, key=lambda m: study.student(rivals[m])[0])
             gap = study.student(mine)[0] - study.student(rivals[best])[0]
-            side = level if not apart(mine, rivals[best]) else (above if gap > 0 else below)
+            decided = apart(mine, rivals[best]) and abs(gap) >= LEAST
+            side = level if not decided else (above if gap > 0 else below)
             side.append(f"{task} ({gap:+.2f} to {best})")
         lines.append(
             f"- {mixer}: above in {len(above)} tasks{listed(above)}; **below in {len(below)}**"
@@ -139,8 +142,8 @@ def solved(suite: Suite) -> list[str]:
     ]
 
 
-def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
-    """The lines of the page."""
+def protocol(suite: Suite) -> list[str]:
+    """What was run, and how."""
     sizes = {c.parameters for c in suite.cells.values() if c.parameters}
     commits = sorted({c.commit for c in suite.cells.values() if c.commit})
     spread = f"{min(sizes):,} to {max(sizes):,}" if sizes else "-"
@@ -157,9 +160,18 @@ def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
         "was chosen for any mixer. Rows are short (18 to 32 tokens, streams of 256) and runs last "
         "seconds: the page says what is learned soon, not what in the end. Test rows were never "
         "trained on. Memories of HOPE blocks learn from what is read (signal=self): labels of a "
-        "probe are its answers and are shown to no memory. Numbers are means over three seeds +- "
-        "their 95 % interval (Student).",
+        "probe are its answers and are shown to no memory. Titans and self-modifying memories are "
+        "written every 8 tokens, levels every 8 and 16; gated_delta, lstm, gru and quadratic_rnn "
+        "write at every token, which parity and its like ask for. Numbers are means over three "
+        "seeds +- their 95 % interval (Student).",
         "",
+    ]
+
+
+def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
+    """The lines of the page."""
+    return [
+        *protocol(suite),
         heat(suite, output),
         "",
         "## What the runs say",
@@ -171,7 +183,8 @@ def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
         *family_claims(suite),
         "",
         "Titans and HOPE against the best of the mixers without such memories, task by task "
-        "(accuracy; decided where 95 % intervals do not meet):",
+        "(accuracy; decided where 95 % intervals do not meet and means differ by "
+        f"{LEAST:g} or more):",
         "",
         *verdicts(suite),
         "",
@@ -189,6 +202,7 @@ def page(suite: Suite, output: Path, width: Suite | None = None) -> list[str]:
         "is that of training.",
         "",
         *lengths(suite, output),
+        *languages(suite),
         *changes(suite),
         *errors(suite),
         *levels(suite),

@@ -8,7 +8,7 @@ import study
 from synthetic_cells import Suite
 
 RATES = ("average_accuracy", "plasticity", "forgetting", "backward_transfer", "forward_transfer")
-LAG = "tokens since switch"
+LAG, TONGUE = "tokens since switch", "language"
 FIXED = ("gated_delta", "lstm", "titan_lmm", "hope_selfmod")
 """Mixers without attention, whose State does not grow."""
 
@@ -80,6 +80,35 @@ def states(suite: Suite) -> list[str]:
         *study.table(["mixer", *(f"{n} tokens" for n in lengths)], lines),
         text if notes else "",
         "",
+    ]
+
+
+def languages(suite: Suite) -> list[str]:
+    """formal: every language at the lengths of training and at longer ones."""
+    slices = suite.fact(
+        "formal", lambda page: sorted(map(int, page["test"]["on"]["slices"][TONGUE]))
+    )
+    if not slices:
+        return []
+    from nl.data.probe_languages import NAMES
+
+    mixers = [m for m in suite.mixers if suite.pages("formal", m)]
+    rows = []
+    for number in slices:
+        line = [NAMES[number]]
+        for mixer in mixers:
+            means = []
+            for evaluator, case in (("in_range", "val"), ("probe", "test")):
+                pages = suite.pages("formal", mixer, evaluator)
+                found = [p[case]["on"]["slices"][TONGUE].get(str(number)) for p in pages]
+                known = [one["accuracy"] for one in found if one]
+                means.append(f"{sum(known) / len(known):.2f}" if known else "-")
+            line.append(" / ".join(means))
+        rows.append(line)
+    return [
+        "formal: accuracy per language, strings as long as in training / longer; one model reads "
+        "all eight.",
+        *study.table(["language", *mixers], rows),
     ]
 
 

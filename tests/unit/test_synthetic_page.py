@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_a_dead_memory_and_a_failed_run_are_named(
     assert "**Dead**: titan_lmm titan on mqar." in text
     assert "1 failed" in text
     assert "1 of mqar" in text
+
+
+def test_what_was_trained_is_set_off_and_colours_that_come_again_have_another_mark() -> None:
+    from nl.report.figures import SERIES, Figure, Line, draw
+
+    line = Line("one", [1.0, 2.0], [0.5, 0.6])
+    bare = draw(Figure("x", "x", [line]))
+    shaded = draw(Figure("x", "x", [line], shaded=(0.0, 1.5)))
+    assert len(shaded) > len(bare)
+    assert "opacity: 0.6" in shaded
+    assert "opacity: 0.6" not in bare
+    again = draw(Figure("x", "x", [replace(line, colour=len(SERIES))]))
+    assert SERIES[0] in again
+    assert again != bare
 
 
 def test_no_sweep_is_refused(

@@ -49,15 +49,20 @@ class Says(torch.nn.Module):
 
     def __init__(self, task: Any, every: int = 0) -> None:
         super().__init__()
-        self.task, self.every, self.seen = task, every, 0
+        self.task, self.every, self.shown = task, every, False
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def memory_paths(self) -> list[str]:
         return []
 
+    def answers(self, inputs: Any, targets: Any) -> Any:
+        told = torch.from_numpy(self.task.oracle(inputs.numpy()))
+        return torch.where(targets == IGNORE, 0, told)
+
     def forward(self, inputs: Any, state: Any, *, targets: Any, write: bool) -> Output:
         assert write
-        assert targets is None, "no answer is shown"
+        assert (targets is not None) == self.shown
+        assert targets is None or torch.equal(targets.clamp(min=0), self.answers(inputs, targets))
         answer = torch.from_numpy(self.task.oracle(inputs.numpy())).clamp(min=0)
         if self.every:
             answer[:: self.every] = 0
@@ -96,6 +101,15 @@ def test_the_oracle_scores_one_and_every_fourth_row_can_be_wrong(tmp_path: Path)
         ].tolist()
         == page["right"][0]["targets"]
     )
+
+
+def test_answers_are_handed_out_on_request_alone(tmp_path: Path) -> None:
+    task = stream()
+    model = Says(task)
+    hidden = evaluator().build()(model, context(tmp_path, task))
+    model.shown = True
+    shown = evaluator(labels=True).build()(model, context(tmp_path, task))
+    assert [row.value for row in shown] == [row.value for row in hidden]
 
 
 def test_errors_are_named_where_the_probe_knows_kinds(tmp_path: Path) -> None:
