@@ -83,7 +83,12 @@ def test_a_model_that_knows_the_newest_map_alone(tmp_path: Path) -> None:
     assert later[3].tolist() == [1, 1, 0], "old values were overwritten"
     assert np.asarray(page["wrong"]["value of an earlier phase"])[1].tolist() == [0, 1, 1]
     assert page["intervals"]["average_accuracy"] == pytest.approx([1 / 3, 1 / 3])
-    assert all(row.n == 60 and row.task == "test" for row in rows)
+    assert values["wrong/value of a later phase"] == 1, "of both earlier phases"
+    assert values["wrong/value of an earlier phase"] == values["wrong/never its value"] == 0
+    counts = {row.n for row in rows if row.metric.startswith("wrong/")}
+    assert counts == {2 * 20 * 16}
+    assert all(r.n == 60 for r in rows if not r.metric.startswith("wrong/"))
+    assert {row.task for row in rows} == {"test"}
     cells = list(csv.DictReader((tmp_path / "matrix.csv").read_text().splitlines()))
     assert len(cells) == 4 * 3
     assert {(c["row"], c["phase"]): float(c["accuracy"]) for c in cells}["after 1", "1"] == 1
