@@ -209,9 +209,10 @@ def measured(split: str, mode: Writes, told: Told, page: dict[str, Any]) -> list
         error = spread[name][0] if name in spread else None
         more: dict[str, Any] = {"memorize": MEMORIZE[mode], "note": note, "stderr": error}
         rows.append(make_row("", task, name, value, len(told.phase), **more))
-    old = [j for j in columns if j != (len(shares) - 2) % len(columns)]
+    ended = len(shares) - 1
+    old = [j for j in columns if j < ended and j != (ended - 1) % len(columns)]
     told_of = f"memory writes: {mode}; at the end, answers on phases {', '.join(map(str, old))}"
-    for name, matrix in page["wrong"].items():
+    for name, matrix in page["wrong"].items() if old else ():
         value, n = float(np.mean([matrix[-1][j] for j in old])), sum(page["n"][j] for j in old)
         more = {"memorize": MEMORIZE[mode], "note": told_of}
         rows.append(make_row("", task, f"wrong/{name}", value, n, **more))

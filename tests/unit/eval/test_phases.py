@@ -97,7 +97,12 @@ def test_a_model_that_knows_the_newest_map_alone(tmp_path: Path) -> None:
 def test_phases_that_have_ended_are_measured_and_interrupted_ones_are_not(tmp_path: Path) -> None:
     task = stream()
     told = context(tmp_path, task, step=12)
-    structure(EvaluatorConfig, {"kind": "phases"}).build()(Knows(task, 1), told)  # type: ignore[attr-defined]
+    evaluator: Any = structure(EvaluatorConfig, {"kind": "phases"})
+    rows = evaluator.build()(Knows(task, 1), told)
+    notes = {row.note for row in rows if row.metric.startswith("wrong/")}
+    assert notes == {"memory writes: on; at the end, answers on phases 0"}, "2 was not trained yet"
+    first = evaluator.build()(Knows(task, 0), context(tmp_path, task, step=5))
+    assert not [row for row in first if row.metric.startswith("wrong/")]
     assert told.record.details["on"]["rows"] == ["init", "after 0", "after 1"]
     with pytest.raises(ConfigError, match="step: 4; no phase has ended"):
         structure(EvaluatorConfig, {"kind": "phases"}).build()(  # type: ignore[attr-defined]
