@@ -21,7 +21,7 @@ def add_report(commands: Commands) -> None:
     summary = "write report.html of a run, the dashboard of a sweep, or one page over many runs"
     parser = add_command(commands, "report", summary, example, report)
     flag = parser.add_argument
-    flag("run", nargs="+", help="a run, a sweep, or folders with runs for one page over all")
+    flag("run", nargs="+", help="a run, sweeps, or folders with runs for one page over all")
     flag("--index", help="the page over many; default: index.html in the first")
     flag("--output", help="write everything below this folder instead of beside the runs")
     flag("--pages", action="store_true", help="of a sweep: the page of every run, too")
@@ -37,8 +37,8 @@ def report(options: argparse.Namespace) -> int:
 
     paths = [Path(path) for path in options.run]
     output = Path(options.output) if options.output else None
-    if len(paths) == 1 and is_sweep(paths[0]):
-        return sweep_report(paths[0], output, options)
+    if all(is_sweep(path) for path in paths):
+        return sweep_report(paths, output, options)
     if options.pages or options.legacy_csv:
         name = "--pages" if options.pages else "--legacy-csv"
         raise ConfigError(f"{name}: {paths[0]} is no sweep; leave it out.")
@@ -52,23 +52,23 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
-def sweep_report(root: Path, output: Path | None, options: argparse.Namespace) -> int:
-    """The dashboard of a sweep, with what belongs to it."""
+def sweep_report(roots: Sequence[Path], output: Path | None, options: argparse.Namespace) -> int:
+    """The dashboard of one sweep or of several together, with what belongs to it."""
     from nl.data.ladder_tasks import TASKS
     from nl.report import write_report
     from nl.report.index import is_run
     from nl.report.legacy_csv import write_legacy
-    from nl.report.sweep_page import read_results, write_sweep_page
+    from nl.report.sweep_page import merged, write_sweep_page
 
-    rows = read_results(root)
+    root, rows = merged(roots)
     if options.pages:
         for row in rows:
             run = root / str(row.get("run_dir"))
             if is_run(run):
                 write_report(run, output / str(row["run_dir"]) if output else None)
-    page = Path(options.index) if options.index else (output or root) / "index.html"
+    page = Path(options.index) if options.index else (output or roots[0]) / "index.html"
     found = overlaps(root, rows)
-    print(write_sweep_page(root, page, overlaps=found, pages=output))
+    print(write_sweep_page(roots, page, overlaps=found, pages=output))
     if options.legacy_csv:
         for path in write_legacy(rows, found, page.parent, TASKS):
             print(path)

@@ -34,7 +34,7 @@ def is_sweep(path: Path) -> bool:
 
 
 def write_sweep_page(
-    root: Path,
+    roots: Path | Sequence[Path],
     page: Path | None = None,
     *,
     overlaps: Mapping[str, Sequence[Row]] | None = None,
@@ -43,18 +43,18 @@ def write_sweep_page(
     """Write ``index.html`` of a sweep, finished or not; a dashboard where it has tasks and models.
 
     Args:
-        root: the sweep's directory.
-        page: where; default: ``index.html`` in it.
+        roots: the sweep's directory; of several, one page over all, which takes the goal of the
+            first.
+        page: where; default: ``index.html`` in the first.
         overlaps: per task what train and test share, for runs that do not say.
         pages: where the pages of runs are, below their names; default: in the runs.
 
     Raises:
         ConfigError: its files cannot be read, or the page cannot be written.
     """
-    page = page or root / "index.html"
-    told, rows = _yaml(root / METADATA), read_results(root)
-    goal = (told.get("goal") or {}).get("name", "val/loss")
-    best_high = (told.get("goal") or {}).get("direction") == "maximize"
+    several = [roots] if isinstance(roots, Path) else list(roots)
+    page = page or several[0] / "index.html"
+    root, rows = merged(several)
     place = pages or root
 
     def page_of(row: Row) -> str:
@@ -62,36 +62,78 @@ def write_sweep_page(
         found = place / str(row.get("run_dir", "")) / "report.html"
         return Path(os.path.relpath(found, page.parent)).as_posix() if found.is_file() else ""
 
-    facts = [
-        ("runs", ", ".join(f"{n} {state}" for state, n in counted(rows).items()) or "none"),
-        ("seeds", ", ".join(map(str, told.get("seeds", [])))),
-        ("goal", f"{goal}, {'higher' if best_high else 'lower'} is better"),
-        ("base", str(told.get("base_config_file", DASH))),
-    ]
-    sections = sweep_sections(rows, goal, best_high, page_of)
-    if is_grid(rows):
-        html = dashboard(
-            Board(
-                title=str(told.get("sweep_name", root.name)),
-                where=root.name,
-                facts=[*facts, *made_with(root, rows)],
-                root=root,
-                sweep=_yaml(root / SPEC) if (root / SPEC).is_file() else {},
-                rows=rows,
-                goal=goal,
-                overlaps=overlaps or {},
-                sections=[placed for placed in sections if placed[0] != "Axes"],
-                page_of=page_of,
-            )
-        )
-    else:
-        html = plain_page(str(told.get("sweep_name", root.name)), root, facts, sections, rows)
+    html = html_of(several, root, rows, page_of, overlaps or {})
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         replace(page, html)
     except OSError as error:
         raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
     return page
+
+
+def html_of(
+    roots: Sequence[Path],
+    root: Path,
+    rows: Sequence[Row],
+    page_of: Callable[[Row], str],
+    overlaps: Mapping[str, Sequence[Row]],
+) -> str:
+    """The page: a dashboard of tasks and models, else the tables that every sweep has."""
+    tellings = [_yaml(one / METADATA) for one in roots]
+    goal = (tellings[0].get("goal") or {}).get("name", "val/loss")
+    best_high = (tellings[0].get("goal") or {}).get("direction") == "maximize"
+    names = [
+        str(told.get("sweep_name", one.name)) for one, told in zip(roots, tellings, strict=True)
+    ]
+    facts = [
+        ("runs", ", ".join(f"{n} {state}" for state, n in counted(rows).items()) or "none"),
+        ("seeds", ", ".join(map(str, tellings[0].get("seeds", [])))),
+        ("goal", f"{goal}, {'higher' if best_high else 'lower'} is better"),
+        ("base", str(tellings[0].get("base_config_file", DASH))),
+    ]
+    sections = sweep_sections(rows, goal, best_high, page_of)
+    if not is_grid(rows):
+        return plain_page(", ".join(names), root, facts, sections, rows)
+    return dashboard(
+        Board(
+            title=", ".join(names),
+            where=", ".join(one.name for one in roots),
+            facts=[*facts, *made_with(root, rows)],
+            root=root,
+            sweep=merged_spec(roots),
+            rows=rows,
+            goal=goal,
+            overlaps=overlaps,
+            sections=[placed for placed in sections if placed[0] != "Axes"],
+            page_of=page_of,
+        )
+    )
+
+
+def merged(roots: Sequence[Path]) -> tuple[Path, list[Row]]:
+    """The folder that holds all sweeps, and their rows with run directories below it."""
+    if len(roots) == 1:
+        return roots[0], read_results(roots[0])
+    whole = [root.resolve() for root in roots]
+    top = Path(os.path.commonpath(whole))
+    rows = []
+    for root in whole:
+        below = root.relative_to(top)
+        found = read_results(root)
+        rows += [{**row, "run_dir": (below / str(row.get("run_dir"))).as_posix()} for row in found]
+    return top, rows
+
+
+def merged_spec(roots: Sequence[Path]) -> Row:
+    """The files of the sweeps, as far as they say what was planned."""
+    axes: dict[str, list[Any]] = {}
+    exclude: list[Any] = []
+    for root in roots:
+        spec = _yaml(root / SPEC) if (root / SPEC).is_file() else {}
+        for name, variants in (spec.get("axes") or {}).items():
+            axes.setdefault(name, []).extend(variants or [])
+        exclude += spec.get("exclude") or []
+    return {"axes": axes, "exclude": exclude}
 
 
 def sweep_sections(

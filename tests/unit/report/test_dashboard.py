@@ -132,6 +132,22 @@ def test_further_axes_are_settings(tmp_path: Path, boards: Any) -> None:
     assert (tasks, models) == (["mqar"], ["small"])
 
 
+def test_several_sweeps_make_one_dashboard(sweep: Path, tmp_path: Path, boards: Any) -> None:
+    other = boards.board(tmp_path / "other")
+    rows = [boards.row("parity", "small", seed, 0.5) for seed in range(3)]
+    (other / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    (other / "parity_small/seed_1").mkdir(parents=True)
+    (other / "parity_small/seed_1/report.html").write_text("x")
+    page = tmp_path / "all.html"
+    assert main(["report", str(sweep), str(other), "--index", str(page)]) == 0
+    found = data_of(page)
+    assert [task["name"] for task in found["tasks"]][-1] == "parity"
+    cells = {(c["task"], c["model"]): c for c in found["cells"]}
+    assert cells["parity", "small"]["runs"][1]["page"] == "other/parity_small/seed_1/report.html"
+    assert cells["mqar", "small"]["values"]["test|accuracy"][2] == 3
+    assert cells["parity", "large"]["state"] == "missing"
+
+
 def test_pages_and_files_by_the_command(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

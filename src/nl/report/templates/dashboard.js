@@ -76,7 +76,7 @@
   function digits(number) {
     if (number === null || number === undefined) { return "\u2013"; }
     var size = Math.abs(number);
-    if (size !== 0 && (size < 0.001 || size >= 1e5)) { return number.toExponential(1); }
+    if (size > 1e-9 && (size < 0.001 || size >= 1e5)) { return number.toExponential(1); }
     return number.toFixed(size < 100 ? 3 : 0);
   }
   function text(value) {
