@@ -145,6 +145,10 @@ def check_phases(stream: StreamConfig, objective: object) -> None:
             f"objective: {kind} acts when a phase ends, but stream={stream.kind} has no phases; "
             "choose stream=phases, stream=replay or stream=tasks."
         )
+    if getattr(stream, "joint", False):
+        raise ConfigError(
+            f"stream.joint: true; objective={kind} acts when a phase ends: set it to false."
+        )
     if not getattr(stream, "announce", True):
         raise ConfigError(
             f"stream.announce: false; objective={kind} acts when a phase ends: set it to true."

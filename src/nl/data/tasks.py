@@ -66,6 +66,10 @@ class TaskStreamConfig(StreamConfig):
     """Transpositions from one task to the next (vocabulary=drift)."""
     blur: float = 0.0
     """Share of a task over which a boundary is blurred, half of it on either side; 0: hard."""
+    joint: bool = False
+    """All tasks at once, row by row in turn: what a model could know of all of them."""
+    only: int | None = None
+    """Read this task alone, as often as there are tasks: what it teaches by itself."""
     announce: bool = True
     """Whether batches say which task they are of (``phase``); false: task-free."""
     capacity: int = 0
@@ -99,6 +103,13 @@ class TaskStreamConfig(StreamConfig):
         _used(self, "repeat", 4, self.vocabulary == "repeat", "vocabulary=repeat")
         _used(self, "swaps", 150, self.vocabulary == "drift", "vocabulary=drift")
         _used(self, "steps", 100, not self.tokens, "tokens=0")
+        alone = self.only is None or 0 <= self.only < self.tasks
+        require(alone, f"only: {self.only}; must be 0 to {self.tasks - 1}.")
+        once = not (self.joint and self.only is not None)
+        require(once, "only, joint: tasks are read one after another, at once, or one alone.")
+        apart = self.only is None and not self.joint
+        _used(self, "blur", 0.0, apart, "tasks that follow one another (joint, only)")
+        _used(self, "capacity", 0, apart, "tasks that follow one another (joint, only)")
         require(self.capacity >= 0, f"capacity: {self.capacity}; must be >= 0.")
         require(0 <= self.replay < 1, f"replay: {self.replay}; must be in [0, 1).")
         _used(self, "replay", 0.0, self.capacity > 0, "capacity of 1 or more")
@@ -169,7 +180,7 @@ class TaskStreamConfig(StreamConfig):
 
     def held_out(self, phase: int) -> str:
         """The validation split of the task of a phase."""
-        task = self.table[phase % self.tasks]
+        task = self.table[phase % self.tasks if self.only is None else self.only]
         same = (other.name for other in self.distinct
                 if (other.domains, other.order) == (task.domains, task.order))  # fmt: skip
         return f"val/{next(same)}"
@@ -289,6 +300,7 @@ class TaskPlan:
         self.rows = config.task_steps * config.batch_size
         self.ramp = 2 * int(config.blur * self.rows / 2)
         self.count, self.mix, self.domains = len(table), config.mix, len(names)
+        self.joint, self.only = config.joint, config.only
         self._tags = [{"domain": "+".join(t.domains), "task": t.name} for t in table]
         self._told = config.announce
         self._members = np.array([[names.index(d) for d in t.domains] for t in table])
@@ -296,14 +308,21 @@ class TaskPlan:
         each = -(-(self.rows - np.arange(self.mix)) // self.mix)
         read = np.zeros((self.count, len(names)), dtype=np.int64)
         for task, members in enumerate(self._members):
-            np.add.at(read[task], members, each)
+            if config.only in (None, task):
+                np.add.at(read[task], members, each)
         self._before = np.cumsum(read, axis=0) - read
         self._per_cycle = read.sum(axis=0)
         self._shuffle = Shuffler(sizes, names, seed)
 
     def place(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
         """Of global rows: the repetition of all tasks, the task, the row's number in the task."""
+        if self.only is not None:
+            cycle, inside = np.divmod(rows, self.rows)
+            return cycle, np.full_like(rows, self.only), inside
         cycle, row = np.divmod(rows, self.rows * self.count)
+        if self.joint:
+            inside, task = np.divmod(row, self.count)
+            return cycle, task, inside
         task, inside = np.divmod(row, self.rows)
         if not self.ramp:
             return cycle, task, inside
@@ -325,9 +344,11 @@ class TaskPlan:
 
     def tags(self, row: int) -> dict[str, Any]:
         """``phase`` counts tasks on over repetitions, by where a hard boundary would be."""
-        if not self._told:
+        if not self._told or self.joint:
             return {}
         number = row // self.rows
+        if self.only is not None:
+            return {"phase": number, **self._tags[self.only]}
         return {"phase": number, **self._tags[number % self.count]}
 
 

@@ -279,3 +279,42 @@ def test_replay_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tiny, **changes)
+
+
+def test_joint_rows_take_turns_and_are_those_of_the_tasks(tiny: Path) -> None:
+    joint = take(config(tiny, joint=True, vocabulary="unique"), 20)
+    wanted = rows_of(take(config(tiny, vocabulary="unique"), 20))
+    assert joint[0].tags == {"row": 0}
+    found = rows_of(joint)
+    assert sorted(found) == sorted(wanted)
+    assert [wanted.index(row) // 40 for row in found] == [0, 1, 2, 3] * 40
+    with pytest.raises(ConfigError, match=r"stream\.joint"):
+        check_phases(config(tiny, joint=True), EwcConfig())
+
+
+def test_one_task_alone(tiny: Path) -> None:
+    alone = take(config(tiny, only=2, vocabulary="unique"), 10)
+    assert {(batch.tags["task"], batch.tags["domain"]) for batch in alone} == {("task_02", "code")}
+    assert [batch.tags["phase"] for batch in alone] == [0] * 5 + [1] * 5
+    assert len(set(rows_of(alone))) == 80
+    back = torch.argsort(orders(config(tiny, vocabulary="unique"))[2].long())
+    plain = take(config(tiny, only=2), 10)
+    assert all(torch.equal(back[a.inputs.long()], b.inputs.long())
+               for a, b in zip(alone, plain, strict=True))  # fmt: skip
+    assert config(tiny, only=3).held_out(7) == "val/task_01"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only": 4}, "only: 4; must be 0 to 3"),
+        ({"only": 1, "joint": True}, "only, joint"),
+        ({"joint": True, "blur": 0.5}, r"blur: 0\.5; has no effect"),
+        ({"only": 1, "capacity": 9}, "capacity: 9; has no effect"),
+    ],
+)
+def test_orders_that_cannot_be_are_refused(
+    tiny: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tiny, **changes)
