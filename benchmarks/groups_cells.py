@@ -96,6 +96,22 @@ NETWORKS = (
     ),
 )
 
+CLIPPED = "train.max_norm=0.1"
+SHIPPED = {
+    "c10_k3": (
+        *("experiment=groups/c10_k3", "model.init_scale=0.01", "stream.batch_size=128"),
+        *("optim.lr=0.01", CLIPPED, "train.steps=8000"),
+    ),
+    "d3": (
+        *("experiment=groups/d3", "stream.powers={1b:30,2a:3000}", "optim.lr=0.01", CLIPPED),
+        "train.steps=2000",
+    ),
+    "octahedral": (
+        *("experiment=groups/octahedral", "model.hidden=1200", "stream.batch_size=128"),
+        *("optim.lr=0.01", CLIPPED, "train.steps=5000"),
+    ),
+}
+"""Configurations of the earlier system, by their counterparts here: as they were shipped."""
 SHOTS = {"d3": (1, 100, 150, 400, 1000), "rnn": (1, 40, 70, 120, 250, 2000)}
 """Steps after which checkpoints are kept of one more run of seed 0."""
 
@@ -127,8 +143,13 @@ def shots_cell(label: str) -> study.Cell:
     return study.Cell(f"{label}-shots", (*told, "seed=0", *kept))
 
 
+def shipped_cell(experiment: str) -> study.Cell:
+    """A configuration that stood still, as it was."""
+    return study.Cell(f"shipped_{experiment}", (*SHIPPED[experiment], "seed=0"))
+
+
 def cells(experiments: tuple[str, ...], seeds: int) -> list[study.Cell]:
     """All runs, the cheap ones first."""
     found = [staircase_cell(one, seed) for seed in range(seeds) for one in experiments]
     found += [network_cell(one, seed) for seed in range(seeds) for one in NETWORKS]
-    return found + [shots_cell(label) for label in SHOTS]
+    return found + [shots_cell(label) for label in SHOTS] + [shipped_cell(one) for one in SHIPPED]
