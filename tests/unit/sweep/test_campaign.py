@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -83,12 +84,22 @@ def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str])
     assert "1 jobs; nothing was run" in said.err
 
 
-def test_the_shipped_files_compose(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_files_compose(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every variant of every axis, beside the first of the other axes."""
     files = sorted((repo / "configs" / "sweep").glob("*.yaml"))
     assert files
     for path in files:
-        assert main(["sweep", str(path), "--dry-run"]) == 0, path
-        assert "--config-name" in capsys.readouterr().out
+        whole = yaml.safe_load(path.read_text())
+        axes: dict[str, Any] = whole.get("axes", {})
+        cut = {k: v for k, v in whole.items() if k not in ("exclude", "seeds")} | {"n_seeds": 1}
+        for name in axes or ("",):
+            kept = {axis: all_ if axis == name else all_[:1] for axis, all_ in axes.items()}
+            one = tmp_path / f"{path.stem}_{name}.yaml"
+            one.write_text(yaml.safe_dump(cut | ({"axes": kept} if axes else {})))
+            assert main(["sweep", str(one), "--dry-run"]) == 0, (path, name)
+            assert capsys.readouterr().out.count("--config-name") >= len(axes.get(name, "1"))
 
 
 def test_a_place_with_other_files_is_left_alone(
