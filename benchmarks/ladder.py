@@ -166,8 +166,7 @@ def page(args: argparse.Namespace) -> list[str]:
         "data are in the CSV. self_attention mixes after the mean over steps; mixed before it, "
         "as on an earlier state of this page, it does not learn the sums.",
         "",
-        "Data are drawn as the earlier system drew them, from seeds of each run; the earlier seeds "
-        "0 and 1 are in the table of overlap below.",
+        "Data are the earlier system's, number by number: seed 0 for training, 1 for tests.",
         "",
         *(PICTURE if (args.output.parent / "ladder.png").is_file() else []),
         *seed_section(args.seeds),

@@ -81,6 +81,8 @@ class LadderConfig(StreamConfig):
     """Test examples; null likewise."""
     legacy: bool = False
     """The earlier system's data: 1000 examples drawn with replacement, test from the next seed."""
+    legacy_seed: int = 0
+    """What they are drawn from, whatever the seed of the run; the earlier system had 0."""
     batch_size: int = 128
     """Rows per micro-batch, over all ranks."""
 
@@ -93,6 +95,11 @@ class LadderConfig(StreamConfig):
         require(
             self.steps is None or 2 <= self.steps <= 1024,
             f"steps: {self.steps}; must be 2 to 1024, or null.",
+        )
+        require(self.legacy_seed >= 0, f"legacy_seed: {self.legacy_seed}; must be >= 0.")
+        require(
+            self.legacy or not self.legacy_seed,
+            f"legacy_seed: {self.legacy_seed}; without legacy=true data follow the run's seed.",
         )
         for name in ("train_size", "val_size", "test_size"):
             value = getattr(self, name)
@@ -124,7 +131,7 @@ class LadderConfig(StreamConfig):
         rule = self.rule()
         if self.legacy:
             offset = {"train": 0, "test": 1, "val": 2}[split]
-            raw = legacy_examples(rule, asked or DEFAULT_SIZE, seed + offset)
+            raw = legacy_examples(rule, asked or DEFAULT_SIZE, self.legacy_seed + offset)
             return _encoded(rule, raw, np.zeros(len(raw), dtype=np.int64))
         raw, kinds, each = draw(rule, split, (asked or DEFAULT_SIZE) // 2, seed, self.task)
         if asked is not None and each < asked // 2:

@@ -50,6 +50,15 @@ def test_the_earlier_data_overlap_as_they_did(task: str) -> None:
     assert (found.seen, found.unique_train, found.unique_test, found.lookup) == LEGACY[task]
 
 
+def test_the_earlier_data_are_those_of_their_own_seed_whatever_the_run_has() -> None:
+    one, other = (cfg("aa_bb_cc", legacy=True).examples("train", seed) for seed in (0, 5))
+    assert (one.raw == other.raw).all()
+    later = cfg("aa_bb_cc", legacy=True, legacy_seed=1).examples("train", 0)
+    assert (later.raw == cfg("aa_bb_cc", legacy=True).examples("test", 0).raw).all()
+    with pytest.raises(ConfigError, match="legacy_seed: 1; without legacy=true"):
+        cfg("aa_bb_cc", legacy_seed=1)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_splits_share_nothing(task: str) -> None:
     config = cfg(task)
