@@ -128,13 +128,33 @@ def changes(suite: Suite) -> list[str]:
                     ]
                 )
         if rows:
+            lost = {m: share_lost(suite, task, m) for m in suite.mixers}
+            known = {m: share for m, share in lost.items() if share is not None}
+            least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+            text = (
+                f"Of what a phase taught, its successors wiped out {known[least]:.0%} ({least}) to "
+                f"{known[most]:.0%} ({most})."
+            )
             head = [name.replace("_", " ") for name in RATES]
             lines += [
                 f"{task}: R over three phases (row: after a phase, column: rows of a phase), "
                 "accuracy. Up is good but for forgetting.",
                 *study.table(["mixer", *head], rows),
+                text,
+                "",
             ]
     return [*lines, *lag(suite)]
+
+
+def share_lost(suite: Suite, task: str, mixer: str) -> float | None:
+    """What was known of earlier phases after each and is not at the end, of all seeds; 0 to 1."""
+    learned = kept = 0.0
+    for page in suite.pages(task, mixer, "phases"):
+        r = page["on"]["accuracy"]
+        earlier = range(len(r[0]) - 1)
+        learned += sum(r[j + 1][j] for j in earlier)
+        kept += sum(min(r[-1][j], r[j + 1][j]) for j in earlier)
+    return 1 - kept / learned if learned else None
 
 
 def measures_of(page: dict[str, Any]) -> dict[str, float]:
@@ -250,4 +270,11 @@ def widths(suite: Suite, other: Suite | None) -> list[str]:
             rows.append([mixer, *both, f"{known[0]:,}" if known else "-"])
         head = ["mixer", "equal parameters", "equal width", "its parameters"]
         lines += [f"{task}, accuracy:", *study.table(head, rows)]
-    return ["## Equal width instead", "", *lines]
+    spent = [
+        page["process"]["cpu_seconds"]
+        for task in other.tasks
+        for mixer in other.mixers
+        for page in other.pages(task, mixer)
+    ]
+    text = f"{len(spent)} more runs, {sum(spent):,.0f} CPU seconds beyond those below."
+    return ["## Equal width instead", "", *lines, text, ""]

@@ -114,6 +114,8 @@ def test_the_page(
     assert "transformer never, gated_delta from 4 tokens on, titan_lmm never." in text
     assert "| titan_lmm | 30 | 0.40 | 0.60 |" in text
     assert "| gated_delta | 0.90 +- 0.02 | 0.90 +- 0.02 | 1,000 |" in text
+    assert "Of what a phase taught, its successors wiped out 67% (" in text
+    assert "35 more runs, 175 CPU seconds" in text
     assert "35 runs took 175 CPU seconds" in text
     assert "nl_core 64 s" in text
     assert "No memory stayed unwritten." in text
