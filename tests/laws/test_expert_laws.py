@@ -130,7 +130,7 @@ def sparse_levels(build: Build, name: str) -> Any:
 def test_levels_with_experts_obey_the_laws(name: str, build: Build, float64: None) -> None:
     model, x, labels = sparse_levels(build, name), tokens(3, 23), tokens(2, 23, 5)
     whole = model(x)
-    for cuts in CUTS:
+    for cuts in CUTS[:2]:
         pred, state = read_in_pieces(model, x, cuts)
         assert (pred - whole.pred).abs().max() < EXACT
         assert largest_gap(state, whole.state) < EXACT
