@@ -169,7 +169,7 @@ def test_refusals() -> None:
     check_reads({"probe": evaluator(harder={"long": {"length": 128}})}, task, model)
     fields: dict[str, Any]
     for fields, words in (
-        ({"harder": {"x": {"lenght": 3}}}, "evals.probe.harder.x.*lenght.*length"),
+        ({"harder": {"x": {"lengths_": 3}}}, "evals.probe.harder.x.*lengths_.*length"),
         ({"harder": {"x": {"length": 3}}}, "evals.probe.harder.x.length: 3; must be even"),
         ({"harder": {"x": {"vocab": 128}}}, "evals.probe.harder.x: token ids go up to 127"),
         ({"split": "tset"}, "evals.probe.split: .*tset"),
