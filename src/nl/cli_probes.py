@@ -53,4 +53,4 @@ def add_task(parser: argparse.ArgumentParser) -> None:
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
     """``--preset``."""
-    parser.add_argument("--preset", default="smoke", help="smoke, small or paper")
+    parser.add_argument("--preset", default="smoke", help="smoke, small, medium or paper")

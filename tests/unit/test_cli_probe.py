@@ -41,7 +41,7 @@ def test_list_show_and_sample(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(names())
-    assert "smoke small paper" in lines[1]
+    assert "smoke small medium paper" in lines[1]
     assert main(["probe", "show", "mqar", "pairs=2", "length=8"]) == 0
     text = capsys.readouterr().out
     assert "pairs=2 " in text

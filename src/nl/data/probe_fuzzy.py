@@ -130,8 +130,8 @@ class MadFuzzyRecallConfig(MadConfig):
         }
 
     def bound(self) -> float:
-        """A single token of a motif tells more than half where keys are short."""
-        return 0.75
+        """A single token of a motif tells more than half where keys are short, more of few keys."""
+        return 0.7 + 0.4 / self.keys
 
     def chance(self) -> float:
         """Among the tokens of values."""

@@ -15,8 +15,9 @@ from nl.config.hydra import config_dir
 from nl.config.registry import unknown
 from nl.data.probe import ProbeConfig
 
-PRESETS = ("smoke", "small", "paper")
-"""Seconds on a CPU; a laptop or one GPU; published sizes, shipped as configurations only."""
+PRESETS = ("smoke", "small", "medium", "paper")
+"""Seconds on a CPU, to see that it runs; 480 runs of the core suite in an hour of one core; a
+laptop or one GPU; published sizes, shipped as configurations only."""
 PLACE = "experiment/probes"
 
 
@@ -64,8 +65,9 @@ def load(name: str, preset: str, changes: Mapping[str, Any] | None = None) -> Pr
         raise ConfigError(unknown("--preset", preset, PRESETS))
     fields: dict[str, Any] = {}
     if preset in sizes:
-        path = config_dir() / PLACE / preset / f"{name}.yaml"
-        fields = yaml.safe_load(path.read_text()).get("stream", {})
+        place = config_dir() / PLACE
+        for path in (place / f"{preset}.yaml", place / preset / f"{name}.yaml"):
+            fields |= yaml.safe_load(path.read_text()).get("stream", {})
     plain = {key: 0 if value == "${seed}" else value for key, value in fields.items()}
     found = structure(StreamConfig, {"kind": kind, **plain, **(changes or {})}, name)
     assert isinstance(found, ProbeConfig)

@@ -139,7 +139,7 @@ def test_few_streams_come_again() -> None:
 
 
 def test_rows_that_ask_for_rows_before_them_need_a_state_that_is_kept() -> None:
-    told = ["experiment=probes/small", "stream=nonstat_online", "evals={}"]
+    told = ["experiment=probes/medium", "stream=nonstat_online", "evals={}"]
     strategy = Single.start("cpu")
     with pytest.raises(
         ConfigError, match=r"train\.carry: false, but rows of stream=nonstat_online"

@@ -21,7 +21,7 @@ def test_every_probe_has_every_preset() -> None:
     assert all(sizes == PRESETS for _, sizes in found.values())
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small"])
+@pytest.mark.parametrize("preset", ["smoke", "small", "medium"])
 def test_presets_give_a_first_batch_that_the_model_can_read(preset: str) -> None:
     strategy = Single.start("cpu")
     for name in presets():

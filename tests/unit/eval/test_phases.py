@@ -22,7 +22,7 @@ from nl.eval.context import EvalContext, NoText, OwnRows, check_reads
 from nl.eval.phases import check_phase_ends, phase_ends
 
 SMALL = [
-    "experiment=probes/small",
+    "experiment=probes/medium",
     "stream=cl_remap",
     *("stream.phases=3", "stream.phase_steps=3", "stream.val_size=12", "stream.test_size=30"),
     *("stream.batch_size=4", "model.dim=32", "model.vocab_size=32", "model.block=transformer"),

@@ -23,7 +23,7 @@ from nl.eval.context import EvalContext, NoText, OwnRows, check_reads
 from nl.eval.probe import Measured, ProbeEvalConfig, bootstrap
 from nl.eval.probe_read import Reading, read_rows
 
-SMALL = ["experiment=probes/small", "model.dim=32", "model.vocab_size=64", "stream.vocab=32"]
+SMALL = ["experiment=probes/medium", "model.dim=32", "model.vocab_size=64", "stream.vocab=32"]
 
 
 def stream(**fields: Any) -> Any:

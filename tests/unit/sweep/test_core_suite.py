@@ -18,12 +18,17 @@ ROOT = Path(__file__).resolve().parents[3] / "configs"
 FILES = ("nl_core", "nl_core_continual")
 SWEEPS = {name: yaml.safe_load((ROOT / f"sweep/{name}.yaml").read_text()) for name in FILES}
 TASKS = [one["name"] for name in FILES for one in SWEEPS[name]["axes"]["task"]]
+FILE = {
+    one["name"]: one["overrides"]["experiment"]
+    for name in FILES
+    for one in SWEEPS[name]["axes"]["task"]
+}
 MIXERS = {one["name"]: one["overrides"] for one in SWEEPS["nl_core"]["axes"]["model"]}
 
 
 @pytest.fixture(scope="module")
 def shared() -> dict[str, Any]:
-    model: dict[str, Any] = compose("pilot_smoke", ["experiment=probes/core/base"])["model"]
+    model: dict[str, Any] = compose("pilot_smoke", ["experiment=probes/small"])["model"]
     return model
 
 
@@ -61,7 +66,7 @@ def test_both_files_run_the_same_mixers() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_are_long_enough_for_every_memory(task: str, shared: dict[str, Any]) -> None:
-    lines = yaml.safe_load((ROOT / f"experiment/probes/core/{task}.yaml").read_text())
+    lines = yaml.safe_load((ROOT / f"experiment/{FILE[task]}.yaml").read_text())
     kind = next(
         line["override /stream"] for line in lines["defaults"] if "override /stream" in line
     )
