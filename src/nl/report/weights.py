@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nl.run.discover import checkpoints
+
 MOST_BYTES = 64 << 20
 """Of a larger file only the header is read."""
 MOST_NUMBERS = 4096
@@ -42,11 +44,8 @@ class Weight:
 
 def newest_weights(run: Path) -> Path | None:
     """The file of the newest checkpoint; None where there is none in one file."""
-    pointer = run / "checkpoints" / "latest"
-    try:
-        path = pointer.parent / pointer.read_text().strip() / "model.safetensors"
-    except (OSError, ValueError):
-        return None
+    found = checkpoints(run)
+    path = found[-1] / "model.safetensors" if found else run
     return path if path.is_file() else None
 
 

@@ -50,7 +50,8 @@ def tokens(rows: int, length: int, seed: int = 1) -> Tensor:
 def heads_of(m: MemoryAsContext, x: Tensor, at: int) -> list[Tensor]:
     """Queries, keys, values (B, H, K) of one token at position ``at``."""
     q, k, v = m.attention.qkv(x).view(len(x), 3, HEADS, -1).unbind(1)
-    cos, sin = context(at, 1)[3:]
+    here = context(at, 1)
+    cos, sin = here.cos, here.sin
     if m.attention.config.qk_norm:
         q, k = (rms_norm(t, t.shape[-1:]) for t in (q, k))
     return [apply_rotary(t[:, None], cos, sin)[:, 0] for t in (q, k)] + [v]
