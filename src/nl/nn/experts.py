@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.router import RouteContext, Router, Routing
-from nl.ops.experts import Activation, ExpertWeights, expert_activate, sparse_experts
+from nl.ops.experts import (
+    Activation,
+    ExpertWeights,
+    expert_activate,
+    sparse_experts,
+    try_grouped_mm,
+)
 
 
 class SparseExperts(nn.Module):
@@ -27,6 +33,7 @@ class SparseExperts(nn.Module):
     def __init__(self, config: ExpertsConfig, dim: int, residual_scale: float) -> None:
         super().__init__()
         assert config.count is not None
+        try_grouped_mm()
         self.config, hidden = config, config.hidden
         own: Any = config.activation or "relu"
         self.activation: Activation = "swiglu" if config.form == "swiglu" else own

@@ -247,12 +247,21 @@ def _aligned(x_ND: Tensor, w: ExpertWeights) -> tuple[Tensor, ExpertWeights]:
 _KNOWN: dict[tuple[str, torch.dtype], bool] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_grouped_mm(device: str, dtype: torch.dtype) -> bool:
-    """Whether grouped products, forward and backward, exist for this kind of device and dtype."""
+    """Whether grouped products, forward and backward, exist for this kind of device and dtype.
+
+    Tried once; a layer has it tried when it is built, so that a compiled call knows.
+    """
     if (device, dtype) not in _KNOWN:
         _KNOWN[device, dtype] = hasattr(F, "grouped_mm") and _grouped_mm_works(device, dtype)
     return _KNOWN[device, dtype]
+
+
+def try_grouped_mm() -> None:
+    """Know ``has_grouped_mm`` of the devices of this machine."""
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            has_grouped_mm(device, dtype)
 
 
 def _grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
