@@ -25,7 +25,7 @@ def add_report(commands: Commands) -> None:
     flag("--index", help="the page over many; default: index.html in the first")
     flag("--output", help="write everything below this folder instead of beside the runs")
     flag("--pages", action="store_true", help="of a sweep: the page of every run, too")
-    flag("--legacy-csv", action="store_true", help="of a sweep: benchmarking.csv and overlap.csv")
+    flag("--legacy-csv", action="store_true", help="the files that an earlier system wrote")
 
 
 def report(options: argparse.Namespace) -> int:
@@ -33,19 +33,23 @@ def report(options: argparse.Namespace) -> int:
     from nl.cli_model import write_baselines
     from nl.report import write_report
     from nl.report.index import INDEX, is_run, write_index
+    from nl.report.legacy_grid import FOLDER, write_run_view
     from nl.report.sweep_page import is_sweep
 
     paths = [Path(path) for path in options.run]
     output = Path(options.output) if options.output else None
     if all(is_sweep(path) for path in paths):
         return sweep_report(paths, output, options)
-    if options.pages or options.legacy_csv:
+    one = len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir()) and options.index is None
+    if options.pages or (options.legacy_csv and not one):
         name = "--pages" if options.pages else "--legacy-csv"
         raise ConfigError(f"{name}: {paths[0]} is no sweep; leave it out.")
-    if len(paths) == 1 and (is_run(paths[0]) or not paths[0].is_dir()) and options.index is None:
+    if one:
         if output is None:
             write_baselines(paths[0])
         print(write_report(paths[0], output))
+        if options.legacy_csv:
+            print(*write_run_view(paths[0], (output or paths[0]) / FOLDER), sep="\n")
         return 0
     page = Path(options.index) if options.index else (output or paths[0]) / INDEX
     print(f"{page}: {write_index(paths, page)} runs")
@@ -58,6 +62,7 @@ def sweep_report(roots: Sequence[Path], output: Path | None, options: argparse.N
     from nl.report import write_report
     from nl.report.index import is_run
     from nl.report.legacy_csv import write_legacy
+    from nl.report.legacy_grid import FOLDER, reads_tasks, write_grid_view
     from nl.report.sweep_page import merged, write_sweep_page
 
     root, rows = merged(roots)
@@ -69,9 +74,10 @@ def sweep_report(roots: Sequence[Path], output: Path | None, options: argparse.N
     page = Path(options.index) if options.index else (output or roots[0]) / "index.html"
     found = overlaps(root, rows)
     print(write_sweep_page(roots, page, overlaps=found, pages=output))
-    if options.legacy_csv:
-        for path in write_legacy(rows, found, page.parent, TASKS):
-            print(path)
+    if options.legacy_csv and reads_tasks(root, rows):
+        print(*write_grid_view(roots, root, rows, page.parent / FOLDER), sep="\n")
+    elif options.legacy_csv:
+        print(*write_legacy(rows, found, page.parent, TASKS), sep="\n")
     return 0
 
 

@@ -58,6 +58,7 @@ class GruController:
         self.seen: dict[str, float] = {}
         self.last: Action | None = None
         self.updates, self.step = 0, -1
+        self.reward: float | None = None
 
     def act(self, observations: Mapping[str, float], step: int) -> Knobs:
         """Knobs for 0-based ``step``; learns where a rollout is full.
@@ -74,7 +75,7 @@ class GruController:
             )
         self.step = step
         if self.turns:
-            self.turns[-1].reward = self._reward(observations)
+            self.reward = self.turns[-1].reward = self._reward(observations)
         told = {k: v for k, v in observations.items() if k not in self.config.unseen}
         inputs = self.normalizer(features(told, self._shares()))
         if len(self.turns) == self.config.rollout:
@@ -96,6 +97,10 @@ class GruController:
         with torch.no_grad():
             heads = self.policy.heads(self.hidden)
             return self.config.ranges.knobs(self.policy.greedy(heads).shares)
+
+    def told(self) -> dict[str, float]:
+        """``reward``: of the turn before this one."""
+        return {} if self.reward is None else {"reward": self.reward}
 
     def _shares(self) -> dict[str, float]:
         return {} if self.last is None else self.last.shares
@@ -161,6 +166,7 @@ class GruController:
             "last": None if self.last is None else self.last.shares,
             "updates": self.updates,
             "step": self.step,
+            "reward": self.reward,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +185,7 @@ class GruController:
         self.seen = dict(state["seen"])
         self.updates, self.step = int(state["updates"]), int(state["step"])
         self.last = None if state["last"] is None else Action(state["last"])
+        self.reward = state.get("reward")
 
 
 def discounted(rewards: Sequence[float], following: float, gamma: float) -> list[float]:

@@ -51,6 +51,8 @@ class Weights:
 def located(path: str | Path) -> Path:
     """The file or directory that holds the weights: for a run its newest valid checkpoint.
 
+    ``model.safetensors`` of a checkpoint, or a link to it, means the checkpoint.
+
     Raises:
         ConfigError: no such thing there.
     """
@@ -59,6 +61,8 @@ def located(path: str | Path) -> Path:
         raise ConfigError(f"{path}: does not exist; give a run, a checkpoint or an exported file.")
     if path.name in ("latest", "best") and path.is_file():
         path = pointed(path.parent.parent, path.name) or path
+    if path.is_file() and is_checkpoint(path.resolve().parent):
+        path = path.resolve().parent
     if RunDir.holds_run(path):
         folder, complaints = newest_valid(path)
         if folder is None:

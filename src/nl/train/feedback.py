@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nl.core.output import Knobs
-from nl.core.protocols import Stream
+from nl.core.protocols import Controller, Stream
 from nl.dist.base import Strategy
 
 
@@ -20,8 +20,8 @@ def adjust(stream: Stream, knobs: Knobs) -> None:
         adjustable.adjust(knobs.replay)
 
 
-def shown(knobs: Knobs) -> dict[str, float]:
-    """What a controller set, as numbers under ``knob/`` for the log."""
+def shown(knobs: Knobs, controller: Controller) -> dict[str, float]:
+    """What a controller set, under ``knob/``, and what it tells of itself, under ``control/``."""
     found: dict[str, float] = {}
     for name in ("lr_scale", "write_scale"):
         found[name] = getattr(knobs, name)
@@ -31,7 +31,15 @@ def shown(knobs: Knobs) -> dict[str, float]:
             found |= {f"{name}_{layer}": k for layer, k in enumerate(value)}
         elif value is not None:
             found[name] = value
-    return {f"knob/{name}": float(value) for name, value in found.items()}
+    told: dict[str, float] = getattr(controller, "told", dict)()
+    return {f"knob/{name}": float(value) for name, value in found.items()} | {
+        f"control/{name}": value for name, value in told.items()
+    }
+
+
+def replayed(tags: Mapping[str, Any]) -> dict[str, float]:
+    """How many rows of a step's last micro-batch were replayed, of streams that replay."""
+    return {"stream/replayed": tags["replayed"]} if "replayed" in tags else {}
 
 
 def teach(stream: Stream, strategy: Strategy, losses: Sequence[Tensor | None]) -> None:

@@ -23,7 +23,7 @@ from nl.core.seeds import SeedBook
 from nl.dist.base import Strategy
 from nl.run.directory import RunDir
 from nl.run.records import line
-from nl.train.feedback import adjust, shown, teach
+from nl.train.feedback import adjust, replayed, shown, teach
 from nl.train.guard import Guard
 from nl.train.hooks.checkpoint import Saver
 from nl.train.hooks.metrics import Clock, Totals, count_bad, perplexity, stable
@@ -264,10 +264,11 @@ class Trainer:
             "lr": self.strategy.base_lr[0] * factor,
             "grad_norm": float(step.norm),
             **numbers,
+            **replayed(step.tags),
         }
         row["ppl"] = perplexity(row["loss"])
         if self.controller is not None:
-            row |= shown(step.knobs)
+            row |= shown(step.knobs, self.controller)
         if self.signals is not None:
             row |= self.signals.after(self.state, row.get("nats", row["loss"]))
         if self.state.skipped or self.state.rollbacks:
