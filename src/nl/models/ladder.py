@@ -34,6 +34,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "attention_heads": ("multilayer_transformer",),
     "blocks": ("multilayer_transformer",),
     "position_scale": ("singlelayer_transformer", "multilayer_transformer"),
+    "legacy": ("singlelayer_transformer", "bahdanau_attention"),
 }
 """Options that not every network has."""
 
@@ -58,8 +59,9 @@ class LadderModelConfig(ModelConfig):
     position_scale: float = 0.1
     """Transformers: factor of the sinusoidal positions."""
     legacy: bool = False
-    """bahdanau_attention: score a step by the mean of its features instead of the learned scorer,
-    which then is not trained."""
+    """The network of the earlier tables. bahdanau_attention: score a step by the mean of its
+    features instead of the learned scorer, which then is not trained. singlelayer_transformer:
+    neither a residual nor norms."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "features", "attention_heads", "blocks"):
@@ -76,10 +78,6 @@ class LadderModelConfig(ModelConfig):
                 value == type(self).__dataclass_fields__[name].default or self.network in networks,
                 f"{name}: {value}; {self.network} has none, only {' and '.join(networks)}.",
             )
-        require(
-            not self.legacy or self.network == "bahdanau_attention",
-            f"legacy: true; only bahdanau_attention differs, not {self.network}.",
-        )
 
     @property
     def size(self) -> int:
@@ -100,7 +98,7 @@ class LadderModel(nn.Module):
         super().__init__()
         self.config = config
         self.network = NETWORKS[config.network](config)
-        self.may_skip_parameters = config.legacy
+        self.may_skip_parameters = config.legacy and config.network == "bahdanau_attention"
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -234,20 +232,29 @@ class HeadedAttention(Attends):
 
 
 class SingleLayerTransformer(nn.Module):
-    """A mark in front and positions, both in the input's own space; one head, no residual."""
+    """A mark in front and positions, both in the input's own space; x += attention(norm(x)); norm.
+
+    One head; a hidden layer behind; the mark's vector decides. With ``legacy`` there are neither
+    residual nor norms; at a high rate the mark then comes to look at one step alone
+    (reports/ladder.md).
+    """
 
     def __init__(self, c: LadderModelConfig) -> None:
         super().__init__()
+        self.legacy = c.legacy
         self.mark = nn.Parameter(torch.zeros(1, 1, c.features))
         self.scale = c.position_scale
         self.embed = nn.Linear(c.features, c.size)
         self.attend = HeadedAttention(c.size, 1)
         self.mix, self.out = nn.Linear(c.size, c.size), nn.Linear(c.size, 1)
+        if not c.legacy:
+            self.first, self.second = nn.LayerNorm(c.size), nn.LayerNorm(c.size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.mark.expand(len(x), -1, -1), x], dim=1)
-        x = x + self.scale * sinusoids(x.shape[1], x.shape[2]).to(x)
-        found: Tensor = self.out(torch.tanh(self.mix(self.attend(self.embed(x))))[:, 0])
+        x = self.embed(x + self.scale * sinusoids(x.shape[1], x.shape[2]).to(x))
+        x = self.attend(x) if self.legacy else self.second(x + self.attend(self.first(x)))
+        found: Tensor = self.out(torch.tanh(self.mix(x))[:, 0])
         return found
 
 
