@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nl.config import ConfigError, unstructure
-from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config
+from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config, start
 from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
@@ -328,4 +328,4 @@ def main(hydra_main: Any) -> None:
     """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
     with leaving(), refusing(tell):
         sys.argv[1:] = quoted(without_local_rank(sys.argv[1:]))
-        hydra_main()
+        start(hydra_main, Path(hydra_main.__wrapped__.__code__.co_filename).parent / "configs")

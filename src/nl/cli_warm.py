@@ -8,6 +8,7 @@ own all the same, with its own session, log and exit code. It ends with its stdi
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -29,6 +30,8 @@ def main() -> None:
 
     publish()
     find_plugins()
+    gc.collect()
+    gc.freeze()  # a collection in a fork then neither visits nor copies what was imported here
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake, woken = os.pipe()
     os.set_blocking(woken, False)

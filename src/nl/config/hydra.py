@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nl.config.legacy import owner, translate, translate_config
@@ -34,6 +34,9 @@ NOT_PUBLISHED = {"block", "inner"}
 MOST_VALUES = 100_000
 """Values in one configuration file, aliases unfolded."""
 
+_published: dict[tuple[str, str], type] = {}
+"""(group, kind) -> class whose defaults Hydra has."""
+
 
 def find_plugins() -> None:
     """Let Hydra look for its plugins now: once in a process, and inherited by forks."""
@@ -43,7 +46,10 @@ def find_plugins() -> None:
 
 
 def publish() -> None:
-    """Hand the defaults of every registered kind to Hydra as plain nodes (no types, no torch)."""
+    """Hand the defaults of every registered kind to Hydra as plain nodes (no types, no torch).
+
+    What Hydra has already is left alone: launchers publish, and so does every composition.
+    """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -51,7 +57,11 @@ def publish() -> None:
         if group in NOT_PUBLISHED:
             continue
         for kind, cls in table(group).items():
-            store.store(group=group, name=kind, node=defaults_of(cls), provider="nl")
+            if _published.get((group, kind)) is not cls:
+                store.store(group=group, name=kind, node=defaults_of(cls), provider="nl")
+                _published[group, kind] = cls
+    if "run_defaults.yaml" in store.repo:
+        return
     root = {
         "name": "run",
         "seed": 0,
@@ -221,7 +231,57 @@ def run_launcher(job: Callable[[Any], None], arguments: Sequence[str]) -> None:
     sys.argv = ["nl train", *quoted(arguments)]
     decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="pilot")
     with refusing():
-        decorate(job)()
+        start(decorate(job), config_dir())
+
+
+def start(decorated: Any, configs: Path) -> None:
+    """Call a function under ``hydra.main`` with the command line, composing once where that does.
+
+    ``hydra.main`` composes twice, once to learn ``hydra.mode``. A command line of a config's name
+    and overrides of a configuration that leaves Hydra's own node as the shipped ones have it needs
+    neither that nor Hydra's output directories and logging; all others go the long way.
+
+    Args:
+        decorated: the function.
+        configs: the directory that its ``config_path`` means.
+    """
+    cfg = _composed_once(sys.argv[1:]) if configs.resolve() == config_dir() else None
+    if cfg is None:
+        decorated()
+    else:
+        decorated(cfg)
+
+
+def _composed_once(arguments: Sequence[str]) -> Any:
+    """The configuration of a command line without Hydra's flags; None where Hydra is needed."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    flag, equals, name = (arguments[0] if arguments else "").partition("=")
+    overrides = list(arguments[1:])
+    if not equals and overrides:
+        name = overrides.pop(0)
+    if flag not in ("--config-name", "-cn") or not name or name.startswith("-"):
+        return None
+    if any(text.startswith("-") or text.lstrip("+~").startswith("hydra") for text in overrides):
+        return None
+    GlobalHydra.instance().clear()
+    place = {"config_dir": str(config_dir()), "job_name": Path(sys.argv[0]).stem}
+    with hydra.initialize_config_dir(version_base="1.3", **place):
+        cfg = hydra.compose(name, overrides=overrides, return_hydra_config=True)
+    own = cfg.hydra
+    asked = (own.callbacks, own.job.env_set, own.job_logging.root, own.hydra_logging.root)
+    plain_mode = own.mode is None or own.mode.name == "RUN"
+    if any(asked) or own.output_subdir or own.job.chdir or own.verbose or not plain_mode:
+        return None
+    if own.run.dir != ".":
+        return None
+    with open_dict(cfg):
+        own.runtime.output_dir = str(Path.cwd())
+        HydraConfig.instance().set_config(cfg)  # interpolations of ${hydra:...} look there
+        del cfg["hydra"]
+    return cfg
 
 
 def plain(cfg: Any) -> dict[str, Any]:

@@ -6,13 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nl
 import nl.assembly
 from nl.config import ConfigError, structure, unstructure
-from nl.config.hydra import compose, load_config, quoted, run_config, save_config
+from nl.config.hydra import (
+    compose,
+    config_dir,
+    load_config,
+    plain,
+    publish,
+    quoted,
+    run_config,
+    save_config,
+    start,
+)
 from nl.config.run import RunConfig, config_hash
 
 PRIMARY = (
@@ -222,6 +233,65 @@ def test_only_values_that_hydra_misreads_are_quoted() -> None:
     assert quoted(["a=it's"]) == [r"a='it\'s'"]
     run = run_config(compose("pilot_smoke", ["resume=runs/seed=0,lr=0.1 it's/x"]))
     assert run.resume == "runs/seed=0,lr=0.1 it's/x"
+
+
+def composed(argv: list[str], configs: Path) -> tuple[dict[str, Any], int]:
+    """What a function under ``hydra.main`` is given, and how often Hydra composed for it."""
+    import hydra
+    from hydra._internal.hydra import Hydra
+
+    found: list[dict[str, Any]] = []
+    publish()
+    decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="pilot")
+    with pytest.MonkeyPatch.context() as patch:
+        compositions: list[None] = []
+        whole = Hydra.compose_config
+
+        def counted(*args: Any, **options: Any) -> Any:
+            compositions.append(None)
+            return whole(*args, **options)
+
+        patch.setattr(Hydra, "compose_config", counted)
+        patch.setattr(sys, "argv", ["/anywhere/train.py", *argv])
+        start(decorate(lambda cfg: found.append(plain(cfg))), configs)
+    assert len(found) == 1
+    return found[0], len(compositions)
+
+
+def test_a_plain_command_line_is_composed_once_and_to_the_same(tmp_path: Path) -> None:
+    changed = ["experiment=recall/pairs8", "+evals.classes.kind=classification", "~schedule"]
+    own = "name=${hydra:job.config_name}"
+    for argv in (["--config-name", "pilot_smoke"], ["--config-name=pilot_smoke", *changed, own]):
+        once, count = composed(argv, config_dir())
+        twice, counted = composed(argv, tmp_path)
+        assert (count, counted) == (1, 2)
+        assert once == twice
+    assert once["name"] == "pilot_smoke"
+    assert "kind" not in once["schedule"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train.steps=3"],
+        ["train.steps=3", "--config-name", "pilot_smoke"],
+        ["--config-name", "pilot_smoke", "hydra.mode=RUN"],
+        ["--config-name", "pilot_smoke", "+hydra.job.env_set.NL_TEST_ONLY=1"],
+        ["--config-name", "pilot_smoke", "--run"],
+    ],
+)
+def test_what_needs_hydra_goes_through_hydra(argv: list[str]) -> None:
+    data, count = composed(argv, config_dir())
+    assert count == 2
+    assert "model" in data
+
+
+def test_a_configuration_with_a_hydra_node_of_its_own_goes_through_hydra() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    body = {"defaults": ["pilot_smoke", "_self_"], "hydra": {"job": {"env_set": {"NL_TEST": "1"}}}}
+    ConfigStore.instance().store(name="own_node", node=body)
+    assert composed(["--config-name", "own_node"], config_dir())[1] == 3
 
 
 def test_the_public_face_imports_no_torch(repo: Path) -> None:
