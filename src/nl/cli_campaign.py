@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nl.config import ConfigError
 from nl.config.hydra import config_dir
 from nl.run import write_atomic
 from nl.run.provenance import provenance
 from nl.sweep.backends import backend_of, program, visible_gpus
-from nl.sweep.display import Display
+from nl.sweep.display import Display, clock
 from nl.sweep.job import Job
 from nl.sweep.make import JobMaker
 from nl.sweep.results import Row, scan, write_results, write_summaries, write_yaml
@@ -206,8 +207,14 @@ def _print_end(root: Path, rows: list[Row], goal: Goal) -> None:
     print(aligned([*lines, *(line for _, line in sorted(ranked))]))
     print(
         f"{whole['total_successful_runs']} of {whole['total_runs']} runs done, "
-        f"{whole['total_failed_runs']} failed; results: {root / 'results.csv'}"
+        f"{whole['total_failed_runs']} failed{_cpu(whole)}; results: {root / 'results.csv'}"
     )
+
+
+def _cpu(whole: dict[str, Any]) -> str:
+    """What all runs took together, where it was counted."""
+    seconds = whole["total_cpu_seconds"]
+    return "" if seconds is None else f", {clock(seconds)} of CPU time"
 
 
 def _again(options: argparse.Namespace, root: Path) -> str:

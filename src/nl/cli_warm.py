@@ -2,8 +2,9 @@
 
 One request per line on stdin, ``{"id", "argv", "environment", "log", "folder"}``: a fork runs the
 launcher ``argv[0]`` as a script. Answers on stdout, one line each: ``{"id", "pid"}`` when it runs,
-``{"id", "code"}`` when it has ended. A job then costs no import of torch; it is a process of its
-own all the same, with its own session, log and exit code. It ends with its stdin, its jobs do not.
+``{"id", "code", "cpu"}`` when it has ended. A job then costs no import of torch; it is a process of
+its own all the same, with its own session, log and exit code. It ends with its stdin, its jobs do
+not.
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ def answer(data: dict[str, Any]) -> None:
 def reap(names: dict[int, Any]) -> None:
     """Tell of every fork that has ended."""
     while names:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
         if pid == 0:
             return
         if pid in names:
-            answer({"id": names.pop(pid), "code": os.waitstatus_to_exitcode(status)})
+            used = usage.ru_utime + usage.ru_stime
+            code = os.waitstatus_to_exitcode(status)
+            answer({"id": names.pop(pid), "code": code, "cpu": used})
 
 
 def begin(request: dict[str, Any]) -> int:

@@ -22,6 +22,7 @@ from nl.run.student import spread
 
 METADATA, RESULTS, SPEC = "sweep_metadata.yaml", "results.jsonl", "sweep.yaml"
 COLUMN = "column/"
+RUN_COLUMNS = ("status", "seed", "parameters", "steps", "seconds", "cpu_seconds")
 MOST_METRICS = 12
 """Numbers of the table of experiments; all of them are in its CSV."""
 MOST_NUMBERS = 3000
@@ -90,6 +91,7 @@ def html_of(
         ("seeds", ", ".join(map(str, tellings[0].get("seeds", [])))),
         ("goal", f"{goal}, {'higher' if best_high else 'lower'} is better"),
         ("base", str(tellings[0].get("base_config_file", DASH))),
+        *cpu_fact(rows),
     ]
     sections = sweep_sections(rows, goal, best_high, page_of)
     if not is_grid(rows):
@@ -157,6 +159,13 @@ def sweep_sections(
 def counted(rows: Sequence[Row]) -> dict[str, int]:
     """Runs by state."""
     return {state: sum(row["status"] == state for row in rows) for state in states(rows)}
+
+
+def cpu_fact(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """CPU time of all runs, and of how many it is known where not of all."""
+    known = [row["cpu_seconds"] for row in rows if is_number(row.get("cpu_seconds"))]
+    of = "" if len(known) == len(rows) else f" ({len(known)} of {len(rows)} runs)"
+    return [("CPU time", f"{duration(sum(known))}{of}")] if known else []
 
 
 def plain_page(
@@ -345,17 +354,17 @@ def failure_table(rows: Sequence[Row]) -> Table:
 
 def run_table(rows: Sequence[Row], page_of: Callable[[Row], str]) -> Table:
     """A line per run, with a link to its own page where there is one."""
-    head = ["run", "status", "seed", "parameters", "steps", "seconds", "hash"]
+    head = ["run", *(key.replace("cpu_", "CPU ") for key in RUN_COLUMNS), "hash"]
     numbers: list[list[Any]] = [list(head)]
     cells = []
     for row in rows:
         link = page_of(row)
-        values = [row.get(key) for key in ("status", "seed", "parameters", "steps", "seconds")]
+        values = [row.get(key) for key in RUN_COLUMNS]
         numbers.append([row.get("run_dir"), *values, row.get("config_hash")])
         line = [Cell(str(row.get("run_dir")), str(row.get("run_dir")), href=link)]
         line.append(Cell(str(values[0]), str(values[0])))
         line += [Cell(figure(v), sort_key(v), numeric=True) for v in values[1:4]]
-        line.append(Cell(duration(values[4]), sort_key(values[4]), numeric=True))
+        line += [Cell(duration(v), sort_key(v), numeric=True) for v in values[4:]]
         line.append(Cell(str(row.get("config_hash", DASH)), str(row.get("config_hash", ""))))
         cells.append(line)
     return Table("runs", "runs", head, cells, numbers)

@@ -49,12 +49,18 @@ class Slurm:
 class _Submitted:
     def __init__(self, job: Any) -> None:
         self.job = job
+        self.used: float | None = None
 
     def poll(self) -> int | None:
         if not self.job.done():
             return None
-        error = self.job.exception()
-        return int(self.job.result()) if error is None else 1
+        if self.job.exception() is not None:
+            return 1
+        code, self.used = self.job.result()
+        return int(code)
+
+    def cpu(self) -> float | None:
+        return self.used
 
     def stop(self) -> None:
         self.job.cancel(check=False)
@@ -94,15 +100,20 @@ class Ray:
 class _Task:
     def __init__(self, ray: Any, reference: Any) -> None:
         self.ray, self.reference = ray, reference
+        self.used: float | None = None
 
     def poll(self) -> int | None:
         ready, _ = self.ray.wait([self.reference], timeout=0)
         if not ready:
             return None
         try:
-            return int(self.ray.get(self.reference))
+            code, self.used = self.ray.get(self.reference)
+            return int(code)
         except (self.ray.exceptions.RayError, KeyboardInterrupt):
             return STOPPED if self._cancelled() else 1
+
+    def cpu(self) -> float | None:
+        return self.used
 
     def _cancelled(self) -> bool:
         try:

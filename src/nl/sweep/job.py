@@ -60,11 +60,12 @@ class Job:
         return self.home.with_name(f"{self.home.name}.job.json")
 
     def attempts(self) -> dict[str, Any]:
-        """``{started, failures, exit_code, config_hash}`` of this configuration so far."""
+        """``{started, failures, exit_code, cpu_seconds, config_hash}`` of this configuration."""
         fresh = {
             "started": 0,
             "failures": 0,
             "exit_code": None,
+            "cpu_seconds": None,
             "config_hash": self.config_hash,
         }
         if not self.record.is_file():
@@ -72,6 +73,12 @@ class Job:
         found = read_json(self.record)
         same = isinstance(found, dict) and found.get("config_hash") == self.config_hash
         return fresh | found if same else fresh
+
+    def note_end(self, code: int, cpu: float | None) -> None:
+        """An attempt has ended; its CPU seconds join those of the attempts before it."""
+        before = self.attempts()["cpu_seconds"]
+        whole = before if cpu is None else (before or 0.0) + cpu
+        self.note(exit_code=code, cpu_seconds=whole)
 
     def note(self, **facts: Any) -> None:
         """Change the record."""
@@ -137,7 +144,9 @@ def failure_of(job: Job) -> dict[str, str]:
     return {"type": kind, "message": lines[-1] if lines else "", "traceback_tail": text}
 
 
-def execute(command: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> int:
+def execute(
+    command: Sequence[str], environment: Mapping[str, str], log: str, folder: str
+) -> tuple[int, float | None]:
     """Run a command to its end; what stops this function stops the command first.
 
     Args:
@@ -145,11 +154,15 @@ def execute(command: Sequence[str], environment: Mapping[str, str], log: str, fo
         environment: variables beside those of this process.
         log: file that gets both outputs, at its end.
         folder: working directory.
+
+    Returns:
+        Its exit code and CPU seconds.
     """
     with Path(log).open("a") as out:
         process = start(command, environment, out, folder)
         try:
-            return process.wait()
+            used = reap(process, block=True)
+            return process.wait(), used
         finally:
             if process.poll() is None:
                 finish(process)
@@ -168,6 +181,25 @@ def start(
         cwd=folder,
         start_new_session=True,
     )
+
+
+def reap(process: subprocess.Popen[bytes], *, block: bool = False) -> float | None:
+    """CPU seconds, user and system, of a process that has ended and of what it waited for.
+
+    Returns:
+        None while it runs, where it was waited for before, or where the system does not count.
+    """
+    if process.returncode is not None or not hasattr(os, "wait4"):
+        process.poll()
+        return None
+    try:
+        pid, status, usage = os.wait4(process.pid, 0 if block else os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if pid == 0:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
 
 
 def finish(process: subprocess.Popen[bytes], grace: float = GRACE) -> int:

@@ -25,6 +25,8 @@ from nl.sweep.job import Job, failure_of, progress_of, standing
 Row = dict[str, Any]
 LEFT_OUT = ("step", "time", "tokens", "lr", "grad_norm")
 """Keys of a metric row that are no result."""
+DETAILS = ("seed", "status", "run_dir", "seconds", "cpu_seconds", "error")
+"""What an experiment's summary says of a run."""
 
 
 def row_of(job: Job) -> Row:
@@ -37,6 +39,7 @@ def row_of(job: Job) -> Row:
         **{f"column/{name}": value for name, value in job.columns.items()},
         "status": "missing" if state == "other" else state,
         "attempts": attempts["started"],
+        "cpu_seconds": attempts["cpu_seconds"],
         "config_hash": job.config_hash,
         "run_dir": job.name,
         "overrides": list(job.overrides),
@@ -134,6 +137,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "total_successful_runs": done,
         "total_failed_runs": failed,
         "total_unfinished_runs": len(rows) - done - failed,
+        "total_cpu_seconds": cpu_seconds(rows),
         "overall_success_rate": done / len(rows) if rows else 0.0,
         "experiment_statistics": experiments,
     }
@@ -156,8 +160,15 @@ def experiment_summary(rows: Sequence[Row]) -> dict[str, Any]:
         "successful_runs": len(done),
         "failed_runs": sum(row["status"] in ("failed", "broken") for row in rows),
         "success_rate": len(done) / len(rows),
+        "cpu_seconds": cpu_seconds(rows),
         "statistics": {key: spread([row["metrics"][key] for row in done]) for key in keys},
     }
+
+
+def cpu_seconds(rows: Sequence[Row]) -> float | None:
+    """CPU seconds of all attempts whose end a sweep saw; None where nobody counted."""
+    known = [float(row["cpu_seconds"]) for row in rows if row.get("cpu_seconds") is not None]
+    return sum(known) if known else None
 
 
 def _usable(value: Any) -> bool:
@@ -169,9 +180,7 @@ def write_summaries(root: Path, rows: Sequence[Row]) -> dict[str, Any]:
     whole = summary(rows)
     for name, found in whole["experiment_statistics"].items():
         details = [
-            {key: row.get(key) for key in ("seed", "status", "run_dir", "seconds", "error")}
-            for row in rows
-            if row["experiment"] == name
+            {key: row.get(key) for key in DETAILS} for row in rows if row["experiment"] == name
         ]
         page = {"experiment_name": name, **found, "run_details": details}
         (root / name).mkdir(parents=True, exist_ok=True)

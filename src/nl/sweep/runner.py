@@ -48,6 +48,7 @@ class Counts:
     skipped: int = 0
     failed: int = 0
     stopped: int = 0
+    cpu: float = 0.0
     begun: float = field(default_factory=time.monotonic)
 
     def facts(self, running: dict[str, float | None]) -> dict[str, Any]:
@@ -66,6 +67,7 @@ class Counts:
             "waiting": waiting,
             "jobs_per_minute": rate,
             "elapsed_seconds": elapsed,
+            "cpu_seconds": self.cpu,
             "seconds_left": 60 * (waiting + len(running)) / rate if rate else None,
             "updated": time.time(),
         }
@@ -144,6 +146,7 @@ class Runner:
         state = standing(job)
         if state == "done":
             self.counts.skipped += 1
+            self.counts.cpu += job.attempts()["cpu_seconds"] or 0.0
             return None
         over = job.attempts()["failures"] > self.retries
         if state == "failed" and over and not self.retry_failed:
@@ -181,7 +184,7 @@ class Runner:
         """What follows from an exit code: a row, or another attempt (None)."""
         job = slot.job
         if not slot.elsewhere:
-            job.note(exit_code=code)
+            self._note_end(slot, code)
         state = standing(job)
         if state == "done":
             self.counts.done += 1
@@ -215,6 +218,12 @@ class Runner:
         self.tell(f"{job.name}: failed: {error.get('message') or error.get('type')} ({job.log})")
         return row
 
+    def _note_end(self, slot: _Slot, code: int) -> None:
+        """Keep the exit code and the CPU time of an attempt."""
+        used = slot.handle.cpu()
+        slot.job.note_end(code, used)
+        self.counts.cpu += used or 0.0
+
     def _stop(self) -> None:
         """Ask the running jobs to save; wait for them."""
         self.tell(f"stopping: {len(self.slots)} running jobs save first")
@@ -223,8 +232,11 @@ class Runner:
         until = time.monotonic() + GRACE
         while self.slots and time.monotonic() < until:
             for number, slot in list(self.slots.items()):
-                if slot.elsewhere or slot.handle.poll() is not None:
+                code = None if slot.elsewhere else slot.handle.poll()
+                if slot.elsewhere or code is not None:
                     del self.slots[number]
+                    if code is not None:
+                        self._note_end(slot, code)
                     done = standing(slot.job) == "done"
                     self.counts.done += done
                     self.counts.stopped += not done

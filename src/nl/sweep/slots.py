@@ -11,7 +11,7 @@ from typing import Protocol
 
 from nl.config import ConfigError
 from nl.run import RunDir, RunError
-from nl.sweep.job import Job, start
+from nl.sweep.job import Job, reap, start
 
 KINDS = ("local", "warm", "slurm", "ray")
 
@@ -31,6 +31,9 @@ class Handle(Protocol):
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
+
+    def cpu(self) -> float | None:
+        """CPU seconds of a job that has ended; None where nobody counted them."""
 
     def stop(self) -> None:
         """Ask it to save and end; returns at once."""
@@ -124,9 +127,15 @@ class Local:
 class _Process:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
+        self.used: float | None = None
 
     def poll(self) -> int | None:
+        used = reap(self.process)
+        self.used = self.used if used is None else used
         return self.process.poll()
+
+    def cpu(self) -> float | None:
+        return self.used
 
     def stop(self) -> None:
         self.process.terminate()
@@ -153,6 +162,10 @@ class Elsewhere:
             return None
         self.run.release()
         return 0 if self.run.finished() else STOPPED
+
+    def cpu(self) -> float | None:
+        """Its process was another sweep's child."""
+        return None
 
     def stop(self) -> None:
         """It is not this sweep's to stop."""

@@ -94,6 +94,10 @@ class _Fork:
         code: int | None = facts.get("code")
         return code
 
+    def cpu(self) -> float | None:
+        used: float | None = self.home.known[self.number].get("cpu")
+        return used
+
     def stop(self) -> None:
         self._send(signal.SIGTERM)
 

@@ -10,7 +10,15 @@ import pytest
 
 from nl.cli import main
 from nl.config import ConfigError
-from nl.report.sweep_page import axes_of, is_sweep, spread_text, statistics_of, write_sweep_page
+from nl.report.sweep_page import (
+    axes_of,
+    cpu_fact,
+    is_sweep,
+    run_table,
+    spread_text,
+    statistics_of,
+    write_sweep_page,
+)
 
 
 def row(task: str, model: str, seed: int, value: float | None, **more: Any) -> dict[str, Any]:
@@ -54,6 +62,18 @@ def sweep(tmp_path: Path) -> Path:
     (root / "copy_small/seed_0").mkdir(parents=True)
     (root / "copy_small/seed_0/report.html").write_text("x")
     return root
+
+
+def test_the_page_says_what_runs_cost() -> None:
+    costs = [61.0, 9.0, None]
+    rows = [{**line, "cpu_seconds": cost} for line, cost in zip(ROWS, costs, strict=False)]
+    assert cpu_fact(rows) == [("CPU time", "1 min 10 s (2 of 3 runs)")]
+    assert cpu_fact(rows[:2]) == [("CPU time", "1 min 10 s")]
+    assert cpu_fact(ROWS) == []
+    table = run_table(rows, lambda _: "")
+    assert table.head[5:7] == ["seconds", "CPU seconds"]
+    assert [line[6] for line in table.numbers] == ["CPU seconds", *costs]
+    assert table.rows[0][6].text == "1 min 01 s"
 
 
 def test_statistics_are_those_of_done_runs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_from_file_to_tables_and_again(
 ) -> None:
     root = tmp_path / "out"
     assert main(["sweep", str(file), "--output", str(root)]) == 0
-    assert "1 of 1 runs done, 0 failed" in capsys.readouterr().out
+    assert re.search(
+        r"1 of 1 runs done, 0 failed, 0:\d\d of CPU time; results", capsys.readouterr().out
+    )
     (row,) = results(root)
     assert (row["experiment"], row["seed"], row["status"]) == ("one", 0, "done")
     (line,) = csv.DictReader((root / "results.csv").read_text().splitlines())
@@ -57,6 +60,8 @@ def test_from_file_to_tables_and_again(
     first, second = results(root)
     assert first == row
     assert (second["seed"], second["status"], second["attempts"]) == (1, "done", 1)
+    cold, warm = float(str(first["cpu_seconds"])), float(str(second["cpu_seconds"]))
+    assert 0 < warm < cold, "a fork imports nothing"
     summary = yaml.safe_load((root / "one" / "experiment_summary.yaml").read_text())
     assert summary["statistics"]["val/loss"]["n"] == 2
 

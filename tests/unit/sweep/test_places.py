@@ -82,6 +82,7 @@ def test_submitit_runs_a_job_and_its_exit_code_comes_back(tmp_path: Path) -> Non
     good = backend.start(job_in(tmp_path, 0, "import os; print(os.environ['OMP_NUM_THREADS'])"), 0)
     bad = backend.start(job_in(tmp_path, 1, "raise SystemExit(3)"), 0)
     assert (wait(good), wait(bad)) == (0, 3)
+    assert (good.cpu() or 0.0) > 0
     assert (tmp_path / "seed_0.log").read_text().strip() == "1"
 
 

@@ -20,6 +20,7 @@ def row(name: str, seed: int, status: str, **metrics: float) -> dict[str, object
         "status": status,
         "run_dir": f"{name}/seed_{seed}",
         "metrics": metrics,
+        "cpu_seconds": 2.0 if status == "done" else None,
         **({"error": {"type": "ValueError", "message": "no, sorry"}} if status == "failed" else {}),
     }
 
@@ -57,11 +58,14 @@ def test_summary_counts_everything_and_averages_what_all_have() -> None:
     counts = [whole[f"total_{key}_runs"] for key in ("successful", "failed", "unfinished")]
     assert counts == [4, 1, 1]
     assert whole["total_runs"] == 6
+    assert whole["total_cpu_seconds"] == 8.0
+    assert summary([row("c", 0, "missing")])["total_cpu_seconds"] is None
     assert whole["overall_success_rate"] == pytest.approx(4 / 6)
     a, b = whole["experiment_statistics"]["a"], whole["experiment_statistics"]["b"]
     assert set(a["statistics"]) == {"val/loss"}
     assert (b["successful_runs"], b["failed_runs"], b["total_runs"]) == (1, 1, 3)
     assert b["statistics"]["val/loss"]["mean"] == 3.0
+    assert (a["cpu_seconds"], b["cpu_seconds"]) == (6.0, 2.0)
 
 
 def test_csv_holds_every_row_and_the_error() -> None:
@@ -69,6 +73,7 @@ def test_csv_holds_every_row_and_the_error() -> None:
     assert [line["status"] for line in lines] == [str(r["status"]) for r in ROWS]
     assert lines[3]["error"] == "ValueError: no, sorry"
     assert lines[0]["val/loss"] == "1.0"
+    assert [line["cpu_seconds"] for line in lines[:4]] == ["2.0", "2.0", "2.0", ""]
     assert lines[3]["val/loss"] == ""
 
 

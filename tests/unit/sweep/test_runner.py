@@ -54,6 +54,9 @@ def test_every_job_runs_once_and_done_ones_are_kept(tmp_path: Path) -> None:
         ("b", 1, "done"),
     ]
     assert rows[1]["metrics"] == {"val/loss": 0.5, "val/accuracy": 0.5}
+    assert all(row["cpu_seconds"] > 0 for row in rows)
+    told = json.loads((tmp_path / "s" / "progress.json").read_text())
+    assert told["cpu_seconds"] == pytest.approx(sum(row["cpu_seconds"] for row in rows))
     again, _ = run(tmp_path / "s", jobs)
     assert again == rows
     assert [starts(job) for job in jobs] == [1, 1, 1, 1]
@@ -70,6 +73,9 @@ def test_a_failure_is_tried_again_and_goes_on(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path / "s", {"a": f"{QUICK},fail=once"}, seeds=1)
     rows, told = run(tmp_path / "s", jobs)
     assert (rows[0]["status"], rows[0]["attempts"], starts(jobs[0])) == ("done", 2, 2)
+    quick, _ = run(tmp_path / "t", jobs_of(tmp_path / "t", {"a": QUICK}, seeds=1))
+    both = rows[0]["cpu_seconds"] / quick[0]["cpu_seconds"]
+    assert both > 1.3, "of two attempts"
     assert any("attempt 2 follows" in line for line in told)
 
 
@@ -205,6 +211,32 @@ def test_gpus_are_slots_that_jobs_see(tmp_path: Path) -> None:
         while handle.poll() is None:
             time.sleep(0.02)
         assert job.log.read_text().strip() == device
+
+
+def test_cpu_seconds_are_of_the_job_and_of_what_it_waits_for(tmp_path: Path) -> None:
+    spin = "import time; begun = time.process_time()\nwhile time.process_time() < begun + 0.3: pass"
+    inside = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    backend = Local(Place(slots=2))
+    found = []
+    for seed, code in enumerate((spin, inside, "pass")):
+        job = Job("a", seed, tmp_path / f"seed_{seed}", (sys.executable, "-c", code), "", {}, ())
+        found.append((job, backend.start(job, 0)))
+    for job, handle in found:
+        while (code := handle.poll()) is None:
+            time.sleep(0.02)
+        assert code == 0, job.log.read_text()
+    busy_one, parent, idle = (handle.cpu() for _, handle in found)
+    assert busy_one is not None
+    assert parent is not None
+    assert idle is not None
+    assert busy_one > 0.3
+    assert parent > 0.3
+    assert idle < busy_one
+    job = found[0][0]
+    job.note_end(1, 2.0)
+    job.note_end(0, None)
+    job.note_end(0, 0.5)
+    assert job.attempts()["cpu_seconds"] == 2.5
 
 
 def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
