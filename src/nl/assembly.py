@@ -212,7 +212,7 @@ def context_of(
     if path is not None or not hasattr(stream, "examples"):
         tasks = own if data is None and hasattr(stream, "task_steps") else None
         return evaluation_context(str(path), output, probe=tasks, **options)
-    if offered(stream) == "probe":
+    if offered(stream) in ("probe", "floor"):
         return EvalContext(tokenizer=NoText(), probe=own, output=output, **options)
 
     def examples(split: str) -> Any:

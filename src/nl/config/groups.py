@@ -66,7 +66,7 @@ class EvaluatorConfig(Group):
     reads: ClassVar[str] = "text"
     """``text``: tokenizer and documents. ``examples``: those of a stream that makes its own.
     ``probe``: rows of a stream that has an oracle. ``phases``: those of one with phases, too.
-    ``tasks``: held-out windows of tasks."""
+    ``tasks``: held-out windows of tasks. ``floor``: windows of known sources."""
 
     def check_parts(self, stream: Any, model: Any) -> None:
         """Refuse what the run's stream and model do not fit; complaints begin with the field."""

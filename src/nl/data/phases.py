@@ -140,7 +140,7 @@ def check_phases(stream: StreamConfig, objective: object) -> None:
     if not getattr(objective, "reads_phases", False):
         return
     kind = getattr(objective, "kind", "")
-    if not hasattr(stream, "phases"):
+    if not getattr(stream, "phases", None):
         raise ConfigError(
             f"objective: {kind} acts when a phase ends, but stream={stream.kind} has no phases; "
             "choose stream=phases, stream=replay or stream=tasks."

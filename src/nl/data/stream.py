@@ -245,7 +245,8 @@ def check_carry(stream: Any, *, carry: bool) -> None:
             "rows before; set train.carry=true, or stream.segments=1."
         )
     if carry and order != "contiguous":
-        change = "set stream.order=contiguous" if order else "choose stream=shards, contiguous"
+        ordered = order in ("shuffled", "contiguous")
+        change = "set stream.order=contiguous" if ordered else "choose stream=shards, contiguous"
         if hasattr(stream, "needs_carry"):
             change = "set stream.segments=2 or more"
         raise ConfigError(

@@ -58,10 +58,12 @@ class Record:
     Attributes:
         details: facts of its result file (versions, digests of prompts), JSON data.
         samples: one line per sample of ``samples.jsonl``; see ``add``.
+        failures: what cannot be true of what was measured; the evaluation fails once it is saved.
     """
 
     details: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def add(self, task: str, memorize: Memorize, sample: str, values: Mapping[str, Any]) -> None:
         """Keep one sample.
@@ -106,6 +108,7 @@ READS = {
     "probe": ("token rows with an oracle", "mqar"),
     "phases": ("phases of rows with an oracle", "cl_remap"),
     "tasks": ("tasks made of text", "tasks"),
+    "floor": ("windows of known sources", "ergodic"),
 }
 """What an evaluator may read: in words, and a stream that has it."""
 
@@ -114,6 +117,8 @@ def offered(stream: Any) -> str | None:
     """Which of ``READS`` a stream has."""
     if hasattr(stream, "oracle"):
         return "probe"
+    if hasattr(stream, "exact"):
+        return "floor"
     if hasattr(stream, "examples"):
         return "examples"
     return "text" if hasattr(stream, "path") else None
@@ -127,7 +132,7 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
     """
     for name, evaluator in evals.items():
         what, choice = READS[evaluator.reads]
-        phased = evaluator.reads == "phases" and hasattr(stream, "phase_steps")
+        phased = evaluator.reads == "phases" and getattr(stream, "phase_steps", 0) > 0
         tasked = evaluator.reads == "tasks" and hasattr(stream, "task_steps")
         require(
             phased or tasked or evaluator.reads == offered(stream),
@@ -169,7 +174,8 @@ class EvalContext:
         tokenizer: the one the model was trained with.
         corpus: held-out documents; None where an evaluator needs none.
         examples: labelled examples by split, of a stream that makes its own; None elsewhere.
-        probe: the run's stream, where its rows have an oracle or it has tasks; None elsewhere.
+        probe: the run's stream, where its rows have an oracle or an exact predictor, or it has
+            tasks; None elsewhere.
         output: folder for details (created when something is written).
         device: where the model is.
         batch_size: rows per forward pass; changes speed, never a score.

@@ -162,6 +162,8 @@ class PhasesEval:
             told = tell(own.stream, found.inputs, found.targets, phase, said[mode])
             page = context.record.details.setdefault(mode, {})
             rows += measured(self.config.split, mode, told, page)
+            if hasattr(own.stream, "floors"):
+                page["floor"] = own.stream.floors(self.config.split)
             for place, name in enumerate(page["rows"]):
                 for j in range(int(phase.max()) + 1):
                     cells = page["accuracy"][place][j], page["nats_per_target"][place][j]

@@ -68,7 +68,9 @@ class Answers(NamedTuple):
 def modes_of(model: Any, wanted: tuple[Writes, ...]) -> tuple[Writes, ...]:
     """Those of the modes in which this model can differ: one without memories has ``on`` alone."""
     if not hasattr(model, "memory_paths"):
-        raise ConfigError("evals: probe reads with a language model; this run's model is none.")
+        raise ConfigError(
+            "evals: the evaluator reads with a language model; this run's model is none."
+        )
     return wanted if model.memory_paths() else tuple(mode for mode in wanted if mode == "on")
 
 
@@ -81,7 +83,7 @@ def read_rows(model: nn.Module, inputs: Ints, targets: Ints, reading: Reading) -
         for start in range(0, len(inputs), rows):
             tokens = torch.from_numpy(inputs[start : start + rows]).to(device)
             labels = torch.from_numpy(targets[start : start + rows]).to(device)
-            logits, state = _read(model, tokens, labels, reading)
+            logits, state = logits_of(model, tokens, labels, reading)
             found.append(_scored(logits, labels))
     guess, nats, sure = (np.concatenate(parts) for parts in zip(*found, strict=True))
     held = max((len(tensor) for tensor in tensors(state)), default=1)
@@ -90,7 +92,7 @@ def read_rows(model: nn.Module, inputs: Ints, targets: Ints, reading: Reading) -
     return Answers(guess, nats, sure, num_bytes(state) // held, report)
 
 
-def _read(model: Any, tokens: Tensor, labels: Tensor, reading: Reading) -> tuple[Tensor, Any]:
+def logits_of(model: Any, tokens: Tensor, labels: Tensor, reading: Reading) -> tuple[Tensor, Any]:
     """Logits (B, L, V) and the State after the last token."""
     write, length = reading.writes != "frozen", tokens.shape[1]
     every = reading.every if reading.writes == "reset" else length

@@ -81,8 +81,8 @@ def save_lines(path: Path, lines: Iterable[Any]) -> Path:
     return save_text(path, "".join(json.dumps(_finite(line), default=str) + "\n" for line in lines))
 
 
-def save_text(path: Path, text: str) -> Path:
-    """Write a text file atomically.
+def save_text(path: Path, text: str | bytes) -> Path:
+    """Write a file atomically.
 
     Raises:
         ConfigError: the folder cannot be written.

@@ -15,6 +15,11 @@ from nl.eval.context import EvalContext, Record
 from nl.eval.rows import save_json, save_lines
 from nl.run.provenance import provenance
 
+
+class EvaluationError(RuntimeError):
+    """What was measured cannot be true; it is in the result file, the text says why."""
+
+
 SAMPLES = "samples.jsonl"
 """What every sample scored, below the details of an evaluator."""
 
@@ -32,6 +37,10 @@ def run_suite(
     Returns:
         All rows. The rows of each evaluator are in ``output/<name>.json`` as soon as it ends, and
         what it found per sample in ``output/<name>/samples.jsonl``.
+
+    Raises:
+        EvaluationError: an evaluator found what cannot be true, for example losses below those of
+            the exact predictor; its results are saved.
     """
     rows: list[EvalRow] = []
     for name, evaluator in evaluators.items():
@@ -46,11 +55,15 @@ def run_suite(
             **facts(context),
             "details": inner.record.details,
             "samples": f"{name}/{SAMPLES}" if inner.record.samples else None,
+            "failures": inner.record.failures,
             "rows": [as_record(row, context.step) for row in found],
         }
         if inner.record.samples:
             save_lines(inner.output / SAMPLES, inner.record.samples)
         save_json(context.output / f"{name}.json", record)
+        if inner.record.failures:
+            where = context.output / f"{name}.json"
+            raise EvaluationError(f"evals.{name}: {'; '.join(inner.record.failures)} ({where})")
         rows += found
     return rows
 
