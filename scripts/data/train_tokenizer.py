@@ -1,4 +1,6 @@
-"""Train a lossless SentencePiece tokenizer on a corpus, on data sets or on a manifest of them.
+"""Train a lossless tokenizer on a corpus, on data sets or on a manifest of them.
+
+SentencePiece, or byte-level BPE of the tokenizers package (--model-type byte_bpe).
 
 Example: python scripts/data/train_tokenizer.py --vocab-size 4096 --output-dir data/stdlib
 """
@@ -39,7 +41,7 @@ def main() -> None:
     flag("--output-dir", type=Path, help="default: the corpus' parent, or the manifest's")
     flag("--log-file", type=Path, help="default: <output-dir>/tokenizer_log.json")
     flag("--vocab-size", type=int, default=4096, help=shown)
-    flag("--model-type", default="unigram", help="unigram or bpe; " + shown)
+    flag("--model-type", default="unigram", help="unigram, bpe or byte_bpe; " + shown)
     flag("--character-coverage", type=float, default=0.9995, help=shown)
     flag("--sample-mb", type=float, default=2.0, help="megabytes of text to train on; " + shown)
     flag("--num-threads", type=int, default=1, help="changes a unigram model; " + shown)

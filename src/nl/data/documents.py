@@ -1,9 +1,9 @@
 """Raw text documents: JSONL on disk, grouped by split and domain in a corpus directory. Floor 1.
 
 A corpus directory holds JSONL files (one document per line: ``id``, ``source``, ``text`` and, if
-it has one, ``group``; plain, ``.gz`` or ``.zst``) and ``manifest.json``, which lists the files of
-every split and domain in order, with counts and SHA-256 digests. Before documents are divided, the
-only split is ``all``.
+it has them, ``group`` and ``split``; plain, ``.gz`` or ``.zst``) and ``manifest.json``, which lists
+the files of every split and domain in order, with counts and SHA-256 digests. Before documents are
+divided, the only split is ``all``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Document:
     source: str
     group: str = ""
     """Documents of one group (the pieces of one file) share a split; empty: a group of its own."""
+    split: str = ""
+    """Where its source had put it; empty: its hash decides."""
 
     @property
     def id(self) -> str:
@@ -87,6 +89,8 @@ def jsonl_line(document: Document) -> str:
     row = {"id": document.id, "source": document.source, "text": document.text}
     if document.group:
         row["group"] = document.group
+    if document.split:
+        row["split"] = document.split
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -140,7 +144,8 @@ def _document(line: str, path: Path, number: int) -> Document:
     if not isinstance(text, str):
         raise ConfigError(f"{path}, line {number}: 'text' is no string.")
     source = str(row.get("source", f"{path.name}:{number}"))
-    return Document(text=text, source=source, group=str(row.get("group", "")))
+    more = {key: str(row.get(key, "")) for key in ("group", "split")}
+    return Document(text=text, source=source, **more)
 
 
 def read_corpus(corpus: Path) -> CorpusManifest:

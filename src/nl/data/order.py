@@ -48,6 +48,14 @@ def _mix(words: _Words) -> _Words:
     return words ^ (words >> np.uint64(31))
 
 
+def keyed_below(key: int, bounds: Ints, *numbers: Ints) -> Ints:
+    """Draws from ``range(bound)`` that depend on the key and on ``numbers`` alone, elementwise."""
+    words = _mix(np.full(1, key, np.uint64))
+    for number in numbers:
+        words = _mix(number.astype(np.uint64) + words)
+    return (words % bounds.astype(np.uint64)).astype(np.int64)
+
+
 class KeyedPermutation:
     """A permutation of ``range(size)`` per epoch, evaluated at any index, without a table.
 

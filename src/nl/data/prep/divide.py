@@ -1,7 +1,8 @@
 """The divide stage: documents go to train, val and test by a hash of their group. Floor 1.
 
 A document's split depends on its group (or, without one, on its text) and the shares alone, so it
-stays where it is when documents are added, and pieces of one file stay together. Then held-out
+stays where it is when documents are added, and pieces of one file stay together; one that came with
+a split keeps it. Then held-out
 documents that one of train contains or nearly equals go: MinHash misses some, this search none.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nl.config import ConfigError
+from nl.config import ConfigError, require
 from nl.data.documents import SPLITS, UNDIVIDED, Document, TextFile, read_corpus, read_jsonl
 from nl.data.files import sha256_file, sha256_text
 from nl.data.prep.dedup_leak import NGRAM, Index
@@ -59,7 +60,17 @@ class DivideOptions:
 
 
 def split_of(document: Document, options: DivideOptions) -> str:
-    """The split of a document. Raising the share of val moves nothing out of test."""
+    """The split of a document: that of its source, if it came with one, else by its hash.
+
+    Raising the share of val moves nothing out of test.
+
+    Raises:
+        ConfigError: a split that there is not.
+    """
+    if document.split:
+        known = document.split in SPLITS
+        require(known, f"{document.source}: split {document.split!r}; train, val and test are.")
+        return document.split
     key = sha256_text("group:" + document.group) if document.group else document.id
     place = int(key[:16], 16) / 2**64
     if place < options.test:

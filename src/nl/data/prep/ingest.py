@@ -33,6 +33,8 @@ SHOW = 10.0
 """Seconds between lines of progress inside a unit."""
 NOT_CONTENT = ("data_files", "local")
 """Where a source lies; what lies there is in the key by names, sizes and times."""
+LABELS = ("label_column", "label", "label_names")
+"""In the key where they are set, so that what was read before there were labels is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ class IngestTask:
         )
         files = [(UNDIVIDED, info) for info in written]
         record = part_record(total, tally.reasons, self.source.name, files)
-        return record | {"first_bad": tally.first, "columns": tally.columns}
+        more = {"first_bad": tally.first, "columns": tally.columns, "labels": tally.labels}
+        return record | more
 
     def _before(self, rank: int) -> tuple[Tally, list[TextFile]]:
         """What an earlier call of this rank left: how far it read, and its whole parts."""
@@ -90,7 +93,8 @@ class IngestTask:
             if not (self.work / "out" / data["info"]["file"]).is_file():
                 break
             written.append(TextFile(**data["info"]))
-            tally = Tally(**data["tally"] | {"reasons": Counter(data["tally"]["reasons"])})
+            counted = {key: Counter(data["tally"].get(key, {})) for key in ("reasons", "labels")}
+            tally = Tally(**data["tally"] | counted)
         return tally, written
 
     def _note(self, rank: int, number: int) -> Path:
@@ -129,6 +133,7 @@ def ingest(
     found = units(source, int(options.unit_mb * 1e6))
     identity = json.dumps([unit.identity() for unit in found])
     plain = {k: v for k, v in asdict(source).items() if k not in NOT_CONTENT}
+    plain = {k: v for k, v in plain.items() if v or k not in LABELS}
     stage = Stage(
         name="ingest",
         version=VERSION,
@@ -160,6 +165,7 @@ def _check(source: Source, records: Sequence[Mapping[str, Any]]) -> None:
                 reasons=Counter(record["reasons"]),
                 first=dict(record["first_bad"]),
                 columns=tuple(record["columns"]),
+                labels=Counter(record.get("labels", {})),
             )
         )
     check_any(source, whole)

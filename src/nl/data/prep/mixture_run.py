@@ -27,7 +27,7 @@ from nl.data.prep.mixture import STAGES, Mixture
 from nl.data.prep.mixture_layout import Layout
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.sources import units
-from nl.data.prep.train_tokenizer import MODEL, corpus_domains, train_on
+from nl.data.prep.train_tokenizer import MODELS, corpus_domains, train_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _shard(at: Layout, options: RunOptions) -> Iterator[Row]:
     first = at.mixture.datasets[0]
     manifest, done = shard_corpus(
         at.corpus,
-        options.tokenizer_path or str(at.tokenizer / MODEL),
+        options.tokenizer_path or str(at.tokenizer / MODELS[at.mixture.tokenizer.model_type]),
         at.mixture.output,
         shard_tokens=first.shard_tokens,
         eos_id=first.eos_id,

@@ -10,17 +10,18 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from nl.config import ConfigError
 from nl.data.documents import Document
 from nl.data.prep import stdlib, synthetic
-from nl.data.prep.sources_files import LocalFile, Record, by_heading, of_row, records
+from nl.data.prep.sources_files import LocalFile, Record, Wanted, by_heading, of_row, records
 from nl.data.prep.sources_hub import Hub, find_hub
-from nl.data.prep.sources_local import find_local
-from nl.data.prep.sources_spec import GENERATED, Source
+from nl.data.prep.sources_labels import label_names, name_of
+from nl.data.prep.sources_local import find_local, split_in
+from nl.data.prep.sources_spec import EVERY, GENERATED, Source
 
 LOG = logging.getLogger("nl.data")
 UNIT_BYTES = 1 << 28
@@ -42,6 +43,8 @@ class Tally:
     """Place of the first record of every reason."""
     columns: tuple[str, ...] = ()
     """Columns of the last record that had no text."""
+    labels: Counter[str] = field(default_factory=Counter)
+    """Rows of every label, those that were not wanted too."""
 
     def add(self, other: Tally) -> None:
         """Add what another unit of the same source counted."""
@@ -49,6 +52,7 @@ class Tally:
         self.documents += other.documents
         self.bytes += other.bytes
         self.reasons.update(other.reasons)
+        self.labels.update(other.labels)
         self.first = other.first | self.first
         self.columns = self.columns or other.columns
 
@@ -60,6 +64,15 @@ class Tally:
         self.read += 1
         self.reasons[record.reason] += 1
         self.columns = record.columns or self.columns
+
+    def leave_out(self, record: Record, label: str | None) -> None:
+        """Count a row of another label, or of none."""
+        if label is None:
+            self.add_bad(Record(record.place, None, "no_label"))
+            return
+        self.read += 1
+        self.reasons["other_label"] += 1
+        self.labels[label] += 1
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,9 @@ def units(source: Source, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
         whole = source.limited
         groups = [found] if whole else _grouped(found, unit_bytes)
         return tuple(Unit(group, i, len(groups)) for i, group in enumerate(groups))
-    hub = find_hub(source)
-    count = 1 if source.limited or source.sample_by == "heading" else hub.shards
-    return tuple(Unit(hub, i, count) for i in range(count))
+    whole = source.limited or source.sample_by == "heading"
+    counts = [(hub, 1 if whole else hub.shards) for hub in find_hub(source)]
+    return tuple(Unit(hub, i, count) for hub, count in counts for i in range(count))
 
 
 def _grouped(files: Sequence[LocalFile], limit: int) -> list[tuple[LocalFile, ...]]:
@@ -128,6 +141,7 @@ def read_unit(source: Source, unit: Unit, tally: Tally | None = None) -> Iterato
     """
     tally = Tally() if tally is None else tally
     most = float("inf") if source.max_mb is None else source.max_mb * 1e6
+    wanted, names = source.wanted, label_names(source, unit.origin)
     stream = islice(_records(source, unit), tally.read, None)
     while source.max_records is None or tally.documents < source.max_records:
         if (record := next(stream, None)) is None:
@@ -137,12 +151,19 @@ def read_unit(source: Source, unit: Unit, tally: Tally | None = None) -> Iterato
             broken = record.text is not None
             tally.add_bad(Record(record.place, None, "broken_utf8") if broken else record)
             continue
+        if wanted is not None:
+            label = name_of(record.label, names)
+            if label != wanted:
+                tally.leave_out(record, label)
+                continue
         if tally.bytes + size > most:
             break
+        if wanted is not None:
+            tally.labels[wanted] += 1
         tally.read += 1
         tally.documents += 1
         tally.bytes += size
-        yield Document(str(record.text), record.place, record.group)
+        yield Document(str(record.text), record.place, record.group, record.split)
 
 
 def read_source(source: Source, tally: Tally | None = None) -> Iterator[Document]:
@@ -167,6 +188,12 @@ def check_any(source: Source, tally: Tally) -> None:
     """
     if tally.documents or not tally.read:
         return
+    if tally.labels:
+        known = ", ".join(f"{label} ({n:,})" for label, n in sorted(tally.labels.items()))
+        raise ConfigError(
+            f"{source.name}: label: {source.wanted!r} in column {source.label_column!r}; none of "
+            f"{tally.read:,} rows has it. Known: {known}."
+        )
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(tally.reasons.items()))
     first = next(iter(tally.first.values()))
     columns = f" Columns that exist: {', '.join(tally.columns)}." if tally.columns else ""
@@ -175,6 +202,12 @@ def check_any(source: Source, tally: Tally) -> None:
         f"{source.text_column!r} ({reasons}; the first is {first}).{columns} "
         "Set text_column (--text-column) or the format (--dataset)."
     )
+
+
+def home_split(name: str) -> str:
+    """The split of this house that a file's or a hub's name says; empty where it says none."""
+    found = split_in(name)
+    return "val" if found == "validation" else found or ""
 
 
 def _size(record: Record) -> int | None:
@@ -189,18 +222,20 @@ def _records(source: Source, unit: Unit) -> Iterator[Record]:
     if isinstance(unit.origin, str):
         yield from _generated(source)
         return
+    wanted = Wanted(source.text_column, source.sample_by, source.label_column)
     if isinstance(unit.origin, tuple):
         rows = (
-            record
+            replace(record, split=home_split(file.name)) if source.split == EVERY else record
             for file in unit.origin
-            for record in records(file, source.text_column, source.sample_by)
+            for record in records(file, wanted)
         )
         lines = any(file.format not in ("text", "wikitext") for file in unit.origin)
     else:
         hub = unit.origin
         rows = (
-            of_row(row, source.text_column, f"{hub.dataset}:{unit.number}:{i}")
+            replace(record, split=home_split(hub.split)) if source.split == EVERY else record
             for i, row in enumerate(hub.rows(unit.number, unit.count))
+            for record in [of_row(row, wanted, f"{hub.dataset}:{unit.number}:{i}")]
         )
         lines = True
     yield from by_heading(rows) if lines and source.sample_by == "heading" else rows

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from nl.config import ConfigError
 from nl.data.prep.extras import needed
@@ -51,6 +51,8 @@ class Record:
     reason: str = ""
     columns: tuple[str, ...] = ()
     group: str = ""
+    label: Any = None
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,28 @@ def inner_suffix(path: Path) -> str:
     return plain.suffix.lower()
 
 
-def records(file: LocalFile, column: str, sample_by: str) -> Iterator[Record]:
+class Wanted(NamedTuple):
+    """What is read of a row: the columns of its text and, if any, of its label."""
+
+    text: str
+    sample_by: str = "line"
+    label: str | None = None
+
+
+def records(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
     """The records of one file in order.
 
     Args:
         file: what to read.
-        column: the column (key) that holds the text.
-        sample_by: for text, what one document is: ``line``, ``paragraph``, ``document`` or
-            ``heading`` (WikiText).
+        wanted: the columns (keys) that hold text and label; for text, what one document is:
+            ``line``, ``paragraph``, ``document`` or ``heading`` (WikiText).
 
     Raises:
         ConfigError: the file ends too early, is of another format, or a package is missing.
     """
     number = 0
     try:
-        for record in _READERS[file.format](file, column, sample_by):
+        for record in _READERS[file.format](file, wanted):
             number += 1
             yield record
     except ConfigError:
@@ -127,7 +136,8 @@ def _joined(lines: list[str], place: str) -> Iterator[Record]:
         yield Record(place, text)
 
 
-def _text(file: LocalFile, _: str, sample_by: str) -> Iterator[Record]:
+def _text(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
+    sample_by = wanted.sample_by
     with open_binary(file.path) as raw:
         if sample_by == "document":
             yield decoded(raw.read(), file.name)
@@ -141,8 +151,8 @@ def _text(file: LocalFile, _: str, sample_by: str) -> Iterator[Record]:
             yield from (Record(r.place, r.text and r.text.rstrip("\r\n"), r.reason) for r in lines)
 
 
-def _wikitext(file: LocalFile, column: str, _: str) -> Iterator[Record]:
-    return _text(file, column, "heading")
+def _wikitext(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
+    return _text(file, wanted._replace(sample_by="heading"))
 
 
 def _paragraphs(lines: Iterator[Record]) -> Iterator[Record]:
@@ -160,12 +170,12 @@ def _paragraphs(lines: Iterator[Record]) -> Iterator[Record]:
     yield from _joined(block, place)
 
 
-def _json(file: LocalFile, column: str, _: str) -> Iterator[Record]:
+def _json(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
     with open_binary(file.path) as raw:
         first = raw.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if first == b"[" and inner_suffix(file.path) == ".json":
             for number, row in enumerate(json.load(raw), 1):
-                yield of_row(row, column, f"{file.name}:{number}")
+                yield of_row(row, wanted, f"{file.name}:{number}")
             return
         for number, line in numbered_lines(raw):
             place = f"{file.name}:{number}"
@@ -180,28 +190,29 @@ def _json(file: LocalFile, column: str, _: str) -> Iterator[Record]:
             except (ValueError, RecursionError):
                 yield Record(place, None, "not_json")
                 continue
-            yield of_row(row, column, place)
+            yield of_row(row, wanted, place)
 
 
-def _parquet(file: LocalFile, column: str, _: str) -> Iterator[Record]:
+def _parquet(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
     pq = needed("pyarrow.parquet", "data")
     # Row group by row group with a small buffer: read at one go, memory grows with the file.
     with pq.ParquetFile(file.path, buffer_size=BLOCK, pre_buffer=False) as table:
         names = tuple(table.schema_arrow.names)
-        if column not in names:
+        columns = [column for column in (wanted.text, wanted.label) if column is not None]
+        if not set(columns) <= set(names):
             for number in range(table.metadata.num_rows):
                 yield Record(f"{file.name}:{number + 1}", None, "no_column", names)
             return
-        options = {"batch_size": ROWS, "columns": [column], "use_threads": False}
+        options = {"batch_size": ROWS, "columns": columns, "use_threads": False}
         batches = (
-            batch.column(0)
+            tuple(batch.column(column) for column in columns)
             for group in range(table.num_row_groups)
             for batch in table.iter_batches(row_groups=[group], **options)
         )
         yield from _columnar(batches, file.name)
 
 
-def _arrow(file: LocalFile, column: str, _: str) -> Iterator[Record]:
+def _arrow(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
     pa = needed("pyarrow", "data")
     with pa.memory_map(str(file.path)) as raw:
         if raw.read(6) == b"ARROW1":
@@ -212,12 +223,13 @@ def _arrow(file: LocalFile, column: str, _: str) -> Iterator[Record]:
             table = pa.ipc.open_stream(raw)
             batches = iter(table)
         names = tuple(table.schema.names)
-        if column not in names:
+        columns = [column for column in (wanted.text, wanted.label) if column is not None]
+        if not set(columns) <= set(names):
             rows = sum(batch.num_rows for batch in batches)
             for number in range(rows):
                 yield Record(f"{file.name}:{number + 1}", None, "no_column", names)
             return
-        checked = (_checked(pa, batch.column(column)) for batch in batches)
+        checked = (tuple(_checked(pa, batch.column(c)) for c in columns) for batch in batches)
         yield from _columnar(checked, file.name)
 
 
@@ -234,15 +246,18 @@ def _checked(pa: Any, column: Any) -> Any:
     return column
 
 
-def _columnar(batches: Iterator[Any], name: str) -> Iterator[Record]:
+def _columnar(batches: Iterator[tuple[Any, ...]], name: str) -> Iterator[Record]:
+    """Batches of one or two columns: texts and, if asked for, labels."""
     number = 0
     for batch in batches:
-        for start in range(0, len(batch), ROWS):
-            for value in _values(batch.slice(start, ROWS)):
+        for start in range(0, len(batch[0]), ROWS):
+            values = [_values(column.slice(start, ROWS)) for column in batch]
+            labels = values[1] if values[1:] else [None] * len(values[0])
+            for value, label in zip(values[0], labels, strict=True):
                 number += 1
                 place = f"{name}:{number}"
                 if isinstance(value, str):
-                    yield Record(place, value)
+                    yield Record(place, value, label=label)
                 else:
                     broken = isinstance(value, UnicodeDecodeError)
                     yield Record(place, None, "broken_utf8" if broken else "not_a_string")
@@ -262,7 +277,7 @@ def _values(column: Any) -> list[Any]:
         return values
 
 
-_READERS: dict[str, Callable[[LocalFile, str, str], Iterator[Record]]] = {
+_READERS: dict[str, Callable[[LocalFile, Wanted], Iterator[Record]]] = {
     "json": _json,
     "parquet": _parquet,
     "arrow": _arrow,
@@ -271,15 +286,15 @@ _READERS: dict[str, Callable[[LocalFile, str, str], Iterator[Record]]] = {
 }
 
 
-def of_row(row: Any, column: str, place: str) -> Record:
-    """The record of one row: its text, or why there is none."""
+def of_row(row: Any, wanted: Wanted, place: str) -> Record:
+    """The record of one row: its text and label, or why there is none."""
     if not isinstance(row, dict):
         return Record(place, None, "no_object")
-    if column not in row:
+    if wanted.text not in row or (wanted.label is not None and wanted.label not in row):
         return Record(place, None, "no_column", tuple(map(str, row)))
-    if not isinstance(row[column], str):
+    if not isinstance(row[wanted.text], str):
         return Record(place, None, "not_a_string", tuple(map(str, row)))
-    return Record(place, row[column])
+    return Record(place, row[wanted.text], label=row.get(wanted.label))
 
 
 def decoded(line: bytes | None, place: str) -> Record:

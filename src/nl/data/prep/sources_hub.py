@@ -12,7 +12,7 @@ from typing import Any
 from nl.config import ConfigError
 from nl.data.prep.extras import needed
 from nl.data.prep.sources_local import choose_split
-from nl.data.prep.sources_spec import Source
+from nl.data.prep.sources_spec import EVERY, Source
 
 LOG = logging.getLogger("nl.data")
 
@@ -37,13 +37,18 @@ class Hub:
         stream = self._stream
         return iter(stream if count == 1 else stream.shard(num_shards=count, index=number))
 
+    def class_names(self, column: str) -> tuple[str, ...]:
+        """Names of the labels of a column that are numbers; empty where it has none."""
+        features = self._stream.features or {}
+        return tuple(getattr(features.get(column), "names", None) or ())
+
     @cached_property
     def _stream(self) -> Any:
         return _splits(self.dataset, self.subset, self.revision, self.data_files)[self.split]
 
 
-def find_hub(source: Source) -> Hub:
-    """Look a data set up.
+def find_hub(source: Source) -> tuple[Hub, ...]:
+    """Look a data set up: the split that is wanted, or every split.
 
     Raises:
         ConfigError: it cannot be reached or does not exist; one line says what was looked for,
@@ -59,14 +64,18 @@ def find_hub(source: Source) -> Hub:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_not_found(source, error)) from error
-    split = choose_split(source.split, sorted(found), source)
-    return Hub(
-        dataset=source.dataset,
-        subset=source.subset,
-        revision=source.revision,
-        split=split,
-        data_files=files,
-        shards=max(1, found[split].num_shards),
+    every = source.split == EVERY
+    splits = sorted(found) if every else [choose_split(source.split, sorted(found), source)]
+    return tuple(
+        Hub(
+            dataset=source.dataset,
+            subset=source.subset,
+            revision=source.revision,
+            split=split,
+            data_files=files,
+            shards=max(1, found[split].num_shards),
+        )
+        for split in splits
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nl.config import ConfigError
 from nl.data.prep.sources_files import FORMATS, LocalFile, format_of
-from nl.data.prep.sources_spec import Source
+from nl.data.prep.sources_spec import EVERY, Source
 
 LOG = logging.getLogger("nl.data")
 SPLIT_NAMES = {
@@ -98,6 +98,14 @@ def split_in(name: str) -> str | None:
 def _of_split(files: list[LocalFile], split: str, source: Source) -> tuple[LocalFile, ...]:
     """Files of one split where every file's name tells its split; else all of them."""
     marks = {file: split_in(file.name) for file in files}
+    if split == EVERY:
+        unsaid = [file.name for file, mark in marks.items() if mark is None]
+        if unsaid:
+            raise ConfigError(
+                f"{source.name}: split: all, but {unsaid[0]} does not say its split; name files or "
+                "folders train, validation and test, or set split to one."
+            )
+        return tuple(files)
     known = {mark for mark in marks.values() if mark is not None}
     if len(files) == 1 or None in marks.values():
         return tuple(files)

@@ -10,6 +10,8 @@ from nl.config import require
 from nl.data.prep.sources_files import FORMATS
 
 GENERATED = ("stdlib", "synthetic")
+EVERY = "all"
+"""As ``split``: the documents of all splits, each of which stays in its own."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -22,13 +24,21 @@ class Source:
     dataset: str
     """A data set of the hub, or json, parquet, arrow, text, wikitext, stdlib, synthetic."""
     subset: str | None = None
-    """Configuration of a hub data set; ``prose`` or ``code`` of stdlib, the seed of synthetic."""
+    """Configuration of a hub data set; ``prose``, ``code`` or a package (``email``) of stdlib, the
+    seed of synthetic."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set; a commit never changes."""
     split: str = "train"
-    """Split of a hub data set, or of local files whose names tell splits apart."""
+    """Split of a hub data set, or of local files whose names tell splits apart; ``all``: every
+    one, and documents stay in the split that they come from."""
     text_column: str = "text"
     """Column (key) that holds the text."""
+    label_column: str | None = None
+    """Column (key) that holds a label: rows with another one than ``label`` are left out."""
+    label: str | None = None
+    """Label of the rows that are read; null: ``name``."""
+    label_names: tuple[str, ...] = ()
+    """Names of labels that are numbers, from 0; empty: as the file or the data set says."""
     data_files: str | tuple[str, ...] | None = None
     """Files, directories or patterns: what local formats read, or files of a hub data set."""
     local: str | tuple[str, ...] | None = None
@@ -59,8 +69,17 @@ class Source:
             f"data_files: missing, but dataset {self.dataset!r} reads local files; name them.",
         )
         require(
-            self.dataset != "stdlib" or self.subset in ("prose", "code"),
-            f"subset: {self.subset}; stdlib has prose and code.",
+            self.dataset != "stdlib" or bool(self.subset),
+            f"subset: {self.subset}; stdlib has prose, code and its packages (email).",
+        )
+        named = self.label is not None or bool(self.label_names)
+        require(
+            self.label_column is not None or not named,
+            "label_column: missing, but label or label_names is set; name the column.",
+        )
+        require(
+            self.label_column is None or self.dataset not in (*GENERATED, "text", "wikitext"),
+            f"label_column: {self.label_column}; dataset {self.dataset!r} has no columns.",
         )
         require(
             self.dataset != "synthetic" or self.limited,
@@ -72,6 +91,11 @@ class Source:
         """The local files, directories and patterns asked for."""
         value = self.data_files if self.dataset in FORMATS and self.data_files else self.local
         return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+    @property
+    def wanted(self) -> str | None:
+        """The label of the rows that are read; None: all rows."""
+        return None if self.label_column is None else (self.label or self.name).strip()
 
     @property
     def limited(self) -> bool:

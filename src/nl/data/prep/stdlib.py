@@ -1,4 +1,4 @@
-"""The ``stdlib`` corpus, from the running Python alone: prose and code. Floor 1.
+"""The ``stdlib`` corpus, from the running Python alone: prose, code, packages. Floor 1.
 
 ``prose``: pydoc topics and docstrings; ``code``: the same source files without their docstrings,
 so that no sentence is in both domains. Pieces of one file share a split.
@@ -33,17 +33,21 @@ Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def stdlib_documents(domain: str, limit_bytes: int | None = None) -> Iterator[Document]:
-    """Documents of ``prose`` or ``code``; pieces of one file are a group.
+    """Documents of ``prose`` or ``code``, or modules of a package; pieces of a file are a group.
 
     Args:
         domain: which.
         limit_bytes: UTF-8 bytes of text at most: whole files, chosen by the hash of their names.
 
     Raises:
-        ConfigError: this Python has no source files.
+        ConfigError: this Python has no source files, or no such package (with those it has).
     """
-    prose, code = _works(Path(sysconfig.get_path("stdlib")))
-    works = [*topic_works(), *prose] if domain == "prose" else code
+    root = Path(sysconfig.get_path("stdlib"))
+    if domain in ("prose", "code"):
+        prose, code = _works(root)
+        works = [*topic_works(), *prose] if domain == "prose" else code
+    else:
+        works = package_works(root, domain)
     names = [work.documents[0].source for work in works]
     chosen, size = set(), 0
     for _, name, number in sorted((sha256_text(n), n, i) for i, n in enumerate(names)):
@@ -100,6 +104,28 @@ def stdlib_works(root: Path) -> tuple[list[Work], list[Work]]:
     if not code:
         raise ConfigError(f"{root}: no Python source files; install Python with its library.")
     return prose, code
+
+
+def package_works(root: Path, package: str) -> list[Work]:
+    """The modules of one package, each as it is.
+
+    Raises:
+        ConfigError: no such package; the line names those there are, with their modules.
+    """
+    modules: dict[str, list[Path]] = {}
+    for path in source_files(root):
+        parts = path.relative_to(root).parts
+        if parts[1:]:
+            modules.setdefault(parts[0], []).append(path)
+    if package not in modules:
+        known = ", ".join(f"{name} ({len(files)})" for name, files in sorted(modules.items()))
+        raise ConfigError(
+            f"subset: {package}; stdlib has prose, code and packages (modules): {known}."
+        )
+    texts = [(path.relative_to(root).as_posix(), read_source(path)) for path in modules[package]]
+    return [
+        Work((Document(text, name),)) for name, text in texts if text and len(text) >= MIN_DOCUMENT
+    ]
 
 
 def source_files(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Train a SentencePiece tokenizer on documents chosen by hash, repeatably. Floor 1."""
+"""Train a tokenizer on documents chosen by hash, repeatably. Floor 1."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from nl.data.documents import Document, read_corpus, read_jsonl
 from nl.data.files import sha256_file, write_atomic, write_json
 from nl.data.prep.sources import read_source, units
 from nl.data.prep.sources_spec import Source
+from nl.data.prep.train_byte_bpe import SPECIAL, fit_byte_bpe
+from nl.data.tokenizer_hf import CONFIG as HF_CONFIG
+from nl.data.tokenizer_hf import FILE as HF_FILE
 
 MAX_SENTENCE = 4096
 """Bytes of text per training sentence; SentencePiece leaves longer ones out."""
-MODEL = "tokenizer.model"
-"""Name of a trained model in its directory."""
+MODELS = {"unigram": "tokenizer.model", "bpe": "tokenizer.model", "byte_bpe": HF_FILE}
+"""Name of a trained model in its directory, by type: SentencePiece, or the tokenizers package."""
 LOG = logging.getLogger("nl.data")
 
 
@@ -35,6 +38,8 @@ class TokenizerOptions:
 
     vocab_size: int = 4096
     model_type: str = "unigram"
+    """unigram, bpe: SentencePiece with byte fallback. byte_bpe: byte-level BPE of the tokenizers
+    package, special tokens <|bos|> <|eos|> <|pad|>."""
     character_coverage: float = 0.9995
     sample_mb: float = 2.0
     """Megabytes (1e6) of text to train on, chosen by document hash, equal parts per domain."""
@@ -47,7 +52,7 @@ class TokenizerOptions:
     def __post_init__(self) -> None:
         checks = (
             (260 <= self.vocab_size <= 1 << 20, "vocab-size", self.vocab_size, "260 to 1048576"),
-            (self.model_type in ("unigram", "bpe"), "model-type", self.model_type, "unigram, bpe"),
+            (self.model_type in MODELS, "model-type", self.model_type, ", ".join(MODELS)),
             (
                 0 < self.character_coverage <= 1,
                 "character-coverage",
@@ -66,6 +71,13 @@ class TokenizerOptions:
         for good, name, value, allowed in checks:
             if not good:
                 raise ConfigError(f"--{name}: {value}; allowed: {allowed}.")
+        for name, unused in (("character_coverage", 0.9995), ("num_threads", 1)):
+            value = getattr(self, name)
+            if self.model_type == "byte_bpe" and value != unused:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')}: {value}; --model-type byte_bpe does not use it: "
+                    "every byte is in its alphabet, and it trains in one thread. Leave it out."
+                )
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ def train_on(
     options: TokenizerOptions,
     log_file: Path | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Train ``<output>/tokenizer.model`` unless it is there, made from the same inputs.
+    """Train ``<output>/tokenizer.model`` (or ``.json``) unless it is there, from the same inputs.
 
     Args:
         domains: what to train on.
@@ -131,7 +143,7 @@ def train_on(
     Raises:
         ConfigError: a vocabulary larger than the text supports, no write access.
     """
-    model, log = output / MODEL, log_file or output / "tokenizer_log.json"
+    model, log = output / MODELS[options.model_type], log_file or output / "tokenizer_log.json"
     inputs = {domain.name: domain.identity for domain in domains}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
     record = json.loads(json.dumps(record))
@@ -154,6 +166,8 @@ def train_on(
     LOG.info("training %s %d on %.1f MB", options.model_type, options.vocab_size, size / 1e6)
     data = fit(sentences, options)
     write_atomic(model, data)
+    if model.name == HF_FILE:
+        write_json(output / HF_CONFIG, {f"{role}_token": name for role, name in SPECIAL.items()})
     record |= {
         "model": model.name,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -226,11 +240,13 @@ def sentences_of(text: str) -> Iterator[str]:
 
 
 def fit(sentences: Iterable[str], options: TokenizerOptions) -> bytes:
-    """The serialized model: byte fallback, no normalisation, runs of blanks may be one piece.
+    """The serialized model: every byte can be said, no normalisation.
 
     Raises:
-        ConfigError: SentencePiece refuses, most often a vocabulary too large for the text.
+        ConfigError: a vocabulary too large for the text.
     """
+    if options.model_type == "byte_bpe":
+        return fit_byte_bpe(sentences, options.vocab_size, exact=options.hard_vocab_limit)
     import sentencepiece
 
     writer = io.BytesIO()

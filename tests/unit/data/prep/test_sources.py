@@ -315,7 +315,7 @@ def test_no_network_is_one_line_with_the_recipe(tmp_path: Path) -> None:
         ({"name": "a", "dataset": "json"}, "data_files: missing"),
         ({"name": "a", "dataset": "x", "max_records": 0}, "max_records: 0"),
         ({"name": "a", "dataset": "x", "max_mb": -1.0}, "max_mb: -1.0"),
-        ({"name": "a", "dataset": "stdlib"}, "subset: None; stdlib has prose and code"),
+        ({"name": "a", "dataset": "stdlib"}, "subset: None; stdlib has prose, code and"),
         ({"name": "a", "dataset": "synthetic"}, "max_records: null"),
     ],
 )

@@ -106,7 +106,7 @@ def test_sentences_join_to_the_text() -> None:
     ("fields", "message"),
     [
         ({"vocab_size": 10}, "--vocab-size: 10; allowed: 260"),
-        ({"model_type": "wordy"}, "--model-type: wordy; allowed: unigram, bpe"),
+        ({"model_type": "wordy"}, "--model-type: wordy; allowed: unigram, bpe, byte_bpe"),
         ({"character_coverage": 0.0}, "--character-coverage: 0.0"),
         ({"sample_mb": 0.0}, "--sample-mb: 0.0"),
         ({"num_threads": 0}, "--num-threads: 0"),
