@@ -192,17 +192,18 @@ def _hdf5(source: Input, eos_id: int, vocab_size: int) -> Iterator[Piece]:
     import h5py
 
     for path in input_files(source):
-        split = source.split or _split_of_name(path)
-        if source.splits is None and split is None:
-            raise ConfigError(
-                f"{path}: nothing says which split it holds (a file of all splits mixes training "
-                "with validation); give --split-map, or --split if it holds one."
-            )
         try:
             file = h5py.File(path, "r")
         except OSError as error:
             raise ConfigError(f"{path}: not an HDF5 file ({error}).") from error
         with file:
+            said = NAMES.get(_text(file.attrs.get("split", "")))
+            split = source.split or said or _split_of_name(path)
+            if source.splits is None and split is None:
+                raise ConfigError(
+                    f"{path}: nothing says which split it holds (a file of all splits mixes "
+                    "training with validation); give --split-map, or SPLIT=PATH if it holds one."
+                )
             yield from _chunks(file, path, source, split, vocab_size)
 
 
