@@ -127,6 +127,8 @@ def test_a_run_through_tasks_writes_its_whole_matrix(
     assert len(lines) == 1 + 4 * 3
     assert main(["eval", str(home), "--suite", "tasks", "--output", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again/tasks.json").read_text())
+    spent = [data["details"].pop("process") for data in (found, again)]
+    assert all(used["cpu_seconds"] > 0 and used["cpu_seconds_before"] > 0 for used in spent)
     assert again["details"] == found["details"]
     capsys.readouterr()
 

@@ -100,6 +100,9 @@ class TaskLosses:
     def __call__(self, model: nn.Module, context: EvalContext) -> list[EvalRow]:
         """A row per measure and per task at the end; ``details`` and ``matrix.csv`` hold R.
 
+        ``details["process"]`` says how many CPU seconds the process had used before, which is what
+        training took where this is the first evaluator of a run, and how many R took.
+
         Raises:
             ConfigError: no tasks, or a checkpoint of a task's end is missing.
         """
@@ -115,7 +118,7 @@ class TaskLosses:
         held = {name: list(self._batches(own, name)) for name in names}
         ends = task_ends(stream, own.accum, context.step)[: stream.tasks]
         require(bool(ends), f"step: {context.step}; no task has ended by then.")
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         found: dict[Mode, list[list[list[float]]]] = {mode: [] for mode in self.config.memorize}
         for step in [0, *ends]:
             then = model if step == context.step else own.after(step).to(context.device)
@@ -129,6 +132,10 @@ class TaskLosses:
             matrix = LossMatrix(names, trained[: len(ends)], values)
             rows += self._rows(matrix, stages[-1], mode, seconds)
             self._keep(context, mode, matrix)
+        context.record.details["process"] = {
+            "cpu_seconds_before": spent,
+            "cpu_seconds": time.process_time() - spent,
+        }
         return rows
 
     def _batches(self, own: OwnRows, name: str) -> Iterator[Batch]:
