@@ -88,12 +88,18 @@ class JobMaker:
                     seed=seed,
                     home=home,
                     command=(*self.start, "--config-name", self.spec.base_config, *told, *own),
-                    config_hash=config_hash(dataclasses.replace(run, seed=seed)),
+                    config_hash=config_hash(self._seeded(run, told, seed)),
                     columns=experiment.columns,
                     overrides=told,
                 )
             )
         return found
+
+    def _seeded(self, run: RunConfig, told: tuple[str, ...], seed: int) -> RunConfig:
+        """What the launcher makes of one seed; keys that follow it (``${seed}``) follow it here."""
+        if any("${" in text for text in told):
+            return run_config(compose(self.spec.base_config, [*told, f"seed={seed}"]))
+        return dataclasses.replace(run, seed=seed)
 
 
 def _few(names: Sequence[str]) -> str:

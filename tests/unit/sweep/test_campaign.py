@@ -12,6 +12,10 @@ import pytest
 import yaml
 
 from nl.cli import main
+from nl.config.hydra import compose, run_config
+from nl.config.run import config_hash
+from nl.sweep.make import JobMaker
+from nl.sweep.spec import expand, read_spec
 
 FILE = """
 base_config: pilot_smoke
@@ -87,6 +91,17 @@ def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str])
     assert said.out.count("--config-name pilot_smoke") == 1
     assert "model.block=transformer" in said.out
     assert "1 jobs; nothing was run" in said.err
+
+
+def test_a_key_may_follow_the_seed(file: Path) -> None:
+    changed = "model.block: transformer, optim.weight_decay: '${seed}'"
+    file.write_text(FILE.replace("model.block: transformer", changed) + "seeds: [0, 2]\n")
+    spec = read_spec(file)
+    found = JobMaker(spec, ("python", "train.py")).jobs(expand(spec)[0], Path("out"))
+    told = [[*job.overrides, f"seed={job.seed}"] for job in found]
+    runs = [run_config(compose("pilot_smoke", one)) for one in told]
+    assert [run.optim.weight_decay for run in runs] == [0, 2]  # type: ignore[attr-defined]
+    assert [job.config_hash for job in found] == [config_hash(run) for run in runs]
 
 
 def test_the_shipped_files_compose(
