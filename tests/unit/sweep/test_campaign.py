@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import nl.assembly  # noqa: F401 - registers the parts
 from nl.cli import main
 from nl.config.hydra import compose, run_config
 from nl.config.run import config_hash
