@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from nl.assembly import launch
+from nl.assembly import launch, load_model
 from nl.cli import main
 from nl.config import ConfigError
-from nl.config.hydra import compose, run_config
+from nl.config.hydra import compose, load_config, run_config
+from nl.core.output import Knobs
 from nl.dist.single import Single
 from nl.fit import check
 from nl.run.records import read_records
@@ -131,6 +132,50 @@ def test_a_run_through_tasks_writes_its_whole_matrix(
     assert all(used["cpu_seconds"] > 0 and used["cpu_seconds_before"] > 0 for used in spent)
     assert again["details"] == found["details"]
     capsys.readouterr()
+
+
+def test_validation_reads_with_the_most_likely_knobs_and_leaves_the_controller_alone(
+    text: Path, tmp_path: Path
+) -> None:
+    evaluated = "+evals.val={kind: task_losses, split: val, windows: 4}"
+    saved = ["checkpoint.every=3", "checkpoint.keep=0", evaluated]
+    told_ = told(text, *GOVERNED, "train.steps=12", "model.experts.k=2", *saved)
+    each = ["train.validate_every=3", "train.validate_batches=1", f"run.dir={tmp_path / 'each'}"]
+    home = launch(compose("pilot_smoke", [*told_, *each]))
+    plain = launch(compose("pilot_smoke", [*told_, f"run.dir={tmp_path / 'plain'}"]))
+    trained = [[row for row in rows_of(run) if row["split"] == "train"] for run in (home, plain)]
+    assert trained[0] == trained[1], "reading changed what the controller did"
+    states = [
+        json.loads((run / f"checkpoints/step_{n:06}/trainer.json").read_text())["controller"]
+        for n in (3, 6, 9, 12)
+        for run in (home, plain)
+    ]
+    assert states[::2] == states[1::2]
+
+    run, other = run_config(load_config(home / "config.yaml")), 0
+    assert run.controller is not None
+    for step in (3, 6, 9, 12):
+        folder = home / f"checkpoints/step_{step:06}"
+        controller: Any = run.controller.build(seed=0)
+        controller.load_state_dict(json.loads((folder / "trainer.json").read_text())["controller"])
+        other += controller.frozen().experts_k != 2
+        found = {row["split"]: row["loss"] for row in rows_of(home) if row["step"] == step}
+        for name in ("val/task_00", "val/task_02"):
+            known = read(folder, run.stream, name, controller.frozen())
+            assert found[name] == pytest.approx(known, abs=1e-5)
+    assert other, "the policy asked for another k than the configured one at least once"
+    page = json.loads((home / "artifacts/evals/val.json").read_text())["details"]["context"]
+    configured = read(folder, run.stream, "val/task_00", None)
+    assert page["nats_per_token"][-1][0] == pytest.approx(configured, abs=1e-5)
+    assert configured != found["val/task_00"]
+
+
+@torch.no_grad()
+def read(folder: Path, stream: Any, split: str, knobs: Knobs | None) -> float:
+    """Mean loss of the first batch of a split under a checkpoint."""
+    model: Any = load_model(folder)
+    batch = next(iter(stream.build(split, seed=0, rank=0, world=1)))
+    return float(model.nll(batch.inputs.long(), batch.targets.long(), knobs=knobs)[0].mean())
 
 
 @pytest.mark.parametrize(

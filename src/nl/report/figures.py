@@ -68,6 +68,7 @@ class Figure:
         log: the axes that are logarithmic: "", "x", "y" or "xy".
         from_zero: begin the y axis at zero, where a flat curve is to be seen as flat.
         shaded: a range of x that is set off (what was trained on).
+        marks: values of x where something begins (a task), as thin upright lines.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Figure:
     log: str = ""
     from_zero: bool = False
     shaded: tuple[float, float] | None = None
+    marks: tuple[float, ...] = ()
 
 
 def matplotlib_ready() -> Any:
@@ -165,6 +167,8 @@ def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
             axes.locator_params(axis=axis, nbins=6 if figure.wide else 4)
     if figure.shaded is not None:
         axes.axvspan(*figure.shaded, color=colour(GRID), alpha=0.6, lw=0)
+    for mark in figure.marks:
+        axes.axvline(mark, color=colour(GRID), lw=0.8)
     for line in figure.lines:
         draw_line(axes, line, colour(SERIES[line.colour % len(SERIES)]))
     if figure.from_zero:
@@ -269,7 +273,7 @@ def standalone(svg: str) -> str:
 def figure_csv(figure: Figure) -> str:
     """The drawn numbers, one row per point: line, x, y; levels as rows without x.
 
-    The edges of a band are lines of their own.
+    The edges of a band are lines of their own, marks rows without a value.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -281,4 +285,5 @@ def figure_csv(figure: Figure) -> str:
             pairs = zip(thin(line.x), thin(values), strict=True) if values is not None else ()
             writer.writerows([label, f"{x:g}", repr(y)] for x, y in pairs)
     writer.writerows([name, "", repr(value)] for name, value in figure.levels.items())
+    writer.writerows(["(mark)", f"{mark:g}", ""] for mark in figure.marks)
     return out.getvalue()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nl.report.figures import LONGEST, smooth, thin
+from nl.report.figures import LONGEST, Figure, Line, draw, figure_csv, smooth, thin
 from nl.report.numbers import count, duration, figure, with_error
 
 
@@ -74,3 +74,12 @@ def test_thinning_keeps_the_ends() -> None:
     assert len(thin(values)) == LONGEST
     assert thin(values)[0] == values[0]
     assert thin(values)[-1] == values[-1]
+
+
+def test_marks_are_drawn_and_in_the_csv() -> None:
+    pytest.importorskip("matplotlib")
+    lines = [Line("replay", [0.0, 40.0, 80.0], [0.1, 0.2, 0.3])]
+    plain, marked = (Figure("knob", "Replay", lines, marks=marks) for marks in ((), (40.0,)))
+    assert "(mark),40," in figure_csv(marked).splitlines()
+    assert "(mark)" not in figure_csv(plain)
+    assert draw(marked).count("<path") == draw(plain).count("<path") + 1
