@@ -210,7 +210,8 @@ def context_of(
     path, seed = data or getattr(stream, "path", None), SeedBook(run.seed).seed("data")
     own = OwnRows(stream, seed, partial(model_after, run, home), run.train.grad_accum)
     if path is not None or not hasattr(stream, "examples"):
-        tasks = own if data is None and hasattr(stream, "task_steps") else None
+        known = hasattr(stream, "task_steps") or hasattr(stream, "frozen")
+        tasks = own if data is None and known else None
         return evaluation_context(str(path), output, probe=tasks, **options)
     if offered(stream) in ("probe", "floor"):
         return EvalContext(tokenizer=NoText(), probe=own, output=output, **options)

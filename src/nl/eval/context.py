@@ -109,6 +109,7 @@ READS = {
     "phases": ("phases of rows with an oracle", "cl_remap"),
     "tasks": ("tasks made of text", "tasks"),
     "floor": ("windows of known sources", "ergodic"),
+    "windows": ("frozen windows of components", "components"),
 }
 """What an evaluator may read: in words, and a stream that has it."""
 
@@ -134,8 +135,9 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
         what, choice = READS[evaluator.reads]
         phased = evaluator.reads == "phases" and getattr(stream, "phase_steps", 0) > 0
         tasked = evaluator.reads == "tasks" and hasattr(stream, "task_steps")
+        framed = evaluator.reads == "windows" and hasattr(stream, "frozen")
         require(
-            phased or tasked or evaluator.reads == offered(stream),
+            phased or tasked or framed or evaluator.reads == offered(stream),
             f"evals.{name}: reads {what}, stream={stream.kind} has none; remove it or choose "
             f"stream={choice}.",
         )

@@ -8,7 +8,8 @@
     grid: {optim.lr: [1e-3, 3e-3]}
 
 Overrides may be nested or dotted; a grid is the product of its lists; axes are named lists of
-variants whose product is taken; whatever is given is combined with every seed.
+variants whose product is taken; whatever is given is combined with every seed. An axis may say
+``{subsets_of: [a, b, c], key: stream.components}`` and is then the subsets of a list.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import yaml
 
 from nl.config import ConfigError, flat, require, structure
 from nl.config.strict_yaml import load_yaml
+from nl.sweep.subsets import spelled_out
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,149}")
 SHORT = {"learning_rate": "lr", "hidden_dim": "h", "batch_size": "bs", "n_freqs": "f"}
@@ -185,6 +187,8 @@ def read_spec(path: Path) -> SweepSpec:
                 raise ConfigError(f"{path}: {old} is an old name of {new}; give one of them.")
             data[new] = data.pop(old)
     try:
+        if "axes" in data:
+            data["axes"] = spelled_out(data["axes"])
         return structure(SweepSpec, data)
     except ConfigError as error:
         lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
