@@ -197,9 +197,7 @@ def test_every_set_of_the_sweep_has_the_same_windows_steps_and_tokens(five: Path
     assert sets == [c for k in range(1, 6) for c in itertools.combinations(NAMES, k)]
     assert plan[0].name == "k1_asyncio_transformer"
     assert plan[0].columns["components"] == "k1_asyncio"
-    others = [
-        {k: v for k, v in one.overrides.items() if k != "stream.components"} for one in plan
-    ]
+    others = [{k: v for k, v in one.overrides.items() if k != "stream.components"} for one in plan]
     assert all(other == others[0] for other in others)  # so that one composition says it for all
     own = [f"{key}={value}" for key, value in others[0].items()]
     run: Any = run_config(compose(spec.base_config, own))
@@ -280,7 +278,9 @@ def test_another_tokenizer_than_that_of_the_shards_is_refused(five: Path, tmp_pa
     manifest = json.loads((own / "manifest.json").read_text())
     manifest["tokenizer"]["sha256"] = "0" * 64
     (own / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match=r"made with tokenizer .* the manifest names 000000000000"):
+    with pytest.raises(
+        ConfigError, match=r"made with tokenizer .* the manifest names 000000000000"
+    ):
         stream(own).build("train", seed=0, rank=0, world=1)
 
 
