@@ -115,37 +115,68 @@ def forgetting_grids(frame: RunFrame) -> list[Grid]:
     """Loss on every segment after every phase, one grid per memorisation mode."""
     grids = []
     for path, data in documents(frame, "memorize", "better"):
-        parts = mapping(data["memorize"])
-        numbers = [
-            float(value)
-            for part in parts.values()
-            for row in mapping(part).get("nats_per_token", [])
-            for value in row
-            if is_number(value)
-        ]
-        ends = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
-        grids += [
-            forgetting_grid(path, mode, mapping(part), mapping(data["better"]), ends)
-            for mode, part in parts.items()
-        ]
+        words = {name: f"{way} is better" for name, way in mapping(data["better"]).items()}
+        title = "loss in nats per token"
+        grids += forgetting_parts(path, mapping(data["memorize"]), words, (title, "phase"))
+    for path, data in documents(frame, "details", "rows"):  # an evaluator's own file
+        parts = {
+            mode: part
+            for mode, part in mapping(data["details"]).items()
+            if {"nats_per_token", "phases", "segments"} <= mapping(part).keys()
+        }
+        rows = [mapping(row) for row in data["rows"]] if isinstance(data["rows"], list) else []
+        words = {str(r.get("metric")): str(r.get("note", "")).partition(";")[0] for r in rows}
+        title = f"{data.get('suite', path)}: loss in nats per token"
+        grids += forgetting_parts(path, parts, words, (title, "task"))
     return grids
 
 
+def forgetting_parts(
+    path: str, parts: dict[str, Any], words: dict[str, str], labels: tuple[str, str]
+) -> list[Grid]:
+    """The grids of one file, on one scale.
+
+    Args:
+        path: of the file.
+        parts: its content by mode.
+        words: what is good about each metric.
+        labels: title before the mode, and what a row comes after.
+    """
+    numbers = [
+        float(value)
+        for part in parts.values()
+        for row in mapping(part).get("nats_per_token", [])
+        for value in row
+        if is_number(value)
+    ]
+    ends, (title, after) = (min(numbers), max(numbers)) if numbers else (0.0, 1.0), labels
+    return [
+        forgetting_grid(
+            f"{stem(path)}_{mode}", mapping(part), words, ends, (f"{title}, memory {mode}", after)
+        )
+        for mode, part in parts.items()
+    ]
+
+
 def forgetting_grid(
-    path: str, mode: str, part: dict[str, Any], better: dict[str, Any], ends: tuple[float, float]
+    name: str,
+    part: dict[str, Any],
+    words: dict[str, str],
+    ends: tuple[float, float],
+    labels: tuple[str, str],
 ) -> Grid:
-    """One matrix with its metrics as the note."""
+    """One matrix with its metrics as the note; ``labels`` are its title and what a row is after."""
     rows, segments = part.get("rows", []), part.get("segments", [])
     values = part.get("nats_per_token", [])
     metrics = [
-        f"{name.replace('_', ' ')} {value:.4f} ({better.get(name, '')} is better)"
-        for name, value in mapping(part.get("metrics")).items()
+        f"{key.replace('_', ' ')} {value:.4f} ({words.get(key, '')})"
+        for key, value in mapping(part.get("metrics")).items()
         if is_number(value)
     ]
     return Grid(
-        name=f"forgetting_{stem(path)}_{mode}",
-        title=f"loss in nats per token, memory {mode}",
-        row_label="after phase",
+        name=f"forgetting_{name}",
+        title=labels[0],
+        row_label=f"after {labels[1]}",
         column_label="measured on",
         rows=[str(row) for row in rows],
         columns=[str(segment) for segment in segments],

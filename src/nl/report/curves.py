@@ -13,6 +13,10 @@ TITLES = {
     "perf/step_seconds": "Step time (s)",
     "perf/data_share": "Share of time waiting for data",
 }
+HEADINGS = {"memory/": "Memory", "knob/": "Knobs", "signal/": "Signals"}
+"""Where small curves stand, by the beginning of their names."""
+MOST_MARKS = 100
+"""More tasks than that are not marked."""
 DERIVED = {"loss", "ppl"}
 """Not drawn as small curves: the loss has its own figure and ppl is its exponential."""
 
@@ -34,7 +38,21 @@ def loss_figure(frame: RunFrame, levels: dict[str, float]) -> Figure | None:
         return None
     shown = [line for line in lines if not line.faint]
     ends = "; ".join(f"{line.name} {ends_of(line)}" for line in shown)
-    return Figure("loss", "Loss (nats per target)", lines, levels, alt=ends, wide=True)
+    title, marks = "Loss (nats per target)", task_starts(frame)
+    return Figure("loss", title, lines, levels, alt=ends, wide=True, marks=marks)
+
+
+def task_starts(frame: RunFrame) -> tuple[float, ...]:
+    """Steps at which another task begins, of a run through tasks one after another."""
+    stream, train = frame.config.get("stream") or {}, frame.config.get("train") or {}
+    if stream.get("kind") != "tasks" or stream.get("joint") or stream.get("only") is not None:
+        return ()
+    batches = stream.get("steps", 0)
+    if stream.get("tokens"):
+        batches = -(-stream["tokens"] // (stream["seq_len"] * stream["batch_size"]))
+    each, last = batches / train.get("grad_accum", 1), frame.last.get("step", 0)
+    count = int(last / each) if each else 0
+    return tuple(each * n for n in range(1, count + 1) if each * n < last and count <= MOST_MARKS)
 
 
 def ends_of(line: Line) -> str:
@@ -43,13 +61,14 @@ def ends_of(line: Line) -> str:
 
 
 def small_figures(frame: RunFrame) -> dict[str, list[Figure]]:
-    """Small curves by heading: training, memory writes, other metrics, validation metrics."""
-    groups: dict[str, list[Figure]] = {"Training": [], "Memory": [], "Other metrics": []}
+    """Small curves by heading: training, knobs, signals, memory writes, others, validation."""
+    names = ("Training", "Knobs", "Signals", "Memory", "Other metrics")
+    groups: dict[str, list[Figure]] = {name: [] for name in names}
     for key in numeric_keys(frame.train):
         if key in DERIVED:
             continue
         heading = "Training" if key in TITLES else "Other metrics"
-        heading = "Memory" if key.startswith("memory/") else heading
+        heading = next((n for start, n in HEADINGS.items() if key.startswith(start)), heading)
         groups[heading].append(one_curve(frame, key))
     validation = []
     for key in dict.fromkeys(k for rows in frame.validation.values() for k in numeric_keys(rows)):
@@ -62,8 +81,8 @@ def small_figures(frame: RunFrame) -> dict[str, list[Figure]]:
 def one_curve(frame: RunFrame, key: str) -> Figure:
     """One training metric over steps."""
     x, y = series(frame.train, key)
-    line = Line(key, x, y)
-    return Figure(file_stem(key), TITLES.get(key, key), [line], alt=ends_of(line))
+    line, title = Line(key, x, y), TITLES.get(key, key)
+    return Figure(file_stem(key), title, [line], alt=ends_of(line), marks=task_starts(frame))
 
 
 def validation_curve(frame: RunFrame, key: str) -> Figure:

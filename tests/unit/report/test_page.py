@@ -175,6 +175,46 @@ def test_classification_metrics_become_validation_curves(tmp_path: Path) -> None
     assert (tmp_path / "artifacts" / "report" / "validation_accuracy.csv").is_file()
 
 
+def test_a_run_through_tasks_shows_r_knobs_and_signals(tmp_path: Path) -> None:
+    stream = {"kind": "tasks", "tasks": 3, "steps": 4, "tokens": 0, "joint": False, "only": None}
+    config = {"name": "through", "stream": stream, "train": {"grad_accum": 2}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    rows = [
+        {"step": step, "split": "train", "loss": 1 / step, "knob/replay": step / 10,
+         "signal/loss": 2 / step} for step in range(1, 7)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {
+        "segments": ["task_00", "task_01", "task_02"],
+        "phases": ["task_00", "task_01", "task_02"],
+        "rows": ["init", "after task_00", "after task_01", "after task_02"],
+        "nats_per_token": [[5.0, 5.0, 5.0], [1.0, 5.5, 6.0], [2.0, 1.5, 6.5], [2.5, 2.25, 1.75]],
+        "metrics": {"average_loss": 6.5 / 3, "forgetting": 1.125},
+    }
+    told = [{"metric": "forgetting", "note": "nats, lower is better; 3 tasks"}]
+    details = {"context": part, "process": {"cpu_seconds": 1.0}}
+    page = {"suite": "tasks", "details": details, "rows": told}
+    (tmp_path / "artifacts/evals").mkdir(parents=True)
+    (tmp_path / "artifacts/evals/tasks.json").write_text(json.dumps(page))
+    text = write_report(tmp_path).read_text()
+    assert {"Forgetting", "Knobs", "Signals"} <= set(headings(text))
+    assert "tasks: loss in nats per token, memory context" in text
+    assert "forgetting 1.1250 (nats, lower is better)" in text
+
+    def lines_of(name: str) -> list[list[str]]:
+        csv_text = (tmp_path / f"artifacts/report/{name}.csv").read_text()
+        return list(csv.reader(csv_text.splitlines()))
+
+    cells = lines_of("forgetting_evals_tasks_context")
+    assert [row[:3] for row in cells[4:6]] == [
+        ["after task_00", "task_00", "1.0"],
+        ["after task_00", "task_01", "5.5"],
+    ]
+    for name in ("loss", "knob_replay", "signal_loss"):
+        marks = [r for r in lines_of(name) if r[0] == "(mark)"]
+        assert marks == [["(mark)", "2", ""], ["(mark)", "4", ""]], "tasks are of two steps"
+
+
 @pytest.mark.parametrize("make", ["missing", "empty", "file"])
 def test_what_is_no_run_is_refused(tmp_path: Path, make: str) -> None:
     path = tmp_path / "run"
