@@ -21,6 +21,7 @@ PAIRS = (
     ("hope_attention", "hope_selfmod"),
 )
 """Rows whose R is drawn, two to a figure; the CSV holds all."""
+CONTROLLERS = {"sparse_gru": "GRU", "sparse_random": "random", "sparse_pi": "PI"}
 REMEMBERED = ("dense", "dense_replay", "sparse", "sparse_replay", "hope_attention")
 """Rows whose loss on earlier tasks is drawn."""
 
@@ -66,15 +67,18 @@ def trace_figures(rows: Mapping[str, Row], governed: Sequence[str]) -> list[Figu
     """Knobs over steps, what a turn paid, and the loss on earlier tasks."""
     found = []
     marks = boundaries(next(iter(rows["dense"].runs.values())))
-    for key, title in (("replay", "Share of a batch that is replayed"), ("experts_k", "Experts k")):
+    for key, title in (
+        ("replay", "Share of a batch that is replayed, upright lines: another task"),
+        ("experts_k", "Experts that read a token"),
+    ):
         lines = []
-        for number, name in enumerate(("sparse_gru", "sparse_random", "sparse_pi")):
+        for number, (name, short) in enumerate(CONTROLLERS.items()):
             runs = rows[name].runs if name in rows else {}
             for seed, run in runs.items():
                 x, y = curve(run, f"knob/{key}")
                 if y and (name == "sparse_gru" or seed == min(runs)):
                     colour = seed if name == "sparse_gru" else 3 + number
-                    lines.append(Line(f"{name_of(name)}, seed {seed}", x, y, colour=colour))
+                    lines.append(Line(f"{short}, seed {seed}", x, y, colour=colour))
         if lines:
             alt = "What controllers set, between the tasks' ends."
             named = f"tgsmn_{key}"

@@ -108,12 +108,34 @@ def measures(run: Run, mode: str, known: References | None) -> dict[str, float]:
         if value is not None
     }
     found |= {"lost_share": lost_share(matrix)}
+    found |= languages(matrix, run.config.stream.repeat)
     if run.config.stream.joint:
         wanted = ("average_loss", "average_ppl_geometric", "average_ppl_arithmetic")
         return {key: value for key, value in found.items() if key in wanted}
     if run.config.signals.every:
         found |= {"learning": learning(run), "gap": stability_gap(run)}
     return found
+
+
+def languages(matrix: LossMatrix, repeat: int) -> dict[str, float]:
+    """What a task does to the one that shares its permutation, and what it does to others.
+
+    ``transfer_*``: loss before training minus loss right before a task is learned; ``hit_*``: rise
+    of a learned task's loss over one later task.
+    """
+    count = len(matrix.phases)
+    gain = [matrix.initial(i) - matrix.after(i - 1, i) for i in range(1, count)]
+    rise = {
+        (i, j): matrix.after(i, j) - matrix.after(i - 1, j)
+        for j in range(count - repeat)
+        for i in range(j + 1, count)
+    }
+    return {
+        "transfer_known": statistics.fmean(gain[repeat - 1 :]),
+        "transfer_new": statistics.fmean(gain[: repeat - 1]),
+        "hit_same": statistics.fmean(v for (i, j), v in rise.items() if i - j == repeat),
+        "hit_other": statistics.fmean(v for (i, j), v in rise.items() if i - j != repeat),
+    }
 
 
 def lost_share(matrix: LossMatrix) -> float:

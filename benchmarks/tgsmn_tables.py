@@ -58,6 +58,12 @@ FURTHER = {
     "plasticity_gap": "learned minus alone (lower)",
     "gap": "stability gap (lower)",
 }
+SHARED = {
+    "transfer_known": "FWT, known permutation (higher)",
+    "transfer_new": "FWT, new permutation (higher)",
+    "hit_same": "rise by a task with the same permutation (lower)",
+    "hit_other": "rise by another task (lower)",
+}
 COMPARED = {
     "average_loss": "average loss",
     "forgetting": "forgetting",
@@ -153,7 +159,7 @@ def difference_table(rows: Mapping[str, Row], base: str) -> list[str]:
 def cell(row: Row, base: Row, measure: str) -> str:
     """A difference and what its interval says."""
     gap = difference(row.values(measure), base.values(measure))
-    return "-" if gap is None else f"{gap.text(2)}, {verdict(gap)}"
+    return "-" if gap is None else f"{gap.text()}, {verdict(gap)}"
 
 
 def verdict(gap: Interval) -> str:
