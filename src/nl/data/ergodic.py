@@ -231,12 +231,17 @@ class ErgodicConfig(StreamConfig):
         """No kinds of wrong answers are told apart."""
         return {}
 
-    def floors(self, split: str) -> list[float]:
-        """Nats per target that knowing a component leaves, for each, on its own held-out windows."""
-        found = []
+    def floors(self, split: str) -> dict[str, list[float]]:
+        """Nats per target that knowing a component leaves, for each, on its own held-out windows.
+
+        ``entropy`` is the expectation, ``paired`` what the symbols of these windows cost.
+        """
+        found: dict[str, list[float]] = {"entropy": [], "paired": []}
         for name in self.names:
             told = bayes_filter(self.exact_one(name), self.windows(split, (name,)).tokens)
-            found.append(float(told.entropy[:, 0 if self.bos else 1 :].mean()))
+            skip = 0 if self.bos else 1
+            found["entropy"].append(float(told.entropy[:, skip:].mean()))
+            found["paired"].append(float(told.nll[:, skip:].mean()))
         return found
 
     def build(self, split: str, *, seed: int, rank: int, world: int) -> RowStream:
