@@ -18,7 +18,8 @@ TINY = ["model.dim=24", "model.layers=1", "model.mlp_hidden=24", "model.attentio
 TINY += ["stream.window=12", "stream.batch_size=16", "stream.test_size=12", "stream.val_size=4"]
 PHASES = ["stream.order=sequential", "stream.phase_steps=15", "train.steps=30"]
 PHASES += ["stream.components=[coin:0.1,coin:0.8]", "stream.library=[]"]
-PHASES += ["optim.lr=0.02", "schedule.final=1.0", "+evals.phases.kind=phases", "checkpoint.at=[15,30]", "checkpoint.keep=0"]
+PHASES += ["optim.lr=0.02", "schedule.final=1.0", "+evals.phases.kind=phases"]
+PHASES += ["checkpoint.at=[15,30]", "checkpoint.keep=0"]
 
 
 def composed(tmp_path: Path, *changes: str) -> Any:
