@@ -148,11 +148,15 @@ class TaskStreamConfig(StreamConfig):
         for name in (*names, *self.custom):
             require(
                 name in names and name in known,
-                f"domains: {name!r} is none of {list(names if name in known else known)}; a task "
+                f"{'stream.domains' if name in names else 'stream.custom'}: {name!r} is none of "
+                f"{list(names if name in known else known)}; a task "
                 "without its data would be another benchmark: name what is there, or add it.",
             )
         fits = self.mix <= len(names)
-        require(fits, f"mix: {self.mix}; {self.path} has {len(names)} domains: {list(names)}.")
+        require(
+            fits,
+            f"stream.mix: {self.mix}; {self.path} has {len(names)} domains: {list(names)}.",
+        )
         rng = np.random.Generator(np.random.Philox(SeedBook(self.environment).seed("mixtures")))
         tasks = []
         for number in range(self.tasks):

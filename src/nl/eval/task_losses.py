@@ -12,6 +12,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from nl.core.batch import IGNORE, Batch
 from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, OwnRows
 from nl.eval.continual_metrics import BETTER, LossMatrix, all_metrics
+from nl.eval.expert_use import expert_use
 from nl.eval.rows import make_row, mean_and_stderr, save_text
 
 Mode = Literal["off", "context"]
@@ -103,6 +105,9 @@ class TaskLosses:
         ``details["process"]`` says how many CPU seconds the process had used before, which is what
         training took where this is the first evaluator of a run, and how many R took.
 
+        ``details["experts"]`` says, of a model with experts, how often each was chosen for the
+        windows of each task at the end of the run: {task: [router][expert]}.
+
         Raises:
             ConfigError: no tasks, or a checkpoint of a task's end is missing.
         """
@@ -125,6 +130,11 @@ class TaskLosses:
             for mode, stages in found.items():
                 losses = [window_losses(then, held[name], context, mode) for name in names]
                 stages.append(losses)
+        if any(getattr(model, "routers", ())):
+            read = partial(window_losses, model, context=context, mode=self.config.memorize[0])
+            context.record.details["experts"] = {
+                name: expert_use(model, partial(read, held[name])) for name in names
+            }
         seconds = time.perf_counter() - begun
         rows: list[EvalRow] = []
         for mode, stages in found.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from nl.run.records import read_records
 
+PAGE = Path(__file__).resolve().parents[3] / "docs/systems/tgsmn.md"
 STEPS, TASKS = 18, 3
 SHARED: dict[str, Any] = {
     "model": {"dim": 16, "layers": 1, "block": "transformer", "vocab_size": 259, "mlp_hidden": 16},
@@ -64,6 +67,16 @@ def write_grid(path: Path, data: Path, *, lr: float = 3e-3, environments: int = 
     return path
 
 
+def mapped(program: str) -> list[list[str]]:
+    """What follows a program in the commands that docs/systems/tgsmn.md gives for earlier ones."""
+    text = PAGE.read_text()
+    start = text.index("## From the earlier system's commands to these")
+    table = text[start : text.index("| earlier configuration")]
+    lines = re.findall(r"^\| .* \| `uv run ([^`]+)` \|$", table, flags=re.MULTILINE)
+    words = [shlex.split(line) for line in lines]
+    return [found[1:] for found in words if found[0] == program]
+
+
 def outcome(root: Path) -> dict[str, Any]:
     """What every run of a sweep ended with: rows without clocks, weights, R."""
     found = {}
@@ -77,7 +90,8 @@ def outcome(root: Path) -> dict[str, Any]:
         ]
         weights = sorted(run.glob("checkpoints/step_*/model.safetensors"))
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
-        matrix = json.loads((run / "artifacts/evals/tasks.json").read_text())["details"]
+        details = json.loads((run / "artifacts/evals/tasks.json").read_text())["details"]
+        matrix = {key: details.get(key) for key in ("context", "experts")}
         found[f"{run.parent.name}/{run.name}"] = {"rows": rows, "weights": digests, "R": matrix}
     return found
 

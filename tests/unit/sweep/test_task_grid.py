@@ -17,11 +17,13 @@ from nl.assembly import launch
 from nl.cli import main
 from nl.config import ConfigError
 from nl.config.hydra import compose
+from nl.report import task_figures as figures
+from nl.report.frames import read_run
 from nl.report.legacy_grid import write_grid_view, write_run_view
 from nl.sweep.make import JobMaker
 from nl.sweep.spec import expand, read_spec
 from tests.unit.data.conftest import build_tiny
-from tests.unit.sweep.task_grid import STEPS, TASKS, write_grid
+from tests.unit.sweep.task_grid import STEPS, TASKS, mapped, write_grid
 
 COLUMNS = "step,task,loss,ema_loss,delta_t,delta_rho_L,kl,sqrt_2kl,eta,reward,replay_ratio,"
 COLUMNS += "used_replay,k,router_temp,router_noise"
@@ -40,12 +42,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def grid(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished grid of three runs with its views; read only but for the last test."""
+    """A finished grid of three runs with its views, by the commands of the system's page.
+
+    The second call of the sweep skips what is done; the last command is for one run.
+    """
     home = tmp_path_factory.mktemp("grid")
     file = write_grid(home / "grid.yaml", data, environments=1)
-    place = ["--output", str(home / "out"), "--backend", "warm"]
-    assert main(["sweep", str(file), *place]) == 0
-    assert main(["report", str(home / "out"), "--legacy-csv"]) == 0
+    run = "runs/tgsmn_grid/perm_unique_10_learned_none_e256/seed_0"
+    named = {
+        "configs/sweep/tgsmn_grid.yaml": str(file),
+        "runs/tgsmn_grid": str(home / "out"),
+        run: str(home / "out/perm_learned_none_e4/seed_0"),
+    }
+    sweep, report, one = ([named.get(w, w) for w in words] for words in mapped("nl"))
+    assert (sweep[0], report[0], one[0]) == ("sweep", "report", "report")
+    for words in ([*sweep, "--backend", "warm"], sweep, report, one):
+        assert main(words) == 0, words
     return home / "out"
 
 
@@ -59,6 +71,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def test_the_whole_has_the_earlier_columns(grid: Path) -> None:
     rows = table(grid / "legacy/grid_results.csv")
+    assert [line["attempts"] for line in records(grid / "results.jsonl")] == [1, 1, 1]
     assert [r["exp_name"] for r in rows] == [
         "perm/tg_smn_learned/none/experts4/seed0",
         "perm/tg_smn_learned/fix_k2/experts4/seed0",
@@ -116,6 +129,42 @@ def test_files_of_a_run_say_what_the_run_wrote(grid: Path) -> None:
     forgotten = sum(a - b for a, b in zip(last, least, strict=True)) / TASKS
     assert summary["avg_forgetting_ppl"] == pytest.approx(forgotten)
     assert summary["forgetting"] == page["metrics"]["forgetting"]
+
+
+def test_pictures_show_what_the_run_wrote(grid: Path, tmp_path: Path) -> None:
+    run = read_run(grid / "perm_learned_none_e4/seed_0")
+    page = run.artifacts["evals/tasks.json"]["details"]
+    for use in page["experts"].values():
+        assert [sum(one) for one in use] == [4 * 16], "4 windows of 16 tokens, k=1 as configured"
+    assert list(page["experts"]) == page["context"]["segments"]
+    anytime, forgotten = figures.forgetting_curves(run)
+    assert forgotten.lines[0].y[-1] == pytest.approx(page["context"]["metrics"]["forgetting"])
+    assert anytime.lines[0].y[-1] == pytest.approx(page["context"]["metrics"]["average_loss"])
+    assert figures.boundaries(run) == (6.0, 12.0)
+    knobs = {figure.name: figure.lines[0] for figure in figures.knob_curves(run)}
+    assert set(knobs) == {"knob_experts_k", "knob_replay", "knob_reward"}
+    assert set(knobs["knob_experts_k"].y) <= {1.0, 2.0, 3.0}
+    maps = figures.expert_maps(run).maps
+    assert [sum(row) for one in maps for row in one.values] == pytest.approx([1.0] * TASKS)
+    picture = figures.save(figures.matrix_map(run), tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(picture.with_suffix(".csv").read_text().splitlines()) == 1 + (TASKS + 1) * TASKS
+
+    rows = figures.read_grid(grid / "legacy")
+    curve = figures.scaling(rows, "perm", "final_test_ppl")
+    names = ["tg_smn_learned", "tg_smn_learned fix_k2", "dense_baseline"]
+    assert [(line.name, line.x) for line in curve.lines] == [(name, [4.0]) for name in names]
+    assert len(figures.trade_off(rows, "perm").lines) == 3
+    with pytest.raises(ConfigError, match="no result in environment 'wt2'; there is perm"):
+        figures.scaling(rows, "wt2", "final_test_ppl")
+    with pytest.raises(ConfigError, match="its model has none"):
+        figures.expert_maps(read_run(grid / "perm_dense_none_e4/seed_0"))
+
+
+def test_many_experts_share_columns() -> None:
+    names, values = figures.binned([[0.25, 0.25, 0.5, *[0.0] * 13]])
+    assert names == ["0-1", "2-3", "4-5", "6-7", "8-9", "10-11", "12-13", "14-15"]
+    assert values == [[0.5, 0.5, *[0.0] * 6]]
 
 
 def test_checkpoints_are_links_that_load(grid: Path) -> None:
