@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ Ints = NDArray[np.int64]
 
 FILE = "nll.safetensors"
 NEEDED = ("nll", "component", "document", "context")
-EXACT = ("bayes_nll", "bayes_kl", "bayes_entropy", "posterior")
-"""What only sources with a known filter have."""
+EXACT = ("bayes_nll", "bayes_kl", "bayes_entropy", "posterior", "own_nll", "own_kl")
+"""What only sources with a known filter have; nan where a window is of none that was trained on."""
+COUNTED = ("component_at", "bytes")
+"""Whole numbers per token: the component that emitted it, the bytes that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Losses:
         trained_on: names in training.
         digest: of the list of windows; runs of equal digests may be compared window by window.
         split, seed: as the metadata say.
-        exact: of synthetic sources ``bayes_nll``, ``bayes_kl``, ``bayes_entropy``, ``posterior``.
+        exact: of synthetic sources what ``EXACT`` names, each (windows, positions).
+        counted: what ``COUNTED`` names, where it is known, each (windows, positions).
         source: where it was read.
         more: the other metadata.
     """
@@ -48,6 +52,7 @@ class Losses:
     split: str = ""
     seed: int = 0
     exact: dict[str, Floats] = field(default_factory=dict)
+    counted: dict[str, Ints] = field(default_factory=dict)
     source: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -55,6 +60,18 @@ class Losses:
     def subset(self) -> tuple[int, ...]:
         """Codes of the components in training, in order."""
         return tuple(sorted(self.components.index(name) for name in self.trained_on))
+
+    def part(self, codes: Sequence[int]) -> Losses:
+        """The windows of some components."""
+        mine = np.isin(self.component, list(codes))
+        return replace(
+            self,
+            nll=self.nll[mine],
+            component=self.component[mine],
+            document=self.document[mine],
+            exact={name: one[mine] for name, one in self.exact.items()},
+            counted={name: one[mine] for name, one in self.counted.items()},
+        )
 
 
 def read_losses(path: Path) -> Losses:
@@ -81,6 +98,7 @@ def read_losses(path: Path) -> Losses:
         split=str(meta.pop("split", "")),
         seed=int(meta.pop("seed", 0)),
         exact={name: tensors[name].astype(np.float64) for name in EXACT if name in tensors},
+        counted={name: tensors[name].astype(np.int64) for name in COUNTED if name in tensors},
         source=str(path),
         more=meta,
     )
@@ -99,7 +117,7 @@ def check(losses: Losses) -> None:
     for name, size in (("component", shape[0]), ("document", shape[0]), ("context", shape[1])):
         found = getattr(losses, name).shape
         require(found == (size,), f"{where}: {name}: shape {found}; must be ({size},).")
-    for name, values in losses.exact.items():
+    for name, values in (*losses.exact.items(), *losses.counted.items()):
         require(values.shape == shape, f"{where}: {name}: shape {values.shape}; nll's is {shape}.")
     unknown = sorted(set(losses.trained_on) - set(losses.components))
     require(

@@ -85,6 +85,7 @@ def write(path: Path, losses: Losses, **more: object) -> Path:
         "document": losses.document,
         "context": losses.context.astype(np.int64),
         **{name: one.astype(np.float32) for name, one in losses.exact.items()},
+        **losses.counted,
     }
     meta = {
         "components": losses.components,

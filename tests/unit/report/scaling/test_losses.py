@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nl.config import ConfigError
+from nl.core.ergodic import Mixture, bayes_filter, parse
 from nl.report.scaling.ensemble import alone_nll, mixture_nll
 from nl.report.scaling.losses import read_losses
 from nl.report.scaling.power import needed, power
@@ -97,6 +98,18 @@ def test_the_ensemble_of_exact_experts_is_the_exact_filter() -> None:
     assert np.abs(agreed - experts[1]).max() < 1e-14
     with pytest.raises(ConfigError, match=r"weights: \[0.5, 0.5\]; 3 positive numbers"):
         mixture_nll(experts, np.array([0.5, 0.5]))
+
+
+def test_the_ensemble_is_the_filter_of_the_core() -> None:
+    names = ("mess3:0.05:0.85", "mess3:0.15:0.6", "chain:3:1:0.5:2")
+    sources = tuple(parse(name) for name in names)
+    mixture = Mixture(sources)
+    tokens = np.random.default_rng(0).integers(0, 3, (50, 64))
+    told = bayes_filter(mixture, tokens)
+    experts = np.stack([bayes_filter(Mixture((one,)), tokens).nll for one in sources])
+    assert np.abs(mixture_nll(experts) - told.nll).max() < 5e-15
+    alone = alone_nll(told.nll, told.posterior[:, :, 1], 1 / 3, before=True)
+    assert np.abs(alone[:, :-1] - experts[1][:, :-1]).max() < 1e-9
 
 
 @pytest.mark.parametrize("before", [True, False])
