@@ -133,6 +133,18 @@ class LadderModel(nn.Module):
         """
         return [m.last for m in self.modules() if isinstance(m, Attends) and m.last is not None]
 
+    def attention_logits(self) -> list[Tensor]:
+        """What the softmax of every layer saw in the last training batch, where there is any."""
+        found = [m.logits for m in self.modules() if isinstance(m, Attends)]
+        return [logits for logits in found if logits is not None]
+
+    def final_linear(self) -> nn.Linear:
+        """The map that makes the logit."""
+        network: Any = self.network
+        last = network[-1] if isinstance(network, nn.Sequential) else network.out
+        assert isinstance(last, nn.Linear)
+        return last
+
     def vocabulary_attention(self) -> Tensor | None:
         """Attention (F, F) between tokens out of context, where a network has such a thing."""
         found = self.network.vocabulary() if isinstance(self.network, SelfAttention) else None
@@ -140,13 +152,17 @@ class LadderModel(nn.Module):
 
 
 class Attends(nn.Module):
-    """Keeps the attention of its last forward pass outside training, for pictures."""
+    """Keeps what its last forward pass looked at: logits in training, attention outside it."""
 
     last: Tensor | None = None
+    logits: Tensor | None = None
 
-    def keep(self, weights: Tensor) -> Tensor:
-        """``weights`` (B, H, Q, T), remembered in evaluation mode."""
+    def attention_of(self, scores: Tensor) -> Tensor:
+        """Softmax of ``scores`` (B, H, Q, T) over T, remembered in evaluation mode."""
+        weights = scores.softmax(dim=-1)
         self.last = None if self.training else weights.detach()
+        if self.training:
+            self.logits = scores.detach()
         return weights
 
 
@@ -184,7 +200,7 @@ class SelfAttention(Attends):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.embed(x))
         scores = h @ h.transpose(1, 2) / math.sqrt(h.shape[-1])
-        weights = self.keep(scores.softmax(dim=-1).unsqueeze(1)).squeeze(1)
+        weights = self.attention_of(scores.unsqueeze(1)).squeeze(1)
         # Mixed after the mean, as below after the sum: tanh sees the whole sequence at once.
         found: Tensor = self.out(torch.tanh(self.mix((weights @ h).mean(dim=1))))
         return found
@@ -208,7 +224,7 @@ class BahdanauAttention(Attends):
         h = torch.tanh(self.embed(x))
         scores = h.mean(dim=-1) if self.legacy else self.scorer(h).squeeze(-1)
         # Mixed after the sum: a linear map of the sum alone is a linear rule of what occurs.
-        weights = self.keep(scores.softmax(dim=1)[:, None, None])[:, 0, 0]
+        weights = self.attention_of(scores[:, None, None])[:, 0, 0]
         context = (weights.unsqueeze(-1) * h).sum(dim=1)
         found: Tensor = self.out(torch.tanh(self.mix(context)))
         return found
@@ -227,7 +243,7 @@ class HeadedAttention(Attends):
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        weights = self.keep((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1))
+        weights = self.attention_of(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]))
         return (weights @ v).transpose(1, 2).flatten(2)
 
 

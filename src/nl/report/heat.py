@@ -25,7 +25,7 @@ class HeatMap:
         title: short.
         rows: names from the top down.
         columns: names from the left.
-        values: [row][column]; None is drawn hatched.
+        values: [row][column]; None is drawn hatched, without a ground.
         intervals: (low, high) of every value, where they are known.
         counts: samples behind every value, where they are known.
     """
@@ -116,20 +116,16 @@ def _draw(axes: Any, figure: HeatMaps, chosen: HeatMap, shades: Any, colour: Any
     for row, values in enumerate(chosen.values):
         for column, value in enumerate(values):
             share = 0.0 if value is None else min(1.0, max(0.0, (value - figure.low) / span))
-            box = Rectangle(
-                (column - 0.5, row - 0.5),
-                1,
-                1,
-                facecolor=shades(share) if value is not None else "white",
-                edgecolor="white",
-                hatch="//" if value is None else None,
-                linewidth=1.0,
-            )
+            place = ((column - 0.5, row - 0.5), 1, 1)
+            if value is None:  # hatches have the colour of the edge
+                missing = {"edgecolor": colour(SOFT), "facecolor": "none", "linewidth": 0.0}
+                axes.add_patch(Rectangle(*place, hatch="//", **missing))
+                continue
+            box = Rectangle(*place, facecolor=shades(share), edgecolor="white", linewidth=1.0)
             axes.add_patch(box)
-            if value is not None:
-                ink = "white" if share > DARK else colour(INK)
-                text = figure.form.format(value)
-                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+            ink = "white" if share > DARK else colour(INK)
+            text = figure.form.format(value)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_xlim(-0.5, len(chosen.columns) - 0.5)
     axes.set_ylim(len(chosen.rows) - 0.5, -0.5)
     axes.set_xticks(range(len(chosen.columns)), chosen.columns)

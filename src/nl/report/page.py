@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from nl.config import ConfigError
+from nl.report.answers import answers
 from nl.report.artifacts import baselines, forgetting_grids, mapping, needle_grids, samples
 from nl.report.curves import loss_figure, small_figures
 from nl.report.examples import (
@@ -120,10 +121,12 @@ def page_data(frame: RunFrame, output: Path) -> dict[str, Any]:
     shown = {
         "examples": classes["rows"],
         "attention": attention(frame),
+        "answers": answers(frame) is not None,
         "weights": {w.name: [list(w.shape), w.values] for w in weights if w.values is not None},
     }
     return {
         "classes": classes,
+        "answers": answers(frame),
         "attention": shown["attention"] is not None,
         "weights": place([weight_table(weights)], output)[0] if weights else None,
         "bins": {w.name: sparkline(w.bins) for w in weights},

@@ -12,6 +12,7 @@ from typing import Any
 
 from nl.run.directory import RunDir
 from nl.run.records import read_records
+from nl.train.last_layer import FILE as LAST_LAYER
 
 Row = Mapping[str, Any]
 HISTORIES = {
@@ -55,10 +56,22 @@ def charts(run_dir: RunDir, plot: Any) -> Iterator[dict[str, Any]]:
                 name = HISTORIES.get((split, key), f"metrics/{key}_{split}_history")
                 steps, values = [list(column) for column in zip(*pairs, strict=True)]
                 yield {name: plot.line_series(steps, [values], [key], name, "step")}
+    yield from layer_charts(run_dir, plot)
     for path in sorted((run_dir.artifacts / "evals").glob("*/*.json")):
         told = json.loads(path.read_text())
         if isinstance(told, dict) and {"split", "roc", "pr", "confusion"} <= told.keys():
             yield from class_charts(told, plot)
+
+
+def layer_charts(run_dir: RunDir, plot: Any) -> Iterator[dict[str, Any]]:
+    """Histories of every weight and bias of the last linear map, where they were written."""
+    rows = read_records(run_dir.artifacts / LAST_LAYER)
+    steps = [row["step"] for row in rows]
+    for key in ("weight", "bias"):
+        if rows and all(isinstance(row.get(key), list) for row in rows):
+            series = [list(values) for values in zip(*(row[key] for row in rows), strict=True)]
+            names = [f"{key[0]}[{i}]" for i in range(len(series))]
+            yield {f"metrics/{key}": plot.line_series(steps, series, names, key, "step")}
 
 
 def class_charts(told: Row, plot: Any) -> Iterator[dict[str, Any]]:

@@ -183,6 +183,7 @@ def _continue(trainer: Trainer, resume: Resume | None) -> None:
             trainer.run_dir,
             start=trainer.state.step,
             wandb_id=trainer.state.wandb_id,
+            model=getattr(trainer.strategy.objective, "model", None),
         )
 
 

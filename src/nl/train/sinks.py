@@ -22,6 +22,7 @@ from nl.run.directory import RunDir
 from nl.run.files import writable_folder, write_atomic
 from nl.run.records import RecordWriter, clean, cut_records, line, read_records
 from nl.train.charts import charts, finals, named
+from nl.train.last_layer import FILE, LastLayer
 
 log = get_logger(__name__)
 
@@ -192,8 +193,11 @@ TROUBLES = (
 class WandbSink:
     """Weights & Biases; whatever fails there is said once and training goes on."""
 
-    def __init__(self, run: RunConfig, run_dir: RunDir, run_id: str | None) -> None:
+    def __init__(
+        self, run: RunConfig, run_dir: RunDir, run_id: str | None, last: LastLayer | None
+    ) -> None:
         self._failed = False
+        self._last = last
         self._run_dir, self._namespace = run_dir, run.logging.namespace
         self._step = 0
         self.id: str | None = run_id
@@ -229,7 +233,11 @@ class WandbSink:
         self._guard(lambda: self._run.log({self._step_key: row["step"], **self._named(row)}))
 
     def _named(self, row: Row) -> dict[str, float]:
-        return named(row, self._namespace)
+        found = named(row, self._namespace)
+        if self._last is None or row["split"] != "train":
+            return found
+        measured = self._last.measure(int(row["step"]))
+        return found | {f"{self._namespace}/{key}": value for key, value in measured.items()}
 
     def _draw(self) -> None:
         """Histories, curves and last numbers, of runs with a namespace."""
@@ -254,6 +262,8 @@ class WandbSink:
 
     def rewind(self, step: int) -> None:
         """Rows that were sent stay; later ones carry their step."""
+        if self._last is not None:
+            self._last.rewind(step)
 
     def close(self) -> None:
         """Finish the W&B run."""
@@ -261,6 +271,8 @@ class WandbSink:
             self._guard(self._draw)
         if self._run is not None and not self._failed:
             self._guard(self._run.finish)
+        if self._last is not None:
+            self._last.close()
 
 
 def check_logging(config: LoggingConfig) -> None:
@@ -304,9 +316,17 @@ def _logged_in() -> bool:
 
 
 def open_sinks(
-    run: RunConfig, run_dir: RunDir, *, start: int, wandb_id: str | None
+    run: RunConfig, run_dir: RunDir, *, start: int, wandb_id: str | None, model: Any = None
 ) -> tuple[list[Sink], str | None]:
-    """All sinks of rank 0, and the W&B id to keep (None without W&B)."""
+    """All sinks of rank 0, and the W&B id to keep (None without W&B).
+
+    Args:
+        run: the configuration.
+        run_dir: of the run.
+        start: step that training begins after.
+        wandb_id: of the run that goes on.
+        model: what is trained, for what W&B gets of its last layer.
+    """
     sinks: list[Sink] = [
         RecordSink(run_dir.metrics),
         ConsoleSink(run.train.steps, start),
@@ -314,7 +334,9 @@ def open_sinks(
     if run.logging.enabled and run.logging.backend == "json":
         sinks.append(JsonSink(Path(str(run.logging.path)), run_dir.metrics))
     if run.logging.enabled and run.logging.backend == "wandb":
-        wandb_sink = WandbSink(run, run_dir, wandb_id)
+        named_run = model is not None and run.logging.namespace
+        last = LastLayer(model, run_dir.artifacts / FILE, start) if named_run else None
+        wandb_sink = WandbSink(run, run_dir, wandb_id, last)
         sinks.append(wandb_sink)
         wandb_id = wandb_sink.id
     return sinks, wandb_id

@@ -150,6 +150,29 @@ def test_attention_is_kept_for_pictures_outside_training_only() -> None:
     assert [m.shape for m in older.attention()] == [(2, 1, 1, 5)]
 
 
+def test_the_last_map_and_the_logits_of_the_last_training_batch() -> None:
+    x = torch.randn(2, 5, 2, dtype=torch.float64)
+    shapes = {
+        "self_attention": [(2, 1, 5, 5)],
+        "bahdanau_attention": [(2, 1, 1, 5)],
+        "singlelayer_transformer": [(2, 1, 6, 6)],
+        "multilayer_transformer": [(2, 4, 6, 6)] * 2,
+    }
+    for network in NETWORKS:
+        model = built(network)
+        assert model.final_linear().out_features == 1
+        assert model.attention_logits() == []
+        model(x)
+        assert [logits.shape for logits in model.attention_logits()] == shapes.get(network, [])
+        kept = [logits.clone() for logits in model.attention_logits()]
+        model.eval()
+        model(2 * x)
+        assert all(torch.equal(a, b) for a, b in zip(kept, model.attention_logits(), strict=True))
+        model(x)
+        for logits, seen in zip(kept, model.attention(), strict=True):
+            assert torch.allclose(logits.softmax(-1), seen)
+
+
 def test_sinusoids_by_hand() -> None:
     table = sinusoids(4, 5)
     for p in range(4):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nl.config import ConfigError
-from nl.report.figures import standalone
+from nl.report.figures import COLOURS, SOFT, Figure, standalone, themed
 from nl.report.heat import HeatMap, HeatMaps, heat_csv, heat_svg, save_png
 from nl.report.needle_maps import needle_maps, read_details
 
@@ -57,6 +57,16 @@ def test_the_picture_shows_every_number_and_repeats_its_bytes(tmp_path: Path) ->
     data = (tmp_path / "a.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert data == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_missing_cell_is_hatched_in_a_colour_that_both_themes_have() -> None:
+    svg = heat_svg(figure(1))
+    pattern = svg[svg.index("<pattern") : svg.index("</pattern>")]
+    assert SOFT in pattern
+    assert COLOURS[SOFT][0] in themed(svg, Figure("maps", "maps", []))
+    assert COLOURS[SOFT][1] in standalone(svg)[svg.index("<pattern") :]
+    whole = HeatMap("t", ["a"], ["b"], [[0.5]])
+    assert "<pattern" not in heat_svg(HeatMaps("maps", [whole], "depth", "length", "share"))
 
 
 def details(**changes: Any) -> dict[str, Any]:

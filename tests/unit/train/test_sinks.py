@@ -142,6 +142,54 @@ def test_a_namespace_has_every_key_in_it_and_charts_at_the_end(
     assert {"mlp/metrics/loss", "mlp/metrics/loss_val/a_history"} <= drawn
     assert made.rows[-1]["mlp/step"] == 5
     assert not folder.exists(), "this run classifies nothing"
+    assert not (tmp_path / "r/artifacts/last_layer.jsonl").exists(), "its model names no last map"
+
+
+def ladder_run(folder: Path, network: str, steps: int, **more: str) -> Path:
+    from nl.config.hydra import compose, run_config
+
+    told = [f"model.network={network}", f"train.steps={steps}", f"run.dir={folder}", "resume=auto"]
+    told += ["train.validate_every=0", "train.device=cpu", "train.threads=1", "evals={}"]
+    told += ["stream.train_size=200", "stream.test_size=20", "logging.enabled=true"]
+    told += ["logging.every=1", f"logging.namespace={network}", "checkpoint.every=2"]
+    told += [f"{key}={value}" for key, value in more.items()]
+    run = run_config(compose("pilot_smoke", ["experiment=ladder/sign_of_winner", *told]))
+    return nl.launch(run)
+
+
+def test_the_last_layer_and_the_logits_of_attention_are_sent(tmp_path: Path, wandb: Any) -> None:
+    folder = ladder_run(tmp_path / "r", "self_attention", 3)
+    ladder_run(tmp_path / "r", "self_attention", 5)
+    lines = read_records(folder / "artifacts" / "last_layer.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    sent = [row for made in wandb.made for row in made.rows if "self_attention/train/loss" in row]
+    for row, line in zip(sent, lines, strict=True):
+        assert row["self_attention/step"] == line["step"]
+        norm = sum(value**2 for value in line["weight"]) ** 0.5
+        assert row["self_attention/metrics/weight_norm"] == pytest.approx(norm, rel=1e-5)
+        for name in ("mean", "std", "maxabs"):
+            key = f"attn_logits_{name}"
+            assert row[f"self_attention/metrics/{key}"] == line[key]
+        assert abs(line["attn_logits_mean"]) <= line["attn_logits_maxabs"]
+        assert (len(line["weight"]), len(line["bias"])) == (16, 1)
+    weight = nl.load_model(folder).final_linear().weight.flatten().tolist()  # type: ignore[operator]
+    assert lines[-1]["weight"] == pytest.approx(weight)
+    drawn = {k: v for row in wandb.made[1].rows if len(row) == 1 for k, v in row.items()}
+    table = drawn["self_attention/metrics/weight"].table.data
+    assert len(table) == 16 * 5
+    assert {line[1] for line in table} == {f"w[{i}]" for i in range(16)}
+    assert [line[2] for line in drawn["self_attention/metrics/bias"].table.data] == [
+        line["bias"][0] for line in lines
+    ]
+
+
+def test_a_network_that_does_not_attend_has_no_logits(tmp_path: Path, wandb: Any) -> None:
+    folder = ladder_run(tmp_path / "r", "mlp", 1)
+    (line,) = read_records(folder / "artifacts" / "last_layer.jsonl")
+    assert set(line) == {"step", "weight", "bias", "weight_norm"}
+    keys = {key for row in wandb.made[0].rows for key in row}
+    assert "mlp/metrics/weight_norm" in keys
+    assert not any("attn" in key for key in keys)
 
 
 def test_charts_are_made_from_files(tmp_path: Path) -> None:

@@ -57,6 +57,27 @@
     draw();
   }
 
+  // Answers of a probe
+  function answers() {
+    var list = document.querySelector("#answers .strips");
+    var rows = Array.prototype.slice.call(list.children);
+    function draw() {
+      var right = byId("answer-right").value, order = byId("answer-order").value, shown = 0;
+      rows.slice().sort(function (a, b) {
+        return order === "index" ? a.dataset.index - b.dataset.index : b.dataset[order] - a.dataset[order];
+      }).forEach(function (row) {
+        row.hidden = right !== "" && row.dataset.right !== right;
+        shown += row.hidden ? 0 : 1;
+        list.append(row);
+      });
+      byId("answer-count").textContent = shown + " of " + rows.length + " kept rows.";
+    }
+    ["right", "order"].forEach(function (name) {
+      byId("answer-" + name).addEventListener("change", draw);
+    });
+    draw();
+  }
+
   // Attention
   function heat(caption, rows, columns, values) {
     var head = element("tr", {}, [element("th", {}, "")].concat(columns.map(function (c) {
@@ -112,5 +133,6 @@
     });
   });
   if (data.examples.length) { examples(); }
+  if (data.answers) { answers(); }
   if (data.attention) { attention(); }
 })();
