@@ -104,6 +104,8 @@ class LadderModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if isinstance(self.network, SingleLayerTransformer) and not config.legacy:
+            nn.init.zeros_(self.network.attend.query.weight)
 
     def forward(self, inputs: Tensor, state: Any = None, knobs: Knobs | None = None) -> Output:
         wanted = (self.config.steps, self.config.features)
@@ -250,9 +252,10 @@ class HeadedAttention(Attends):
 class SingleLayerTransformer(nn.Module):
     """A mark in front and positions, both in the input's own space; x += attention(norm(x)); norm.
 
-    One head; a hidden layer behind; the mark's vector decides. With ``legacy`` there are neither
-    residual nor norms; at a high rate the mark then comes to look at one step alone
-    (reports/ladder.md).
+    One head; a hidden layer behind; the mark's vector decides. Queries begin at zero: attention is
+    a mean before it chooses; where it begins with a choice, some seeds never see a token that it
+    leaves out. With ``legacy`` there are neither residual nor norms; at a high rate the mark then
+    comes to look at one step alone (reports/ladder.md).
     """
 
     def __init__(self, c: LadderModelConfig) -> None:
