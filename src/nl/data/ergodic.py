@@ -183,7 +183,9 @@ class ErgodicConfig(StreamConfig):
         count = count or int(getattr(self, f"{split}_size"))
         if self.order == "switching":
             key = SeedBook(self.environment).seed(self.kind, split, self.hazard_name)
-            drawn = self.exact.sample(self._uniform(self.exact, key, np.arange(len(self.names) * count)))
+            drawn = self.exact.sample(
+                self._uniform(self.exact, key, np.arange(len(self.names) * count))
+            )
             return self._windows(drawn.tokens, drawn.component, self.names)
         tokens = [self._held(split, name, np.arange(count)) for name in names or self.all_names]
         codes = [self.all_names.index(name) for name in names or self.all_names]

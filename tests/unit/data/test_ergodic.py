@@ -77,7 +77,7 @@ def test_held_out_windows_are_the_same_whatever_is_trained_on() -> None:
     assert one.names == other.names
     for a, b in zip(one[:4], other[:4], strict=True):
         assert np.array_equal(a, b)
-    assert one.component[:, 0].tolist() == sum(([c] * 6 for c in range(4)), [])
+    assert one.component[:, 0].tolist() == [c for c in range(4) for _ in range(6)]
     assert np.array_equal(few.windows("test", few.names).tokens, one.tokens[12:18])
     assert np.array_equal(whole.windows("test", count=2).tokens[2:4], one.tokens[6:8])
     moved = stream(components=names, test_size=6, environment=1)
@@ -97,7 +97,7 @@ def test_no_training_row_is_a_held_out_one() -> None:
 
 
 def test_a_mixture_has_its_weights() -> None:
-    config = stream(components=["coin:0", "coin:1"][:0] + ["coin:0.01", "coin:0.99"],
+    config = stream(components=["coin:0.01", "coin:0.99"],
                     weights=[0.25, 0.75])  # fmt: skip
     rows = np.concatenate([batch.targets.numpy() for batch in batches(config, "train", 250)])
     assert (rows.mean(1) > 0.5).mean() == pytest.approx(0.75, abs=0.035)
