@@ -32,7 +32,7 @@ INTERVALS = (
     "Intervals are 95 %, from a bootstrap of seeds within a training set and of documents (here "
     "windows) within a component, one draw for all runs; bands hold for all positions at once "
     "(max-t). With three seeds they are stretched by Student's quantile at few degrees of freedom, "
-    "so that they may reach below zero where a mean cannot."
+    "so that they may reach below zero where a mean cannot; logarithmic axes cut them at 1e-4."
 )
 
 
@@ -53,10 +53,10 @@ def synthetic_part(sweep: Sweep, page: Path) -> list[str]:
         "one block in K and seed alone.",
         "",
         *read.missing_lines(sweep),
-        "One chain over six symbols in K labellings, which are equally hard; a window is of one of "
-        "them. Losses are expectations over what could come next (entropy of the exact predictor "
-        "plus KL), which have the mean of the stored -ln q and less noise. dXE compares runs on "
-        "the component that was also trained on alone, on the same windows. "
+        f"Components: {listed(sweep)}; one chain in K labellings, which are equally hard. A window "
+        "is of one of them. Losses are expectations over what could come next (entropy of the "
+        "exact predictor plus KL), which have the mean of the stored -ln q and less noise. dXE "
+        "compares runs on the component that was also trained on alone, on the same windows. "
         f"{alarms} of {len(sweep.runs)} evaluations found a model better than the floor.",
         *study.table(synthetic.HEAD, table),
         f"G: mean loss after {synthetic.EARLY[0]} to {synthetic.EARLY[1]} symbols minus that over "
@@ -71,6 +71,12 @@ def synthetic_part(sweep: Sweep, page: Path) -> list[str]:
         *adapting(sweep, page),
         *windows_needed(sweep),
     ]
+
+
+def listed(sweep: Sweep) -> str:
+    """First and last component of the largest K."""
+    names = max((run.losses["on"].trained_on for run in sweep.runs), key=len)
+    return f"`{names[0]}`" + (f" to `{names[-1]}`" if len(names) > 1 else "")
 
 
 def over_k(sweep: Sweep, page: Path) -> list[str]:
@@ -109,6 +115,7 @@ def adapting(sweep: Sweep, page: Path) -> list[str]:
             ["K", "block", "price [CI]", "beyond the exact", "known at the end [CI]", "symbols"],
             synthetic.adaptation_rows(sweep),
         ),
+        *synthetic.adaptation_claims(sweep),
         *costs,
     ]
 
@@ -140,8 +147,7 @@ def synthetic_claims(sweep: Sweep) -> list[str]:
         if k not in mine or 1 not in mine:
             continue
         gap = synthetic.paired(sweep, block, "own_kl", k)
-        context = synthetic.tables(sweep, block, "xe").context
-        exact = float(synthetic.price(sweep, block, k).sum()) / len(context)
+        exact = float(synthetic.price(sweep, k, synthetic.alone(sweep)).mean())
         few = "" if gap.scope != "documents" else " (fewer than three seeds: documents alone)"
         lines.append(
             f"- {block}: XE {words[read.sign_of(gap)]} from K = 1 to {k}, by {told(gap)} nats per "

@@ -16,6 +16,8 @@ from nl.report.scaling.effects import level
 from nl.report.scaling.losses import Floats
 
 DRAWS = 1000
+LEAST = 1e-4
+"""Bands on logarithmic axes are cut here."""
 SINCE = 24
 """Symbols since a change that are told apart."""
 
@@ -60,7 +62,7 @@ def by_position(sweep: Sweep, page: Path, k: int) -> list[str]:
         for colour, way in enumerate(ways):
             mine = read.table(runs, "bayes_kl", way)
             found = band(mine, level(mine_k(mine)), repeats=DRAWS)
-            ends = {"low": list(np.maximum(found.low, 1e-6)), "high": list(found.high)}
+            ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
             x = [float(one + 1) for one in mine.context]
             lines.append(Line(f"memories {way}", x, list(found.value), colour=colour, **ends))
         figure = Figure(

@@ -23,7 +23,7 @@ WAYS = ("on", "frozen", "reset")
 """How memories were written; files of the others are ``nll_<way>.safetensors``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One finished run.
 
@@ -31,7 +31,7 @@ class Run:
         block: its mixer, the sweep's column ``model``.
         seed: of its training.
         losses: by way of writing memories.
-        page: details of the evaluator.
+        page: details of the evaluator; ``sources`` are their matrices, where they are known.
         failures: what the evaluator complained of (better than Bayes).
         parameters, steps, tokens, cpu: of the run.
         windows: trained on, of all components together in an epoch; None where no budget is kept.
@@ -107,14 +107,16 @@ def one_run(home: Path, row: dict[str, Any], file: Path) -> Run:
         path = file if way == "on" else file.with_name(f"nll_{way}.safetensors")
         if path.is_file():
             losses[way] = replace(read_losses(path), seed=seed)
-    budget = losses["on"].more.get("budget")
+    budget, matrices = losses["on"].more.get("budget"), file.with_name("sources.json")
+    page = found["details"]
+    page |= {"sources": read_json(matrices)} if matrices.is_file() else {}
     job = home.with_name(f"{home.name}.job.json")
     cpu = read_json(job).get("cpu_seconds") if job.is_file() else None
     return Run(
         block=str(row.get("column/model") or config["model"]["block"]),
         seed=seed,
         losses=losses,
-        page=found["details"],
+        page=page,
         failures=tuple(found.get("failures") or ()),
         parameters=int(summary["parameters"]),
         steps=int(summary["steps"]),

@@ -16,7 +16,7 @@ from ergodic_synthetic import DRAWS, fitted
 
 from nl.report.figures import Figure, Line, standalone
 from nl.report.heat import HeatMap, HeatMaps, heat_csv, heat_svg
-from nl.report.scaling import forms
+from nl.report.scaling import forms, positions
 from nl.report.scaling.bootstrap import band, estimate
 from nl.report.scaling.documents import Table, fold
 from nl.report.scaling.effects import (
@@ -124,23 +124,27 @@ def transfer_map(sweep: Sweep, page: Path, block: str) -> str:
 
 def curves(sweep: Sweep, page: Path, block: str) -> list[str]:
     """XE by position for every K, and its difference from K = 1."""
-    mine = read.table(sweep.of(block))
-    x = [float(one) for one in mine.context]
+    whole = read.table(sweep.of(block))
+    points = positions.bins(list(whole.context), ratio=1.2)
+    mine = whole.over(points.members.T)
+    x = [float(one) for one in points.x]
     ks = sorted({len(one) for one in mine.subsets})
     lines, gaps = [], []
     for colour, k in enumerate(ks):
         found = band(mine, level(k), repeats=DRAWS)
-        ends = {"low": list(found.low), "high": list(found.high)}
+        wide = k in (ks[0], ks[-1])
+        ends = {"low": list(found.low), "high": list(found.high)} if wide else {}
         lines.append(Line(f"K = {k}", x, list(found.value), colour=colour, **ends))
         if k in (ks[1:2] + ks[-1:]) and baselines(mine.subsets, k):
             apart = band(mine, difference(k), repeats=DRAWS)
             ends = {"low": list(apart.low), "high": list(apart.high)}
             gaps.append(Line(f"K = {k}", x, list(apart.value), colour=colour, **ends))
-    label = "tokens of context"
+    label = "tokens of context (bins beyond 16; bands of the first and last K)"
     title = "nats per token on components in training"
     shown = [Figure("ergodic_real_xe", title, lines, x_label=label, log="x", wide=True)]
     if gaps:
         title = "XE(K) - XE(1) by position, paired by component and document"
+        label = "tokens of context (bins beyond 16)"
         shown.append(Figure("ergodic_real_dxe", title, gaps, x_label=label, log="x", wide=True))
     return [study.save_figure(page, one) for one in shown]
 
@@ -191,8 +195,8 @@ def of_level(losses: Sequence[Losses], k: int) -> str:
 def trend(sweep: Sweep, block: str) -> tuple[list[list[str]], str]:
     """Forms of K over runs, and the sentence on the test of no trend."""
     ks, values = run_levels(read.table(sweep.of(block)).mean())
-    if len(set(ks)) < 2:
-        return [], "Runs do not share components enough for a trend in K."
+    if len(set(ks)) < 3:
+        return [], "Fewer than three values of K that share components: no trend is fitted."
     slope, p = permutation(ks, values)
     table = []
     for one in forms.compare(ks, values):

@@ -10,7 +10,8 @@ from pathlib import Path
 import ergodic_read as read
 import numpy as np
 import study
-from ergodic_read import Run, Sweep, told
+from ergodic_floor import floor_of, price
+from ergodic_read import Sweep, told
 
 from nl.report.figures import Figure, Line
 from nl.report.scaling import forms, positions
@@ -33,6 +34,8 @@ EARLY = (1, 3)
 """Contexts after which little can be known of the component."""
 TAIL = 8
 """Last positions: what is left of not knowing the component, and the end of the gain."""
+LEAST = 1e-4
+"""Bands on logarithmic axes are cut here."""
 SHARE = 0.25
 """A reader has adapted when at most this share of the largest price per symbol is left."""
 
@@ -61,23 +64,6 @@ def total(sweep: Sweep, block: str, name: str, k: int, way: str = "on") -> Estim
     return estimate(mine.over(np.ones((len(mine.context), 1))), level(k), repeats=DRAWS)
 
 
-def price(sweep: Sweep, block: str, k: int) -> Floats:
-    """(positions,) what the exact predictor loses for not knowing the component.
-
-    On average over components it is the divergence of one who knows it from any reader, minus that
-    of the exact predictor from the same reader.
-    """
-    found: Floats = (
-        curve(sweep, block, "own_kl", k).value - curve(sweep, block, "bayes_kl", k).value
-    )
-    return found
-
-
-def floor_of(sweep: Sweep, k: int) -> Run:
-    """Any run on K components: the exact predictor is the same."""
-    return next(run for run in sweep.runs if run.k == k)
-
-
 # Figures
 
 
@@ -93,7 +79,7 @@ def by_position(sweep: Sweep, page: Path, block: str) -> list[str]:
         xe.append(Line(f"K = {k}", x, list(mine.value), colour=colour, **ends))
         xe.append(Line(f"floor, K = {k}", x, list(exact), colour=colour, faint=True))
         found = curve(sweep, block, "bayes_kl", k)
-        ends = {"low": list(np.maximum(found.low, 1e-6)), "high": list(found.high)}
+        ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
         kl.append(Line(f"K = {k}", x, list(found.value), colour=colour, **ends))
     label = "predicted symbol of the window"
     titles = (
@@ -114,9 +100,9 @@ def prices(sweep: Sweep, page: Path, k: int) -> str:
     x = [float(one + 1) for one in tables(sweep, blocks[0], "xe").context]
     for colour, block in enumerate(blocks):
         found = curve(sweep, block, "own_kl", k)
-        ends = {"low": list(np.maximum(found.low, 1e-6)), "high": list(found.high)}
+        ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
         lines.append(Line(block, x, list(found.value), colour=colour, **ends))
-    exact = list(np.maximum(price(sweep, blocks[0], k), 1e-6))
+    exact = list(np.maximum(price(sweep, k), LEAST))
     lines.append(Line("exact predictor", x, exact, colour=5))
     figure = Figure(
         f"ergodic_price_k{k}",
@@ -158,8 +144,7 @@ def differences(sweep: Sweep, page: Path) -> str:
             Line(block, ks_of(ks), values[0], colour=colour, low=values[1], high=values[2])
         )
     ks = sorted({run.k for run in sweep.runs})
-    block = next(one for one in sweep.blocks if sizes(sweep, one) == ks)
-    exact = [float(price(sweep, block, k).mean()) for k in ks]
+    exact = [float(price(sweep, k, alone(sweep)).mean()) for k in ks]
     lines.append(Line("exact predictor", ks_of(ks), exact, colour=5))
     lines.append(Line("ln K / symbols", ks_of(ks), [math.log(k) / length for k in ks], colour=6))
     figure = Figure(
@@ -167,10 +152,15 @@ def differences(sweep: Sweep, page: Path) -> str:
         "XE(K) - XE(1) on the component of K = 1, nats per symbol",
         lines,
         x_label="components K",
-        log="x",
         wide=True,
     )
     return study.save_figure(page, figure)
+
+
+def alone(sweep: Sweep) -> tuple[str, ...]:
+    """Components that have a run of their own."""
+    runs = [run.losses["on"] for run in sweep.runs]
+    return tuple(dict.fromkeys(one.trained_on[0] for one in runs if len(one.trained_on) == 1))
 
 
 def ks_of(ks: Sequence[int]) -> list[float]:
@@ -235,6 +225,7 @@ def fitted(mine: Table, found: Estimate, first: int = 1) -> list[str]:
     low, high = np.quantile(betas, (0.025, 0.975))
     if low <= 1.1 * positions.BETA[0] and high >= 0.9 * positions.BETA[1]:
         return [text, "-", "not told: any exponent will do"]
+    edge += f" (range ends at {positions.BETA[1]:g})" if high > 0.97 * positions.BETA[1] else ""
     return [text, f"{chosen.h:.4f}", read.span(chosen.beta, low, high, 2) + edge]
 
 
@@ -243,8 +234,8 @@ def trend_rows(sweep: Sweep) -> list[list[str]]:
     found = []
     for block in sweep.blocks:
         ks, values = run_levels(tables(sweep, block, "own_kl").mean())
-        if len(set(ks)) < 2:
-            continue
+        if len(set(ks)) < 3:
+            continue  # every form of two parameters is exact on two values
         slope, p = permutation(ks, values)
         tried = forms.compare(ks, values)
         cells = [
@@ -262,9 +253,8 @@ def adaptation_rows(sweep: Sweep) -> list[list[str]]:
         for block in sweep.blocks:
             if k in sizes(sweep, block):
                 found.append(adaptation(sweep, block, k))
-        first = next(one for one in sweep.blocks if k in sizes(sweep, one))
-        exact = price(sweep, first, k)
-        context = tables(sweep, first, "xe").context
+        exact = price(sweep, k)
+        context = floor_of(sweep, k).losses["on"].context
         late = 1 - float(exact[-TAIL:].mean()) / bigram(sweep, k)
         after = settled(exact[None], SHARE * float(exact.max()), context)[0]
         found.append(
@@ -281,7 +271,7 @@ def adaptation(sweep: Sweep, block: str, k: int) -> list[str]:
     whole = bigram(sweep, k)
     share = read.span(*(1 - one / whole for one in (late.value[0], late.high[0], late.low[0])), 3)
     found = curve(sweep, block, "own_kl", k)
-    threshold = SHARE * float(price(sweep, block, k).max())
+    threshold = SHARE * float(price(sweep, k).max())
     after = settled(found.value[None], threshold, mine.context)[0]
     drawn = np.sort(settled(found.draws, threshold, mine.context))
     ends = drawn[[round(p * (len(drawn) - 1)) for p in (0.025, 0.975)]]
@@ -289,6 +279,24 @@ def adaptation(sweep: Sweep, block: str, k: int) -> list[str]:
         *(str(k), block, told(total(sweep, block, "own_kl", k), digits=3)),
         *(told(total(sweep, block, "bayes_kl", k), digits=3), share),
         f"{text_of(after)} [{text_of(ends[0])}, {text_of(ends[1])}]",
+    ]
+
+
+def adaptation_claims(sweep: Sweep) -> list[str]:
+    """Who is nearest to the exact predictor at the largest K, where intervals say so."""
+    k = max(run.k for run in sweep.runs)
+    blocks = [block for block in sweep.blocks if k in sizes(sweep, block)]
+    if k == 1 or not blocks:
+        return []
+    found = {block: total(sweep, block, "bayes_kl", k) for block in blocks}
+    order = sorted(blocks, key=lambda block: found[block].value[0])
+    best = found[order[0]]
+    near = [block for block in order[1:] if found[block].low[0] <= best.high[0]]
+    meets = f"the intervals of {', '.join(near)} meet its own" if near else "no other's meets it"
+    return [
+        f"At K = {k}, {order[0]} is nearest to the exact predictor, {told(best, digits=3)} nats of "
+        f"a window beyond it; {meets}.",
+        "",
     ]
 
 

@@ -19,7 +19,7 @@ from nl.run import RunDir
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = HERE.parents[1] / "benchmarks"
-PARTS = ("read", "synthetic", "memory", "real")
+PARTS = ("read", "floor", "synthetic", "memory", "real")
 NAMES = ("a", "b", "c")
 WINDOWS, POSITIONS = 24, 40
 
@@ -111,6 +111,9 @@ def synthetic_sweep(root: Path, simulated: ModuleType, *, tokens: int = 1000) ->
             path = keep(root / name, "floor", page)
             losses = known(simulated, k, seed, slow)
             simulated.write(path, losses, order="mixture", hazard=0.0)
+            coins = zip(losses.components, (0.1, 0.5, 0.9), strict=True)
+            sources = {name: [[[1 - p]], [[p]]] for name, p in coins}
+            path.with_name("sources.json").write_text(json.dumps(sources))
             if block == "slow":
                 more = {**losses.exact, "bayes_kl": losses.exact["bayes_kl"] + 0.01}
                 frozen = replace(losses, exact=more)
@@ -185,9 +188,9 @@ def test_page_of_all_three_sweeps(
     assert line_of(text, "| slow | 3 | 1 |")[3] == "2 (too few: documents alone)"
     assert "- fast: XE rises from K = 1 to 3, by" in text
     assert "(fewer than three seeds: documents alone) nats" not in text
-    # The exact price falls to a quarter in 5 ln 4 = 6.9 places; the first has context 1.
-    assert line_of(text, "| 3 | exact predictor |")[5] == "8"
-    assert float(line_of(text, "| 3 | fast |")[5].split()[0]) > 8
+    exact = line_of(text, "| 3 | exact predictor |")
+    assert float(exact[2]) < np.log(3)
+    assert "never" in line_of(text, "| 3 | slow |")[5] or float(exact[5]) > 1
     gap = line_of(text, "| slow | frozen | 2 |")[4]
     assert gap.startswith("0.400 [0.400")
     assert line_of(text, "| slow | frozen | 3 |")[4].startswith("0.800 [0.800")
@@ -202,6 +205,18 @@ def test_page_of_all_three_sweeps(
         path.name for path in page.parent.glob("*.csv")
     }
     assert str(tmp_path) not in text
+
+
+def test_the_exact_predictor_pays_what_flips_say(
+    ergodic: ModuleType, simulated: ModuleType, tmp_path: Path
+) -> None:
+    synthetic_sweep(tmp_path / "ergodic_synthetic", simulated)
+    sweep = sys.modules["ergodic_read"].read(tmp_path / "ergodic_synthetic", "floor")
+    run = sys.modules["ergodic_floor"].floor_of(sweep, 3)
+    paid = sys.modules["ergodic_floor"].prices(run)
+    # Coins .1, .5, .9: entropy .693147 of a first flip, .447771 of one whose coin is known.
+    assert paid[:, 0].mean() == pytest.approx(0.693147 - 0.447771, abs=1e-6)
+    assert paid[:, :16].mean(0).sum() == pytest.approx(0.997909, abs=0.025)
 
 
 def test_unequal_budgets_are_refused(
