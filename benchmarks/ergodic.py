@@ -160,11 +160,18 @@ def memory_part(sweep: Sweep, mixture: Sweep, page: Path) -> list[str]:
     """Switching, and memories on and off."""
     lines: list[str] = []
     head = ["block", "memories", "runs", "nats of a window [CI]", "more than with memories on [CI]"]
+    lines += [
+        "Frozen: memories stay as they begin, and a mixer that is a memory (gated_delta) reads "
+        "nothing of the context but what its convolution holds. Reset: memories are thrown away "
+        "every 8 symbols.",
+        "",
+    ]
     if mixture.runs:
         k = max(run.k for run in mixture.runs)
         lines += [
             f"Windows of one component, K = {k}: nats of a window beyond the exact predictor.",
             *study.table(head, memory.rows(mixture, k, "bayes_kl")),
+            *memory.claims(mixture, k, "bayes_kl"),
         ]
     if not sweep.runs:
         return [*lines, "No run of the switching sweep is finished.", ""]
@@ -178,6 +185,7 @@ def memory_part(sweep: Sweep, mixture: Sweep, page: Path) -> list[str]:
         "",
         *read.missing_lines(sweep),
         *study.table(head, memory.rows(sweep, k, "bayes_kl")),
+        *memory.claims(sweep, k, "bayes_kl"),
         memory.since_change(sweep, page),
         "",
         "Bands of this figure are of single points (seeds and windows drawn again).",
@@ -228,8 +236,8 @@ def real_block(sweep: Sweep, page: Path, block: str) -> list[str]:
     lines += [sentence]
     if table:
         lines += study.table(["form", "a", "b", "g", "AICc weight", "error at a K left out"], table)
-    ensemble = real.ensemble_rows(runs)
-    if ensemble:
+    found = real.ensembles(runs)
+    if found:
         lines += [
             "The Bayes ensemble of the experts infers in context which of the runs on one "
             "component is right. What it loses against the right expert is the price of not "
@@ -240,8 +248,9 @@ def real_block(sweep: Sweep, page: Path, block: str) -> list[str]:
                     *("K", "runs", "XE of the ensemble [CI]", "price of a window [CI]", "ln K"),
                     "XE(K) minus the ensemble [CI]",
                 ],
-                ensemble,
+                [real.ensemble_row(one) for one in found],
             ),
+            *real.ensemble_claims(found),
         ]
     needed = real.power_row(runs)
     if needed:

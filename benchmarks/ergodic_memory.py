@@ -11,7 +11,7 @@ import study
 from ergodic_read import Run, Sweep, told
 
 from nl.report.figures import Figure, Line
-from nl.report.scaling.bootstrap import band, estimate
+from nl.report.scaling.bootstrap import Estimate, band, estimate
 from nl.report.scaling.effects import level
 from nl.report.scaling.losses import Floats
 
@@ -37,12 +37,28 @@ def rows(sweep: Sweep, k: int, name: str) -> list[list[str]]:
             mine = read.table(runs, name, way)
             ones = np.ones((len(mine.context), 1))
             shown = estimate(mine.over(ones), level(mine_k(mine)), repeats=DRAWS)
-            gap = "-"
-            if way != "on":
-                apart = read.contrast(runs, name, way, "on").over(ones)
-                gap = told(estimate(apart, level(mine_k(apart)), repeats=DRAWS), digits=3)
-            found.append([block, way, str(len(runs)), told(shown, digits=3), gap])
+            gap = "-" if way == "on" else told(worth(runs, name, way), digits=3)
+            found.append([block, way, read.seeds_of(shown, runs), told(shown, digits=3), gap])
     return found
+
+
+def worth(runs: Sequence[Run], name: str, way: str) -> Estimate:
+    """Nats of a window that are lost where memories are not written."""
+    apart = read.contrast(runs, name, way, "on")
+    whole = apart.over(np.ones((len(apart.context), 1)))
+    return estimate(whole, level(mine_k(whole)), repeats=DRAWS)
+
+
+def claims(sweep: Sweep, k: int, name: str) -> list[str]:
+    """Which blocks lose with frozen memories, where intervals say so."""
+    sides: dict[str, list[str]] = {"above": [], "below": [], "undecided": []}
+    for block in sweep.blocks:
+        runs = [run for run in sweep.of(block) if run.k == k]
+        if runs and "frozen" in ways_of(sweep, block):
+            sides[read.sign_of(worth(runs, name, "frozen"))].append(block)
+    words = {"above": "lose with frozen memories", "below": "gain", "undecided": "are not decided"}
+    text = "; ".join(f"{', '.join(sides[one])} {words[one]}" for one in sides if sides[one])
+    return [f"{text}.", ""] if text else []
 
 
 def mine_k(table: object) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ergodic_read as read
@@ -17,7 +17,7 @@ from ergodic_synthetic import DRAWS, fitted
 from nl.report.figures import Figure, Line, standalone
 from nl.report.heat import HeatMap, HeatMaps, heat_csv, heat_svg
 from nl.report.scaling import forms, positions
-from nl.report.scaling.bootstrap import band, estimate
+from nl.report.scaling.bootstrap import Estimate, band, estimate
 from nl.report.scaling.documents import Table, fold
 from nl.report.scaling.effects import (
     baselines,
@@ -158,19 +158,35 @@ def experts(runs: Sequence[Run]) -> dict[int, Floats]:
     return found
 
 
-def ensemble_rows(runs: Sequence[Run]) -> list[list[str]]:
-    """The Bayes ensemble of experts: what not knowing costs, what sharing one network costs."""
+@dataclass(frozen=True)
+class Ensemble:
+    """The Bayes ensemble of K experts beside the run on all K.
+
+    Attributes:
+        k, runs: components, and the runs that were compared.
+        level: XE of the ensemble.
+        price: nats of a window that it loses against the right expert.
+        shared: XE of the run minus that of the ensemble.
+    """
+
+    k: int
+    runs: int
+    level: Estimate
+    price: Estimate
+    shared: Estimate
+
+
+def ensembles(runs: Sequence[Run]) -> list[Ensemble]:
+    """What not knowing the component costs, and what sharing one network, for every K."""
     alone = experts(runs)
     found = []
     for k in sorted({run.k for run in runs} - {1}):
-        some = [
-            run for run in runs if run.k == k and all(c in alone for c in run.losses["on"].subset)
-        ]
+        some = [run for run in runs if run.k == k and set(run.losses["on"].subset) <= set(alone)]
         if not some:
             continue
         price, shared, levels = [], [], []
         for run in some:
-            losses = replace(run.losses["on"], seed=run.seed)
+            losses = run.losses["on"]
             codes = losses.subset
             mixed = mixture_nll(np.stack([alone[code] for code in codes]))
             own = np.full_like(mixed, np.nan)
@@ -180,16 +196,41 @@ def ensemble_rows(runs: Sequence[Run]) -> list[list[str]]:
             price.append(replace(losses, nll=(mixed - own) * mixed.shape[1]))
             shared.append(replace(losses, nll=losses.nll - mixed))
             levels.append(replace(losses, nll=mixed))
-        found.append(
-            [str(k), str(len(some)), *(of_level(one, k) for one in (levels, price, shared))]
-        )
-        found[-1].insert(4, f"{math.log(k):.3f}")
+        parts = [of_level(one, k) for one in (levels, price, shared)]
+        found.append(Ensemble(k, len(some), *parts))
     return found
 
 
-def of_level(losses: Sequence[Losses], k: int) -> str:
-    """Mean over components in training, with its interval."""
-    return told(estimate(fold(losses).mean(), level(k), repeats=DRAWS))
+def ensemble_row(one: Ensemble) -> list[str]:
+    """As a line of the table."""
+    cells = [told(one.level), told(one.price), f"{math.log(one.k):.3f}", told(one.shared)]
+    return [str(one.k), str(one.runs), *cells]
+
+
+def ensemble_claims(found: Sequence[Ensemble]) -> list[str]:
+    """What the intervals say, over documents."""
+    costly = [str(one.k) for one in found if one.shared.low[0] > 0]
+    helpful = [str(one.k) for one in found if one.price.high[0] < 0]
+    paid = [str(one.k) for one in found if one.price.low[0] > 0]
+    lines = []
+    if costly:
+        lines.append(
+            f"At K = {', '.join(costly)} one network on 1/K of each text loses more than the "
+            "ensemble of its experts."
+        )
+    if paid:
+        lines.append(f"Not knowing the component costs something at K = {', '.join(paid)}.")
+    if helpful:
+        lines.append(
+            f"At K = {', '.join(helpful)} the ensemble is better than the right expert alone: "
+            "experts of so little text are no exact sources, and help one another."
+        )
+    return [" ".join(lines), ""] if lines else []
+
+
+def of_level(losses: Sequence[Losses], k: int) -> Estimate:
+    """Mean over components in training."""
+    return estimate(fold(losses).mean(), level(k), repeats=DRAWS)
 
 
 def trend(sweep: Sweep, block: str) -> tuple[list[list[str]], str]:
@@ -205,7 +246,7 @@ def trend(sweep: Sweep, block: str) -> tuple[list[list[str]], str]:
         table.append([one.form, *parameters, f"{one.weight:.2f}", left])
     return table, (
         f"Slope of the level of a run (components taken out) over ln K: {slope:.4f} nats per "
-        f"token; p = {p:.4f} (10,000 shufflings of K among runs)."
+        f"token; p = {p:.4f} (10,000 shufflings of K among runs: subsets, not seeds, are its unit)."
     )
 
 

@@ -191,7 +191,7 @@ def test_page_of_all_three_sweeps(
     exact = line_of(text, "| 3 | exact predictor |")
     assert float(exact[2]) < np.log(3)
     assert "never" in line_of(text, "| 3 | slow |")[5] or float(exact[5]) > 1
-    gap = line_of(text, "| slow | frozen | 2 |")[4]
+    gap = line_of(text, "| slow | frozen | 2 (too few")[4]
     assert gap.startswith("0.400 [0.400")
     assert line_of(text, "| slow | frozen | 3 |")[4].startswith("0.800 [0.800")
     assert "Subsets without a run: none." in text
