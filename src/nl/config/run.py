@@ -128,7 +128,10 @@ class LoggingConfig:
     every: int = 10
     """Steps between metric rows."""
     project: str = "nl"
-    """W&B project; WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and WANDB_DIR are honoured."""
+    """W&B project; WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and WANDB_DIR are honoured. What of
+    WANDB_... the environment lacks is taken from a file .env of the current directory."""
+    code: bool = False
+    """Also send the source and configuration files of this package to W&B."""
     group: str = ""
     """W&B group: runs that belong together, for example a suite; empty: none."""
     namespace: str = ""
@@ -143,6 +146,10 @@ class LoggingConfig:
                 not value or self.backend == "wandb",
                 f"{name}: {value!r}; only W&B has it: set logging.backend=wandb or leave it empty.",
             )
+        require(
+            not self.code or self.backend == "wandb",
+            "code: true; only W&B keeps code: set logging.backend=wandb or leave it out.",
+        )
         if self.enabled and self.backend == "json":
             require(
                 self.path is not None and self.path.endswith((".json", ".jsonl")),

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
+
+FILE_BYTES, KEPT = 5 << 20, 5
+"""A log file begins anew at this size; so many older ones stay beside it."""
 
 
 def setup_logging(rank: int = 0, file: Path | None = None, level: int = logging.INFO) -> None:
-    """Send the ``nl`` logger to stderr (rank 0 only) and, where given, to a file (every rank)."""
+    """Send the ``nl`` logger to stderr (rank 0 only) and, where given, to a file (every rank).
+
+    A file belongs to one rank of one run, so that none is shared; it is rotated.
+    """
     logger = logging.getLogger("nl")
     logger.setLevel(level)
     logger.propagate = False
@@ -21,7 +28,7 @@ def setup_logging(rank: int = 0, file: Path | None = None, level: int = logging.
         logger.addHandler(console)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(file)
+        to_file = RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=KEPT, encoding="utf-8")
         to_file.setFormatter(form)
         logger.addHandler(to_file)
 

@@ -213,6 +213,24 @@ class ComponentStreamConfig(StreamConfig):
         size = self.batch_size
         return RowStream(plan, windows, batch_size=size, rank=rank, world=world, identity=identity)
 
+    def check_held_out(self, split: str) -> None:
+        """Refuse a held-out split in which a component of the directory has no window.
+
+        Raises:
+            ConfigError: naming the component, or the splits there are.
+        """
+        manifest = read_manifest(self.path)
+        known_names(manifest, split, (), Path(self.path))
+        found = self._windows(
+            open_components(self.path, split, tuple(manifest.splits[split]), "header")
+        )
+        for name, windows in found.items():
+            require(
+                windows > 0,
+                f"split: {split}; no document of component {name!r} holds a window of "
+                f"{self.window} + 1 tokens there: hold out more of it, or take another split.",
+            )
+
     def frozen(self, split: str, windows: int, seed: int) -> FrozenWindows:
         """The windows of all components of a held-out split that every model is scored on."""
         more: dict[str, Any] = {"trained_on": self.names, "budget": self.share_of()}

@@ -58,6 +58,11 @@ class WindowsConfig(EvaluatorConfig):
         for name in ("windows", "seed"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}; must be >= 0.")
 
+    def check_parts(self, stream: Any, model: Any) -> None:
+        """Refuse, before anything is trained, components without a held-out window."""
+        if hasattr(stream, "check_held_out"):
+            stream.check_held_out(self.split)
+
     def build(self) -> WindowLosses:
         """The evaluator."""
         return WindowLosses(self)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nl.config import ConfigError, unstructure
 from nl.config.run import LoggingConfig, RunConfig
+from nl.core.env_file import read_env_file
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
 from nl.run.files import writable_folder, write_atomic
@@ -190,6 +191,16 @@ TROUBLES = (
 """What another package may raise, short of running out of memory and of being interrupted."""
 
 
+PACKAGE = Path(__file__).resolve().parents[1]
+"""What logging.code sends."""
+
+
+def is_source(path: str, root: str = "") -> bool:
+    """Whether a file is source or configuration; ``root`` is what W&B gives besides."""
+    del root
+    return path.endswith((".py", ".yaml", ".yml"))
+
+
 class WandbSink:
     """Weights & Biases; whatever fails there is said once and training goes on."""
 
@@ -219,6 +230,8 @@ class WandbSink:
             config=unstructure(run),
             settings=quiet,
         )
+        if run.logging.code:
+            self._run.log_code(str(PACKAGE), include_fn=is_source)
         front = f"{self._namespace}/" if self._namespace else ""
         self._step_key = f"{front}step"
         self._run.define_metric(self._step_key)
@@ -290,6 +303,8 @@ def check_logging(config: LoggingConfig) -> None:
         if Path(config.path).is_dir():
             raise ConfigError(f"logging.path: {config.path} is a directory; name a file.")
         return
+    if names := read_env_file():
+        log.info("taken from .env: %s", ", ".join(names))
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "logging.backend: wandb is not installed; pip install 'nl[wandb]', or set "

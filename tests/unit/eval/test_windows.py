@@ -258,12 +258,13 @@ BAD = [
     ("init_from=nowhere", "nowhere: does not exist"),
     ("stream.path=nowhere", "nowhere/manifest.json: no such file"),
     ("model.max_positions=5", "positions"),
+    ("stream.window=600", r"evals.windows.split: val; no document of component 'asyncio' holds"),
 ]
 
 
 @pytest.mark.parametrize(("override", "message"), BAD)
 def test_bad_input_is_refused(five: Path, tmp_path: Path, override: str, message: str) -> None:
-    told = [*SMALL, f"stream.path={five}", override, f"run.dir={tmp_path / 'run'}"]
+    told = [*SMALL, f"stream.path={five}", *override.split(), f"run.dir={tmp_path / 'run'}"]
     with pytest.raises(ConfigError, match=message):
         launch(compose("pilot_smoke", told))
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ import pytest
 import nl
 from nl.config import ConfigError
 from nl.config.run import LoggingConfig
+from nl.core.env_file import read_env_file
+from nl.core.logs import get_logger, setup_logging
 from nl.run import RunDir, read_records
 from nl.train.charts import charts, finals, named
 from nl.train.sinks import ConsoleSink, check_logging
@@ -44,10 +47,14 @@ class FakeRun:
     id = "abc123"
 
     def __init__(self, fail: bool) -> None:
-        self.fail, self.rows = fail, []
+        self.fail, self.rows, self.code = fail, [], []
 
     def define_metric(self, *names: str, **options: str) -> None: ...
     def finish(self) -> None: ...
+
+    def log_code(self, root: str, include_fn: Any) -> None:
+        every = (str(path) for path in Path(root).rglob("*") if path.is_file())
+        self.code += [path for path in every if include_fn(path, root)]
 
     def log(self, row: dict[str, Any]) -> None:
         if self.fail and row.get("step", 9) > 2:
@@ -227,6 +234,65 @@ def test_charts_are_made_from_files(tmp_path: Path) -> None:
     assert counts == {("0", "0"): 2, ("0", "1"): 1, ("1", "0"): 0, ("1", "1"): 3}
     assert finals(run_dir) == {"metrics/accuracy_test": 0.75}
     assert named(rows[0], "")["train/loss"] == rows[0]["loss"]
+
+
+def test_wandb_gets_the_code_where_it_is_asked_for(
+    tiny: ModuleType, tmp_path: Path, wandb: Any
+) -> None:
+    wandb_run(tiny, tmp_path / "a")
+    wandb_run(tiny, tmp_path / "b", logging={"enabled": True, "code": True})
+    assert not wandb.made[0].code
+    assert any(path.endswith("nl/train/sinks.py") for path in wandb.made[1].code)
+    assert all(path.endswith((".py", ".yaml")) for path in wandb.made[1].code)
+    with pytest.raises(ConfigError, match="code: true; only W&B keeps code"):
+        LoggingConfig(backend="json", path="x.json", code=True)
+
+
+def test_a_file_of_settings_fills_in_what_the_environment_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names of W&B alone; values are never shown."""
+    secret = "f" * 40
+    for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_TAGS"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)  # so that it is gone again after the test
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="nobody is logged in"):
+        check_logging(LoggingConfig(enabled=True))
+    lines = (
+        *("# of this machine", "", "PATH=/nowhere", "WANDB_PROJECT=theirs", "no line"),
+        *(f'export WANDB_API_KEY="{secret}"  # secret', "WANDB_ENTITY = team # ours"),
+    )
+    (tmp_path / ".env").write_text("\n".join(lines))
+    path = os.environ["PATH"]
+    with caplog.at_level("INFO", logger="nl"):
+        monkeypatch.setattr(logging.getLogger("nl"), "propagate", True)
+        check_logging(LoggingConfig(enabled=True))
+    assert os.environ["WANDB_API_KEY"] == secret
+    assert os.environ["WANDB_ENTITY"] == "team"
+    assert (os.environ["WANDB_PROJECT"], os.environ["PATH"]) == ("mine", path)
+    assert secret not in caplog.text
+    assert read_env_file(tmp_path / "none") == ()
+    monkeypatch.delenv("WANDB_ENTITY")
+    assert read_env_file() == ("WANDB_ENTITY",)
+
+
+def test_log_files_are_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nl.core.logs.FILE_BYTES", 400)
+    file = tmp_path / "logs" / "rank_00.log"
+    setup_logging(0, file)
+    try:
+        for number in range(200):
+            get_logger("nl.test").info("line %d", number)
+    finally:
+        setup_logging(0)
+    kept = sorted(path.name for path in file.parent.iterdir())
+    assert kept == ["rank_00.log", *(f"rank_00.log.{n}" for n in range(1, 6))]
+    assert "line 199" in file.read_text()
+    assert all(path.stat().st_size <= 400 for path in file.parent.iterdir())
 
 
 def test_what_only_wandb_has_is_refused_elsewhere() -> None:
