@@ -23,6 +23,7 @@ import study
 from ergodic_read import Sweep, told
 
 from nl.config import ConfigError
+from nl.report.scaling.bootstrap import Estimate
 
 SWEEPS = {
     "synthetic": "configs/sweep/ergodic_study.yaml",
@@ -151,9 +152,16 @@ def synthetic_claims(sweep: Sweep) -> list[str]:
         few = "" if gap.scope != "documents" else " (fewer than three seeds: documents alone)"
         lines.append(
             f"- {block}: XE {words[read.sign_of(gap)]} from K = 1 to {k}, by {told(gap)} nats per "
-            f"symbol{few}; the exact predictor's rises by {exact:.4f}."
+            f"symbol{few}; the exact predictor's rises by {exact:.4f}{beside(gap, exact)}."
         )
     return [*lines, ""]
+
+
+def beside(gap: Estimate, exact: float) -> str:
+    """Where the exact predictor's number lies."""
+    if exact < gap.low[0]:
+        return ", less than all of the interval"
+    return ", more than all of the interval" if exact > gap.high[0] else ", within the interval"
 
 
 def memory_part(sweep: Sweep, mixture: Sweep, page: Path) -> list[str]:
@@ -161,9 +169,10 @@ def memory_part(sweep: Sweep, mixture: Sweep, page: Path) -> list[str]:
     lines: list[str] = []
     head = ["block", "memories", "runs", "nats of a window [CI]", "more than with memories on [CI]"]
     lines += [
-        "Frozen: memories stay as they begin, and a mixer that is a memory (gated_delta) reads "
-        "nothing of the context but what its convolution holds. Reset: memories are thrown away "
-        "every 8 symbols.",
+        "Memories are written in training, and here (on) or not: frozen, they stay as they begin, "
+        "and a mixer that is a memory (gated_delta) reads nothing of the context but what its "
+        "convolution holds; reset, they are thrown away every 8 symbols. What is lost then is what "
+        "these models keep there, not what models trained without would lose.",
         "",
     ]
     if mixture.runs:

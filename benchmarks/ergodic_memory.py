@@ -18,6 +18,8 @@ from nl.report.scaling.losses import Floats
 DRAWS = 1000
 LEAST = 1e-4
 """Bands on logarithmic axes are cut here."""
+FEWEST = 50
+"""Symbols so long after a change that are there at least; fewer are not shown."""
 SINCE = 24
 """Symbols since a change that are told apart."""
 
@@ -98,7 +100,7 @@ def since_change(sweep: Sweep, page: Path) -> str:
     lines = []
     for colour, block in enumerate(sweep.blocks):
         value, low, high = after_change(sweep.of(block), "on")
-        x = [float(n) for n in range(SINCE)]
+        x = [float(n) for n in range(len(value))]
         ends = {"low": list(low), "high": list(high)}
         lines.append(Line(block, x, list(value), colour=colour, **ends))
     figure = Figure(
@@ -115,6 +117,7 @@ def after_change(runs: Sequence[Run], way: str) -> tuple[Floats, Floats, Floats]
     """(mean, low, high) by symbols since a change; intervals of each point, seeds and windows."""
     since = distance(runs[0].losses[way].counted["component_at"])
     here = since[:, :, None] == np.arange(SINCE)
+    here = here[:, :, : int((here.sum((0, 1)) >= FEWEST).sum())]
     counts = here.sum(1).astype(float)
     sums = np.stack([np.einsum("np,nps->ns", r.losses[way].exact["bayes_kl"], here) for r in runs])
     rng = np.random.default_rng(0)
