@@ -112,7 +112,7 @@ def measures(run: Run, mode: str, known: References | None) -> dict[str, float]:
     if run.config.stream.joint:
         wanted = ("average_loss", "average_ppl_geometric", "average_ppl_arithmetic")
         return {key: value for key, value in found.items() if key in wanted}
-    if run.config.signals.every:
+    if run.config.signals.every and mode == run.modes[0]:  # signals read as training does
         found |= {"learning": learning(run), "gap": stability_gap(run)}
     return found
 
@@ -222,14 +222,16 @@ def policy(run: Run) -> list[tuple[int, float, float]]:
     return found
 
 
-def greedy_losses(run: Run) -> list[float]:
-    """Validation loss of every task at the end, read with the policy's most likely knobs."""
-    last = {
-        name: rows[-1]["loss"]
-        for name, rows in run.frame.validation.items()
-        if name.startswith("val/task")
-    }
-    return [float(last[name]) for name in sorted(last)]
+def evaluated_losses(run: Run) -> tuple[list[float], list[float]]:
+    """After every task the mean validation loss of those learned: k as configured, and greedy."""
+    matrix = run.matrix("context", "val").values[1:]
+    names = [f"val/task_{task:02d}" for task in range(len(matrix))]
+    asked = [[row["loss"] for row in run.frame.validation[name]] for name in names]
+    after = range(len(matrix))
+    return (
+        [float(matrix[i, : i + 1].mean()) for i in after],
+        [statistics.fmean(asked[j][i] for j in range(i + 1)) for i in after],
+    )
 
 
 # Costs

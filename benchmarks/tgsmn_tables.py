@@ -36,7 +36,6 @@ NAMES = {
     "sparse_gru": "sparse, GRU controller",
     "hope_attention": "hope_attention",
     "hope_selfmod": "hope_selfmod",
-    "hope_attention_replay": "hope_attention, replay",
     "dense_joint": "dense, joint",
 }
 """Rows of the tables, as they are called."""
@@ -120,7 +119,7 @@ def measure_table(rows: Mapping[str, Row], shown: Mapping[str, str]) -> list[str
     """A line per row, a column per measure, mean and half interval."""
     body = []
     for row in rows.values():
-        cells = [text(row.values(measure), 2) for measure in shown]
+        cells = [text(row.values(measure), 1 if "ppl" in measure else 2) for measure in shown]
         if any(cell != "-" for cell in cells):
             body.append([row.name, str(len(row.runs)), *cells])
     return study.table(["", "n", *shown.values()], body)

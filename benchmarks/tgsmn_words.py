@@ -35,13 +35,12 @@ EVALUATED = (
     "last: an evaluator has no controller, and models are then compared at equal active FLOPs. "
     "Validation inside a run asks the controller what it would do without exploring (`frozen`), "
     "and leaves it as it is. Here both are beside each other on the same 16 validation windows of "
-    "every task after the last, with the most likely knobs of the learned policy at the end of "
-    "every task."
+    "every task that was learned so far, after every task (anytime: the mean over these moments), "
+    "with the most likely knobs of the learned policy there."
 )
 QUESTIONS = (
     ("dense_replay", "dense"),
     ("sparse_replay", "sparse"),
-    ("hope_attention_replay", "hope_attention"),
     ("sparse", "dense"),
     ("sparse_replay", "dense_replay"),
     ("sparse", "dense_flops"),
@@ -56,7 +55,6 @@ QUESTIONS = (
     ("hope_selfmod", "hope_selfmod, frozen"),
     ("hope_attention", "sparse_replay"),
     ("hope_selfmod", "sparse_replay"),
-    ("hope_attention_replay", "dense_replay"),
 )
 """What is put in words."""
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
