@@ -10,6 +10,7 @@ Example: python benchmarks/slots.py --jobs 20 --slots 2
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -18,12 +19,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import study
 
 BACKENDS = ("warm", "local")
+REPEATS = 7
+BEFORE = (
+    "Before launchers composed once: 0.39 s (warm) and 0.42 s (local) of other overhead, 1.81 and "
+    "1.89 cores, 20 jobs on 2 slots of an otherwise quiet machine of 2 cores."
+)
+"""What this page said when every job was composed twice."""
+COMMAND = (
+    *("--config-name", "pilot_smoke", "experiment=recall/pairs8", "model=hope_smoke"),
+    *("train.steps=60", "train.validate_every=60", "train.threads=1", "checkpoint.export=false"),
+    *("seed=1", "run.dir=/nowhere/out/job/seed_1", "resume=auto"),
+)
+"""What a job of the sweep is told."""
 STEPS = 60
 IMPORTS = "import torch._dynamo, nl.assembly; nl.assembly.publish()"
 
@@ -43,6 +57,15 @@ class Measured:
     """Of the ``between`` seconds: what a job needs to import torch and ``nl``."""
     cores: float
     """CPU seconds per second, from the sweep's call to its end."""
+    cpu: float
+    """CPU seconds of a job, mean."""
+    import_cpu: float
+    """Of these, what it needs to import torch and ``nl``."""
+
+    @property
+    def other_cpu(self) -> float:
+        """``between`` without imports, as CPU seconds: its share of the slot's time by ``cpu``."""
+        return self.between / (self.own + self.between) * self.cpu - self.import_cpu
 
 
 def sweep_file(folder: Path, jobs: int) -> Path:
@@ -59,17 +82,23 @@ def sweep_file(folder: Path, jobs: int) -> Path:
     return path
 
 
-def import_seconds() -> float:
-    """Median of three: a process that imports what every launcher imports, and no more."""
-    taken = []
+def import_seconds() -> tuple[float, float]:
+    """Medians of three: a process that imports what every launcher imports, and no more.
+
+    Returns:
+        Seconds of the clock, and of CPU.
+    """
+    taken, used = [], []
     for _ in range(3):
-        begun = time.monotonic()
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         subprocess.run([sys.executable, "-c", IMPORTS], check=True)
         taken.append(time.monotonic() - begun)
-    return statistics.median(taken)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(taken), statistics.median(used)
 
 
-def measure(backend: str, jobs: int, slots: int, imports: float) -> Measured:
+def measure(backend: str, jobs: int, slots: int, imports: tuple[float, float]) -> Measured:
     """Run the sweep once."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -84,17 +113,76 @@ def measure(backend: str, jobs: int, slots: int, imports: float) -> Measured:
             meta = json.loads((run / "meta.json").read_text())
             status = json.loads((run / "status.json").read_text())
             spans.append((meta["started"], status["updated"]))
+        lines = (root / "out" / "results.jsonl").read_text().splitlines()
+        cpu = statistics.fmean(json.loads(line)["cpu_seconds"] for line in lines)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     own = statistics.fmean(end - start for start, end in spans)
     first, last = min(start for start, _ in spans), max(end for _, end in spans)
     between = (slots * (last - first) - own * jobs) / (jobs - slots)
-    part = imports if backend == "local" else 0.0
-    return Measured(backend, jobs, slots, own, between, part, used / wall)
+    part, part_cpu = imports if backend == "local" else (0.0, 0.0)
+    return Measured(backend, jobs, slots, own, between, part, used / wall, cpu, part_cpu)
 
 
-def page(rows: list[Measured]) -> list[str]:
+def cost(action: Callable[[], object]) -> tuple[float, float]:
+    """CPU seconds of this process, and of processes it waits for: medians of some calls."""
+    own, others = [], []
+    for _ in range(REPEATS):
+        before, waited = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        action()
+        own.append(time.process_time() - before)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - waited.ru_utime - waited.ru_stime
+        others.append(used)
+    return statistics.median(own), statistics.median(others)
+
+
+def parts() -> list[list[str]]:
+    """CPU milliseconds of what a warm job does before its run directory, and of its end."""
+    import hydra
+    import torch._dynamo  # noqa: F401 - the server of the warm backend has it
+
+    import nl.assembly
+    from nl.config.hydra import config_dir, find_plugins, quoted, start
+    from nl.run.provenance import provenance
+
+    nl.assembly.publish()
+    find_plugins()
+    options = {"config_path": str(config_dir()), "config_name": "pilot"}
+    nothing = hydra.main(version_base="1.3", **options)(lambda _: None)
+
+    def called(configs: Path) -> None:
+        told, sys.argv = sys.argv, ["train.py", *COMMAND]
+        start(nothing, configs)
+        sys.argv = told
+
+    def forked() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def unpublished() -> None:
+        nl.config.hydra._published.clear()
+        nl.assembly.publish()
+
+    actions: list[tuple[str, Callable[[], object]]] = [
+        ("reading the command line", lambda: quoted(COMMAND)),
+        ("handing defaults to Hydra, as before: in every job", unpublished),
+        ("handing defaults to Hydra: what it has is left alone", nl.assembly.publish),
+        ("composing as before, by `hydra.main`: twice", lambda: called(Path("/nowhere"))),
+        ("composing", lambda: called(config_dir())),
+        ("git, versions, platform for meta.json", provenance),
+        ("a fork that ends at once", forked),
+    ]
+    gc.collect()
+    gc.freeze()  # as the server of the warm backend does
+    return [[name, *(f"{1000 * seconds:.0f} ms" for seconds in cost(do))] for name, do in actions]
+
+
+def page(rows: list[Measured], pieces: list[list[str]]) -> list[str]:
     """The report."""
     head = ["backend", "jobs", "slots", "own time of a job", "imports", "other overhead", "cores"]
+    head += ["CPU time of a job", "of it imports", "of it other overhead"]
     lines = [
         [
             row.backend,
@@ -104,6 +192,9 @@ def page(rows: list[Measured]) -> list[str]:
             f"{row.imports:.2f} s",
             f"{row.between - row.imports:.2f} s",
             f"{row.cores:.2f}",
+            f"{row.cpu:.2f} s",
+            f"{row.import_cpu:.2f} s",
+            f"{row.other_cpu:.2f} s",
         ]
         for row in rows
     ]
@@ -119,6 +210,15 @@ def page(rows: list[Measured]) -> list[str]:
         "1.8 of 2 cores with 20 jobs on 2 slots, overhead of at most 0.3 s after imports.",
         "",
         *study.table(head, lines),
+        f"When this was written {os.getloadavg()[0]:.0f} processes wanted a core. With more than "
+        "the sweep's own, seconds of the clock are longer than on a quiet machine. CPU times are "
+        "less disturbed: the overhead's is its share of the slot's time, of the job's CPU time.",
+        "",
+        BEFORE,
+        "",
+        f"Parts, CPU time, medians of {REPEATS}; a job does each once, and of two that say before "
+        "and now one.",
+        *study.table(["part", "the job's process", "processes it starts"], pieces),
     ]
 
 
@@ -135,7 +235,7 @@ def main() -> int:
         parser.error(f"--jobs: {args.jobs}; must be more than --slots {args.slots}, at least 1.")
     imports = import_seconds()
     rows = [measure(name, args.jobs, args.slots, imports) for name in BACKENDS]
-    study.save_page(args.output, page(rows))
+    study.save_page(args.output, page(rows, parts()))
     for row in rows:
         print(json.dumps(row.__dict__))
     return 0
