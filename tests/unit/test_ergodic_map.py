@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -79,7 +80,19 @@ def test_commands_about_data(home: Path) -> None:
             assert 0 < info.tokens < made.splits[split][name].tokens
 
 
-@pytest.mark.parametrize("words", of("python", "train.py"), ids=" ".join)
+SLOW = ("schedule.warmup=100", "checkpoint.every=1000", "train.precision=bf16")
+"""Commands that differ from others in one key."""
+
+
+def training() -> list[Any]:
+    """Commands that train; those that tell little are left to the slow tests."""
+    found = of("python", "train.py")
+    marks = [[pytest.mark.slow] if set(SLOW) & set(words) else [] for words in found]
+    pairs = zip(found, marks, strict=True)
+    return [pytest.param(words, marks=mark, id=" ".join(words)) for words, mark in pairs]
+
+
+@pytest.mark.parametrize("words", training())
 def test_training_commands_run(
     words: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
