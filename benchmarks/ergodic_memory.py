@@ -58,8 +58,8 @@ def claims(sweep: Sweep, k: int, name: str) -> list[str]:
         runs = [run for run in sweep.of(block) if run.k == k]
         if runs and "frozen" in ways_of(sweep, block):
             sides[read.sign_of(worth(runs, name, "frozen"))].append(block)
-    words = {"above": "lose with frozen memories", "below": "gain", "undecided": "are not decided"}
-    text = "; ".join(f"{', '.join(sides[one])} {words[one]}" for one in sides if sides[one])
+    words = {"above": "Worse with frozen memories", "below": "better", "undecided": "not decided"}
+    text = "; ".join(f"{words[one]}: {', '.join(sides[one])}" for one in sides if sides[one])
     return [f"{text}.", ""] if text else []
 
 
