@@ -139,9 +139,7 @@ def quiet(study_: Mapping[str, Mapping[int, Run]]) -> list[str]:
     gap = interval(list(higher.values()))
     said = f"that is {gap.text(1)} %"
     if not (gap.n > 1 and clear(gap)):
-        said = (
-            f"it is less than these seeds can show ({gap.text(1)} %, on a machine that others used)"
-        )
+        said = f"there is no difference that these seeds can show ({gap.text(1)} %)"
     word = "equal to the last bit" if equal else "NOT equal"
     return [
         f"The same runs with `signals.every=0` ({len(common)} seeds): R is {word}. Signals took "
