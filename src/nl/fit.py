@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nl.config import ConfigError, require
+from nl.config import ConfigError, lookup, require
 from nl.config.run import RunConfig
 from nl.data.group_forecast import check_composition
 from nl.data.phases import check_phases
@@ -78,6 +78,13 @@ def _check_controller(run: RunConfig) -> None:
             f"controller, {routed[0]}: the model has no experts; set model.experts.form, or "
             "leave it out."
         )
+    scale = getattr(controller, "write_scale", 1.0)
+    scheduled = getattr(controller, "kind", None) == "schedule"
+    if ("write_scale" in turned or scheduled or scale != 1) and not _has_levels(run.model):
+        raise ConfigError(
+            "controller, write_scale: the model has no levels that a label writes, so that nothing "
+            "is scaled; choose model.block=hope_attention, or leave it out."
+        )
     if "router_noise" in turned and not experts.noise:
         raise ConfigError(
             "controller, router_noise: model.experts.noise is 0, so that routers draw none; set it "
@@ -104,6 +111,12 @@ def _check_controller(run: RunConfig) -> None:
         raise ConfigError(
             f"stream.memory: loss; objective={run.objective.kind} does not tell the losses of rows."
         )
+
+
+def _has_levels(model: Any) -> bool:
+    """Whether a block of a language model has a continuum memory, which write_scale is about."""
+    kinds: list[Any] = [lookup("block", kind, "block") for kind in getattr(model, "kinds", ())]
+    return any(kind.levels for kind in kinds)
 
 
 def _check_strategy(run: RunConfig, strategy: Strategy) -> None:

@@ -54,6 +54,44 @@ def test_every_training_command_of_the_page_runs(data: Path, tmp_path: Path) -> 
     assert {row["knob/experts_k"] for row in turned[2:]} == {2}
 
 
+BASELINES = {
+    "dense_replay": "dense, replayed",
+    "dense_flops_replay": "dense, replayed",
+    "sparse_replay": "sparse, replayed",
+    "random": "sparse, turned",
+    "gru": "sparse, turned",
+    "joint": "dense",
+    "scratch": "dense, alone",
+}
+"""What a named baseline is, beside a run through tasks that ends with R."""
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_named_baseline_is_one_command(name: str, data: Path, tmp_path: Path) -> None:
+    assert f"`{name}`" in PAGE.read_text()
+    first = ["train", "--config-name", "pilot_smoke", f"experiment=tgsmn/{name}"]
+    words = [name, *(["controller"] if "turned" in BASELINES[name] else []), "capacity"]
+    small = least(words, data, tmp_path)[len(words) :]
+    if name in ("joint", "scratch"):
+        small.remove("stream.capacity=6")
+    if "dense" in BASELINES[name] and "model.mlp_hidden=16" not in small:
+        small.append("model.mlp_hidden=16")
+    own = [f"stream.path={data}", "checkpoint.every=2", "stream.batch_size=10"]
+    assert main([*first, *small, *own, "evals.tasks.windows=2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["split"] == "train"]
+    if "turned" not in BASELINES[name]:
+        shown = any(row.get("stream/replayed") for row in trained)
+        assert shown == ("replayed" in BASELINES[name])
+    assert any("knob/replay" in row for row in trained) == ("turned" in BASELINES[name])
+    run = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (run["model"]["experts"]["form"] == "none") == ("dense" in BASELINES[name])
+    assert run["stream"]["joint"] == (name == "joint")
+    assert (run["stream"]["only"] == 0) == (name == "scratch")
+    page = json.loads((tmp_path / "artifacts/evals/tasks.json").read_text())
+    assert len(page["details"]["context"]["nats_per_token"]) == 4, "before, and after 3 tasks"
+
+
 def test_nothing_else_is_on_the_page() -> None:
     heads = {tuple(words[:1]) for words in mapped("python")}
     assert heads == {("train.py",), ("notebooks/tg_smn.py",)}
@@ -97,6 +135,8 @@ GRU = ["experiment=tgsmn/sparse_k2", "+controller=gru", "controller.ranges.exper
         ([*GRU, "controller.unseen=[signal/kll]"], "controller.unseen: ['signal/kll']; must be"),
         ([*GRU[:2], "controller.ranges.expert_k=[1,2]"], "unknown 'expert_k'. Did you mean"),
         ([*GRU[:1], "model.experts.count=100"], "model.experts.groups: 8; router=hierarchical"),
+        ([*GRU[:1], "model.experts.k=300"], "model.experts.k: 300; there are only 256 experts."),
+        ([*GRU[:1], "model.experts.router=flatt"], "model.experts.router: unknown 'flatt'. Did"),
         (["+evals.tasks={kind: task_losses, split: train}"], "evals.tasks.split: unknown 'train'"),
     ],
 )

@@ -147,7 +147,8 @@ class ExpertsConfig:
         )
         require(
             most <= (self.count or 0),
-            f"k_max: {most}; there are only {self.count} experts.",
+            f"{'k' if self.k_max is None else 'k_max'}: {most}; there are only {self.count} "
+            "experts.",
         )
 
     def _check_router(self) -> None:
