@@ -185,7 +185,7 @@ def read(folder: Path, stream: Any, split: str, knobs: Knobs | None) -> float:
         (["+controller=random", "controller.ranges.experts_k=[1,2]"], "has no experts"),
         (["+controller=fixed", "controller.router_noise=0.3"], "router_noise: the model has no"),
         ([*EXPERTS, "+controller=fixed", "controller.router_noise=0.3"], r"model\.experts\.noise"),
-        (["+controller=fixed", "controller.write_scale=0.5"], "write_scale: the model has no levels"),
+        (["+controller=fixed", "controller.write_scale=0.5"], "write_scale: the model has no"),
         (["+controller=schedule"], "write_scale: the model has no levels"),
         (["+controller=random", "controller.ranges.write_scale=[0,1]"], "write_scale: the model"),
         ([*EXPERTS, "+controller=random", "controller.ranges.experts_k=[1,4]"],

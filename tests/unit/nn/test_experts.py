@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import nl.assembly  # noqa: F401 - registers the parts
 from nl.config import ConfigError, structure
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs
