@@ -2,7 +2,7 @@
 
 Runs one sweep of short jobs on every backend of this machine and reads what the runs recorded. A
 job's own time is from its run directory (made after imports and the composition of its
-configuration) to its last status; the rest of its slot's time is overhead.
+configuration) to its last status; from there to the next job's run directory is overhead.
 
 Example: python benchmarks/slots.py --jobs 20 --slots 2
 """
@@ -29,7 +29,8 @@ BACKENDS = ("warm", "local")
 REPEATS = 7
 BEFORE = (
     "Before launchers composed once: 0.39 s (warm) and 0.42 s (local) of other overhead, 1.81 and "
-    "1.89 cores, 20 jobs on 2 slots of an otherwise quiet machine of 2 cores."
+    "1.89 cores, 20 jobs on 2 slots of an otherwise quiet machine of 2 cores; those seconds hold "
+    "what a slot waits at the end while the other still works, too."
 )
 """What this page said when every job was composed twice."""
 COMMAND = (
@@ -82,20 +83,39 @@ def sweep_file(folder: Path, jobs: int) -> Path:
     return path
 
 
-def import_seconds() -> tuple[float, float]:
-    """Medians of three: a process that imports what every launcher imports, and no more.
+def import_seconds(slots: int) -> tuple[float, float]:
+    """Medians of three: processes that import what every launcher imports, and no more.
+
+    As many at once as there are slots: a job imports while its neighbour works.
 
     Returns:
-        Seconds of the clock, and of CPU.
+        Seconds of the clock, and of CPU, per process.
     """
     taken, used = [], []
     for _ in range(3):
         before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+        running = [subprocess.Popen([sys.executable, "-c", IMPORTS]) for _ in range(slots)]
+        for process in running:
+            if process.wait():
+                raise subprocess.CalledProcessError(process.returncode, process.args)
         taken.append(time.monotonic() - begun)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        both = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        used.append(both / slots)
     return statistics.median(taken), statistics.median(used)
+
+
+def gap(spans: list[tuple[float, float]], slots: int) -> float:
+    """Mean seconds from a job's end to the beginning of the next one in its slot.
+
+    A slot begins its next job when one of its jobs has ended, so that the k-th beginning after
+    the first of every slot follows the k-th end. What a slot waits at the very end, while another
+    one still works, belongs to no job.
+    """
+    begins, ends = (sorted(column) for column in zip(*spans, strict=True))
+    return statistics.fmean(
+        begin - end for begin, end in zip(begins[slots:], ends[:-slots], strict=True)
+    )
 
 
 def measure(backend: str, jobs: int, slots: int, imports: tuple[float, float]) -> Measured:
@@ -117,8 +137,7 @@ def measure(backend: str, jobs: int, slots: int, imports: tuple[float, float]) -
         cpu = statistics.fmean(json.loads(line)["cpu_seconds"] for line in lines)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     own = statistics.fmean(end - start for start, end in spans)
-    first, last = min(start for start, _ in spans), max(end for _, end in spans)
-    between = (slots * (last - first) - own * jobs) / (jobs - slots)
+    between = gap(spans, slots)
     part, part_cpu = imports if backend == "local" else (0.0, 0.0)
     return Measured(backend, jobs, slots, own, between, part, used / wall, cpu, part_cpu)
 
@@ -203,11 +222,12 @@ def page(rows: list[Measured], pieces: list[list[str]]) -> list[str]:
         "",
         f"Made by `{study.call('slots')}` on {os.cpu_count()} cores.",
         "",
-        "Own time: from the run directory to the last status. Overhead: what is left of a slot's",
-        "time per job, between jobs (start of a process, composing the configuration, building",
-        "data and model, noticing the end). Imports: measured alone. Cores: CPU seconds of the",
-        "sweep and all its jobs per second of the whole call, its own imports included. Wanted:",
-        "1.8 of 2 cores with 20 jobs on 2 slots, overhead of at most 0.3 s after imports.",
+        "Own time: from the run directory to the last status. Overhead: from there to the next",
+        "run directory in the same slot (end of a process, noticing it, start of the next one,",
+        "composing the configuration, building data and model). Imports: what they take alone, in",
+        "as many processes at once as there are slots. Cores: CPU seconds of the sweep and all its",
+        "jobs per second of the whole call, its own imports included. Wanted: 1.8 of 2 cores with",
+        "20 jobs on 2 slots, overhead of at most 0.3 s after imports.",
         "",
         *study.table(head, lines),
         f"When this was written {os.getloadavg()[0]:.0f} processes wanted a core. With more than "
@@ -233,7 +253,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.jobs <= args.slots or args.slots < 1:
         parser.error(f"--jobs: {args.jobs}; must be more than --slots {args.slots}, at least 1.")
-    imports = import_seconds()
+    imports = import_seconds(args.slots)
     rows = [measure(name, args.jobs, args.slots, imports) for name in BACKENDS]
     study.save_page(args.output, page(rows, parts()))
     for row in rows:

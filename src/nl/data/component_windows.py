@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nl.core.seeds import SeedBook
-from nl.data.components import ComponentData, Documents
+from nl.data.components import ComponentData, Documents, gather
 from nl.data.order import Ints, KeyedPermutation, keyed_below
 
 IdRows = npt.NDArray[Any]
@@ -143,21 +143,6 @@ class ComponentWindows:
         """Inputs and targets, both (B, positions) int32."""
         document, _, start = self.places(source, index)
         return self.cut.rows(gather(self.data, source, document, start, self.cut.width))
-
-
-def gather(data: ComponentData, component: Ints, document: Ints, start: Ints, width: int) -> IdRows:
-    """(B, width) int32 ids from ``start`` of documents on."""
-    rows = np.empty((component.size, width), dtype=np.int32)
-    shard, first = np.empty_like(start), np.empty_like(start)
-    for number, table in enumerate(data.documents):
-        mine = np.flatnonzero(component == number)
-        shard[mine] = table.shard[document[mine]]
-        first[mine] = table.start[document[mine]] + start[mine]
-    span = np.arange(width)
-    for one in sorted(set(shard.tolist())):
-        mine = np.flatnonzero(shard == one)
-        rows[mine] = data.tokens[one][first[mine, None] + span]
-    return rows
 
 
 class ComponentPlan:

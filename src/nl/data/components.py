@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nl.config import ConfigError
 from nl.data.manifest import DataManifest, data_tokenizer, read_manifest
-from nl.data.order import Ints
 from nl.data.shards import Verify, open_shard
+
+if TYPE_CHECKING:
+    from nl.data.order import Ints  # at run time it would import torch, which analysis does without
 
 LOG = logging.getLogger("nl.data")
 Deficit = Literal["error", "redistribute"]
@@ -228,3 +230,20 @@ def common_budget(available: Mapping[str, int], key: str = "budget") -> int:
             "windows."
         )
     return smallest - smallest % step
+
+
+def gather(
+    data: ComponentData, component: Ints, document: Ints, start: Ints, width: int
+) -> npt.NDArray[Any]:
+    """(B, width) int32 ids from ``start`` of documents on."""
+    rows = np.empty((component.size, width), dtype=np.int32)
+    shard, first = np.empty_like(start), np.empty_like(start)
+    for number, table in enumerate(data.documents):
+        mine = np.flatnonzero(component == number)
+        shard[mine] = table.shard[document[mine]]
+        first[mine] = table.start[document[mine]] + start[mine]
+    span = np.arange(width)
+    for one in sorted(set(shard.tolist())):
+        mine = np.flatnonzero(shard == one)
+        rows[mine] = data.tokens[one][first[mine, None] + span]
+    return rows

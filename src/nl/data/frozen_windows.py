@@ -21,8 +21,8 @@ from torch import Tensor
 
 from nl.config import ConfigError, require
 from nl.core.seeds import SeedBook
-from nl.data.component_windows import Cut, gather, seeded_order
-from nl.data.components import ComponentData, open_components, special_ids
+from nl.data.component_windows import Cut, seeded_order
+from nl.data.components import ComponentData, gather, open_components, special_ids
 from nl.data.files import write_atomic
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.data.order import Ints

@@ -228,6 +228,8 @@ class WandbSink:
             group=run.logging.group or None,
             job_type=run.name,
             config=unstructure(run),
+            # what W&B read when this process first used it may be of another run
+            mode=os.environ.get("WANDB_MODE"),  # type: ignore[arg-type]
             settings=quiet,
         )
         if run.logging.code:

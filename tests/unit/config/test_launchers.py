@@ -93,7 +93,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "unknown group": (("modle=hope_smoke",), "modle"),
         "unknown kind": (
             ("model=hope_smok",),
-            "model: unknown 'hope_smok'. Did you mean 'hope_smoke'? Known: hope_mid",
+            "model: unknown 'hope_smok'. Did you mean 'hope_smoke'? Known: ergodic_micro",
         ),
         "unknown schedule": (("schedule=cosin",), "Known: constant, cosine, linear, wsd."),
         "unknown experiment": (

@@ -11,16 +11,17 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nl.config import ConfigError, require
-from nl.data.component_windows import gather
-from nl.data.components import ComponentData, open_components
+from nl.data.components import ComponentData, gather, open_components
 from nl.data.manifest import read_manifest
-from nl.data.order import Ints
 from nl.data.prep.extras import needed
+
+if TYPE_CHECKING:
+    from nl.data.order import Ints
 
 ROWS = 1 << 14
 """Windows that are in memory at once."""
