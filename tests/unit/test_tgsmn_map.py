@@ -113,6 +113,7 @@ def test_the_map_names_every_earlier_key() -> None:
 
 
 GRU = ["experiment=tgsmn/sparse_k2", "+controller=gru", "controller.ranges.experts_k=[1,2]"]
+GRU += ["stream.steps=1"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,7 @@ GRU = ["experiment=tgsmn/sparse_k2", "+controller=gru", "controller.ranges.exper
         ),
         (["stream.path=nowhere"], "nowhere/manifest.json: no such file."),
         (["stream=task"], "stream: unknown 'task'. Did you mean 'tasks'?"),
+        (["stream.steps=2000"], "stream.steps: 2000; the tasks together read 320000 windows of"),
         (["stream.only=12"], "stream.only: 12; must be 0 to 9."),
         (["stream.replay=0.3"], "stream.replay: 0.3; has no effect without capacity"),
         ([*GRU[:1], "+controller=gruu"], "controller: unknown 'gruu'. Did you mean 'gru'?"),

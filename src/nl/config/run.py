@@ -25,6 +25,8 @@ BEGINNING = ("init_from", "init_changes")
 """Keys of what a run begins with."""
 WATCHING = ("watchdog", "peak_tflops", "profile", "activation_checkpointing")
 """Keys of ``train`` that are not hashed: they decide no metric."""
+PERMITTING = ("passes",)
+"""Keys of ``stream`` that are not hashed: they only say what is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,5 +256,6 @@ def config_hash(run: RunConfig) -> str:
     if not run.signals.every:
         del data["signals"]
     data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
+    data["stream"] = {k: v for k, v in data["stream"].items() if k not in PERMITTING}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -45,6 +45,8 @@ class TaskStreamConfig(StreamConfig):
     """Global micro-batches of a task: optimizer steps times train.grad_accum; see ``tokens``."""
     tokens: int = 0
     """Token budget of a task instead of ``steps``, rounded up to whole micro-batches; 0: steps."""
+    passes: int = 1
+    """How often all tasks together may read a domain's text; what needs more is refused."""
     domains: tuple[str, ...] = ()
     """Domains of the data, in this order; empty: all. One that is missing is an error."""
     schedule: Literal["round_robin", "blocks", "custom"] = "round_robin"
@@ -93,7 +95,8 @@ class TaskStreamConfig(StreamConfig):
     header."""
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "steps", "block", "mix", "repeat", "swaps", "seq_len", "batch_size"):
+        sizes = ("tasks", "steps", "passes", "block", "mix", "repeat", "swaps", "seq_len")
+        for name in (*sizes, "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
         require(self.tokens >= 0, f"tokens: {self.tokens}; must be >= 0.")
@@ -247,7 +250,7 @@ class TaskStreamConfig(StreamConfig):
 
     def _environment(self) -> str:
         """What the tasks are, without where the data lies and how it is checked."""
-        shown = {k: v for k, v in vars(self).items() if k not in ("path", "verify")}
+        shown = {k: v for k, v in vars(self).items() if k not in ("path", "verify", "passes")}
         names = {k: v for k, v in shown.items() if k in self.__dataclass_fields__}
         return f"tasks {names}"
 
@@ -315,7 +318,7 @@ class TaskPlan:
             if config.only in (None, task):
                 np.add.at(read[task], members, each)
         self._before = np.cumsum(read, axis=0) - read
-        self._per_cycle = read.sum(axis=0)
+        self.per_cycle = read.sum(axis=0)
         self._shuffle = Shuffler(sizes, names, seed)
 
     def place(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
@@ -343,7 +346,7 @@ class TaskPlan:
         cycle, task, inside = self.place(rows)
         turn, member = np.divmod(inside, self.mix)
         domain = self._members[task, member]
-        draw = cycle * self._per_cycle[domain] + self._before[task, domain] + turn
+        draw = cycle * self.per_cycle[domain] + self._before[task, domain] + turn
         return domain + self.domains * self._orders[task], self._shuffle(domain, draw)
 
     def tags(self, row: int) -> dict[str, Any]:

@@ -16,8 +16,10 @@ import torch
 from nl.config import ConfigError
 from nl.core.batch import IGNORE, Batch
 from nl.data.phases import check_phases
+from nl.data.task_budget import check_budget
 from nl.data.tasks import TaskPlan, TaskStreamConfig, orders
 from nl.data.tokenizer import ByteTokenizer
+from nl.data.windows import TokenWindows
 from nl.objectives.ewc import EwcConfig
 
 
@@ -216,6 +218,25 @@ def test_data_that_is_missing_is_an_error(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tiny, **changes).build("train", seed=0, rank=0, world=1)
+
+
+def test_a_budget_beyond_the_data_is_refused_unless_text_may_come_again(tiny: Path) -> None:
+    asked = config(tiny)
+    windows = TokenWindows(str(tiny), "train", ("code", "prose"), 16, verify=True)
+    sizes = dict(zip(windows.names, windows.sizes, strict=True))
+    most = min(sizes.values()) // (2 * asked.batch_size)  # steps; a domain has two of four tasks
+    check_budget(config(tiny, steps=most))
+    need = 2 * (most + 1) * asked.batch_size
+    name = min(sizes, key=lambda name: sizes[name])
+    message = f"steps: {most + 1}; .* read {need} windows of domain '{name}', which has "
+    with pytest.raises(ConfigError, match=rf"{message}{sizes[name]}: .* stream\.passes=2"):
+        check_budget(config(tiny, steps=most + 1))
+    check_budget(config(tiny, steps=most + 1, passes=2))
+    with pytest.raises(ConfigError, match=r"tokens: 999999; "):
+        check_budget(config(tiny, steps=100, tokens=999_999))
+    check_budget(config(tiny, steps=most + 1, only=0))
+    once, twice = (config(tiny, passes=n).build("train", seed=0, rank=0, world=1) for n in (1, 2))
+    twice.load_state_dict(once.state_dict())  # permission is no part of what the tasks are
 
 
 def test_another_environment_is_another_stream(tiny: Path) -> None:

@@ -1,0 +1,34 @@
+"""Whether the data of stream=tasks is enough for the tasks that are asked of it. Floor 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nl.config import ConfigError
+from nl.data.manifest import read_manifest
+from nl.data.tasks import TaskPlan, TaskStreamConfig
+
+
+def check_budget(stream: Any) -> None:
+    """Refuse tasks that together need more windows of a domain than it has, ``passes`` times.
+
+    Raises:
+        ConfigError: with what is needed, what there is and the ``passes`` that would do.
+    """
+    if not isinstance(stream, TaskStreamConfig):
+        return
+    names = list(dict.fromkeys(name for task in stream.table for name in task.domains))
+    train, size = read_manifest(stream.path).splits["train"], stream.seq_len
+    found = [sum((shard.tokens - 1) // size for shard in train[name].shards) for name in names]
+    if not all(found):
+        return  # opening it says so
+    needed = TaskPlan(stream, names, found, seed=0).per_cycle.tolist()
+    for name, windows, have in zip(names, needed, found, strict=True):
+        if windows > stream.passes * have:
+            key = "tokens" if stream.tokens else "steps"
+            again = "" if stream.passes == 1 else f", or {stream.passes * have} in all passes"
+            raise ConfigError(
+                f"stream.{key}: {getattr(stream, key)}; the tasks together read {windows} windows "
+                f"of domain {name!r}, which has {have}{again}: lower it, take fewer tasks "
+                f"(stream.tasks), or let text come again with stream.passes={-(-windows // have)}."
+            )
