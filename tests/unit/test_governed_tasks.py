@@ -132,6 +132,9 @@ def test_a_run_through_tasks_writes_its_whole_matrix(
     assert all(used["cpu_seconds"] > 0 and used["cpu_seconds_before"] > 0 for used in spent)
     assert again["details"] == found["details"]
     capsys.readouterr()
+    (home / "checkpoints/step_000006").rename(tmp_path / "away")
+    assert main(["eval", str(home), "--suite", "tasks"]) == 2
+    assert "no checkpoint of step 6; train with checkpoint.at=[6]" in capsys.readouterr().err
 
 
 def test_validation_reads_with_the_most_likely_knobs_and_leaves_the_controller_alone(

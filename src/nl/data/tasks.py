@@ -123,6 +123,8 @@ class TaskStreamConfig(StreamConfig):
         require(named, "memory: balanced; needs to know the task: set memory=reservoir or loss.")
         needed = self.schedule != "custom" or bool(self.custom)
         require(needed, "custom: empty; name the domain of every task (schedule=custom).")
+        count = len(self.custom)
+        require(count <= self.tasks, f"custom: {count} domains; there are {self.tasks} tasks.")
         unique = len(set(self.domains)) == len(self.domains)
         require(unique, f"domains: {list(self.domains)}; name each once.")
 

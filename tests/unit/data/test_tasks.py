@@ -196,6 +196,7 @@ def test_a_task_free_stream_says_nothing_and_phases_are_refused(tiny: Path) -> N
         ({"block": 3}, "block: 3; has no effect"),
         ({"custom": ("code",)}, r"custom: \['code'\]; has no effect"),
         ({"schedule": "custom"}, "custom: empty"),
+        ({"schedule": "custom", "custom": ("code",) * 5}, "custom: 5 domains; there are 4 tasks"),
         ({"domains": ("code", "code")}, "name each once"),
         ({"tokens": 100}, "steps: 5; has no effect without tokens=0"),
     ],
