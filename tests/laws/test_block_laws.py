@@ -251,6 +251,7 @@ def test_same_function_in_train_and_eval(kind: str, build: Build) -> None:
 def test_first_loss_is_that_of_guessing(kind: str, layers: int) -> None:
     from nl.config import structure
     from nl.config.groups import ModelConfig
+    from nl.models.embedding import HEAD_STD
 
     torch.manual_seed(layers)
     data = {"kind": "language", "vocab_size": 1000, "dim": 64, "layers": layers, "block": kind}
@@ -258,7 +259,11 @@ def test_first_loss_is_that_of_guessing(kind: str, layers: int) -> None:
     x = torch.randint(0, 1000, (2, 129))
     with torch.no_grad():
         nll, _ = model.nll(x[:, :-1], x[:, 1:])
+        logits = model(x[:, :-1]).pred
     assert abs(float(nll.mean()) / math.log(1000) - 1) < 0.05
+    # Over all targets, which are then no noise: logits of a variance cost half of it.
+    expected = float((logits.logsumexp(-1) - logits.mean(-1)).mean())
+    assert abs(expected - math.log(1000) - HEAD_STD**2 / 2) < 0.05
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
