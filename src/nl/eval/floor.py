@@ -27,7 +27,7 @@ from nl.eval.causality import require_causal
 from nl.eval.context import EvalContext
 from nl.eval.floor_curves import Stratum, adapted, by_posterior, curve, mean_of, since_change
 from nl.eval.floor_read import Told, Truth, digest, read_windows, truth_of
-from nl.eval.probe_read import MEMORIZE, Reading, Writes, modes_of
+from nl.eval.probe_read import MEMORIZE, Reading, Writes, check_writes, modes_of
 from nl.eval.rows import make_row, save_json, save_text
 
 SIGMAS = 4.0
@@ -65,10 +65,7 @@ class FloorConfig(EvaluatorConfig):
 
     def __post_init__(self) -> None:
         require(self.windows >= 0, f"windows: {self.windows}; must be >= 0 (0: all).")
-        require(self.reset_every >= 1, f"reset_every: {self.reset_every}; must be >= 1.")
-        require(bool(self.writes), "writes: empty; choose from on, frozen, reset.")
-        twice = len(set(self.writes)) < len(self.writes)
-        require(not twice, f"writes: {list(self.writes)}; each once.")
+        check_writes(self.writes, self.reset_every)
         require(0 < self.adapted < 1, f"adapted: {self.adapted}; must be between 0 and 1.")
 
     def check_parts(self, stream: Any, model: Any) -> None:

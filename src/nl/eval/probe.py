@@ -28,6 +28,7 @@ from nl.eval.probe_read import (
     Ints,
     Reading,
     Writes,
+    check_writes,
     modes_of,
     read_rows,
 )
@@ -64,10 +65,7 @@ class ProbeEvalConfig(EvaluatorConfig):
     def __post_init__(self) -> None:
         require(self.rows >= 0, f"rows: {self.rows}; must be >= 0 (0: all).")
         require(self.examples >= 0, f"examples: {self.examples}; must be >= 0.")
-        require(self.reset_every >= 1, f"reset_every: {self.reset_every}; must be >= 1.")
-        require(bool(self.writes), "writes: empty; choose from on, frozen, reset.")
-        twice = len(set(self.writes)) < len(self.writes)
-        require(not twice, f"writes: {list(self.writes)}; each once.")
+        check_writes(self.writes, self.reset_every)
         for name in self.harder:
             plain = name.replace("_", "").isalnum() and name != self.split
             plain = plain and name != "process"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nl.config import ConfigError
+from nl.config import ConfigError, require
 from nl.core.batch import IGNORE
 from nl.core.state import num_bytes, tensors
 from nl.eval.context import Memorize, evaluating
@@ -63,6 +63,13 @@ class Answers(NamedTuple):
     sure: Floats
     state_bytes: int
     memories: list[dict[str, Any]]
+
+
+def check_writes(writes: tuple[Writes, ...], reset_every: int) -> None:
+    """Refuse no way of writing, one that comes twice, and memories reset after no token."""
+    require(reset_every >= 1, f"reset_every: {reset_every}; must be >= 1.")
+    require(bool(writes), "writes: empty; choose from on, frozen, reset.")
+    require(len(set(writes)) == len(writes), f"writes: {list(writes)}; each once.")
 
 
 def modes_of(model: Any, wanted: tuple[Writes, ...]) -> tuple[Writes, ...]:

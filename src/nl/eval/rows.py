@@ -10,7 +10,7 @@ from typing import Any
 
 from nl.config import ConfigError
 from nl.core.protocols import EvalRow
-from nl.run.files import write_atomic, write_json
+from nl.run.files import finite, write_atomic, write_json
 
 
 def make_row(
@@ -66,7 +66,7 @@ def save_json(path: Path, data: Any) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, _finite(data))
+        write_json(path, finite(data))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
@@ -78,7 +78,7 @@ def save_lines(path: Path, lines: Iterable[Any]) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    return save_text(path, "".join(json.dumps(_finite(line), default=str) + "\n" for line in lines))
+    return save_text(path, "".join(json.dumps(finite(line), default=str) + "\n" for line in lines))
 
 
 def save_text(path: Path, text: str | bytes) -> Path:
@@ -93,16 +93,6 @@ def save_text(path: Path, text: str | bytes) -> Path:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def table(rows: Sequence[EvalRow]) -> str:

@@ -11,7 +11,6 @@ wrote of runs that are gone is removed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -27,7 +26,7 @@ from nl.report.cells import read_json
 from nl.report.frames import Row, RunFrame, read_run
 from nl.report.legacy_run import Label, experts_of, files_of, links_of, table
 from nl.report.task_runs import controller_kind, on_tasks
-from nl.run.files import write_atomic
+from nl.run.files import finite, write_atomic
 
 FOLDER = "legacy"
 NAMES = {"dense": "dense_baseline", "learned": "tg_smn_learned"}
@@ -204,18 +203,7 @@ def _write_run(frame: RunFrame, label: Label, folder: Path) -> list[Path]:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(data: Any) -> Any:
-    """Plain data without NaN and infinity, which JSON does not have."""
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def _replace(path: Path, text: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from nl.run import RunDir, RunError, read_records, write_atomic
-from nl.run.files import read_json, write_json
+from nl.run.files import finite, read_json, write_json
 from nl.run.student import spread
 from nl.sweep.job import Job, failure_of, progress_of, standing
 
@@ -93,7 +93,7 @@ def scan(jobs: Iterable[Job]) -> list[Row]:
 def write_results(root: Path, rows: Sequence[Row]) -> None:
     """results.jsonl and results.csv, whole or not at all."""
     lines = (
-        json.dumps(row, sort_keys=False, allow_nan=False, default=str) for row in map(_finite, rows)
+        json.dumps(row, sort_keys=False, allow_nan=False, default=str) for row in map(finite, rows)
     )
     write_atomic(root / "results.jsonl", "".join(f"{line}\n" for line in lines), durable=False)
     write_atomic(root / "results.csv", as_csv(rows), durable=False)
@@ -102,7 +102,7 @@ def write_results(root: Path, rows: Sequence[Row]) -> None:
 def append_row(root: Path, row: Row) -> None:
     """Add a line to results.jsonl as soon as a job has ended."""
     with (root / "results.jsonl").open("a") as file:
-        file.write(json.dumps(_finite(row), allow_nan=False, default=str) + "\n")
+        file.write(json.dumps(finite(row), allow_nan=False, default=str) + "\n")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -191,21 +191,10 @@ def write_summaries(root: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
 def write_yaml(path: Path, data: Any) -> None:
     """YAML in the order of its keys."""
-    text = yaml.safe_dump(json.loads(json.dumps(_finite(data), default=str)), sort_keys=False)
+    text = yaml.safe_dump(json.loads(json.dumps(finite(data), default=str)), sort_keys=False)
     write_atomic(path, text, durable=False)
 
 
 def write_progress(root: Path, counts: Mapping[str, Any]) -> None:
     """progress.json: counts, rate, elapsed, what runs now."""
     write_json(root / "progress.json", dict(counts), durable=False)
-
-
-def _finite(data: Any) -> Any:
-    """Plain data without NaN and infinity, which JSON does not have."""
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
