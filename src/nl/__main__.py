@@ -1,8 +1,6 @@
 """``python -m nl`` is the ``nl`` command. Floor 8."""
 
-import sys
-
-from nl.cli import main
+from nl.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

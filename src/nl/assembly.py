@@ -327,6 +327,7 @@ def job(cfg: Any, *, strategy: str) -> None:
 
 def main(hydra_main: Any) -> None:
     """Run a launcher's Hydra function: paths in overrides quoted, Hydra's complaints exit 2."""
-    with leaving(), refusing(tell):
+    script = Path(hydra_main.__wrapped__.__code__.co_filename).resolve()
+    with leaving(script), refusing(tell):
         sys.argv[1:] = quoted(without_local_rank(sys.argv[1:]))
-        start(hydra_main, Path(hydra_main.__wrapped__.__code__.co_filename).parent / "configs")
+        start(hydra_main, script.parent / "configs")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 from nl.cli_command import Commands, add_command
 from nl.cli_probes import add_probe
@@ -15,6 +16,7 @@ from nl.cli_sweep import add_sweep
 from nl.cli_talk import add_talk
 from nl.config import ConfigError
 from nl.core.logs import setup_logging
+from nl.run.ending import leave
 from nl.run.files import RunError
 
 USAGE = 2
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def command() -> NoReturn:
+    """The ``nl`` command: a process that ends with its exit code."""
+    leave(main())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from nl.run.ending import leave
+
 
 def main() -> None:
     """Serve until stdin ends and every fork has been told of."""
@@ -135,3 +137,4 @@ def launch(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -123,8 +123,8 @@ class Runner:
         while queue or self.slots:
             if self.stopping():
                 break
-            self._fill(queue)
             ended += self._collect(queue)
+            self._fill(queue)  # at once: a slot that waits is time lost
             self._record()
             time.sleep(POLL)
         if self.slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import pytest
 
 RANK = """
 import atexit, sys, threading, time
+from pathlib import Path
 from nl.dist import leaving as module
 
 module.met = lambda: {met}
+sys.orig_argv = [*sys.orig_argv, {started}]
 atexit.register(lambda: print("registered"))
 late = lambda: (time.sleep(0.3), print("thread"))
 threading.Thread(target=late).start()
@@ -24,7 +27,7 @@ class Last:
 
 
 last = Last()
-with module.leaving():
+with module.leaving(Path('/there/train.py')):
     sys.stdout.write("work, ")
     {body}
 print("after")
@@ -32,17 +35,19 @@ print("after")
 
 
 @pytest.mark.parametrize(
-    ("met", "body", "code", "words"),
+    ("met", "started", "body", "code", "words"),
     [
-        ("object()", "pass", 0, "work, thread\nregistered\n"),
-        ("object()", "raise SystemExit(143)", 143, "work, thread\nregistered\n"),
-        ("object()", "raise SystemExit('why')", 1, "work, thread\nregistered\ntaken down\n"),
-        ("object()", "raise ValueError('why')", 1, "work, thread\nregistered\ntaken down\n"),
-        ("None", "pass", 0, "work, after\nthread\nregistered\ntaken down\n"),
+        ("object()", "''", "pass", 0, "work, thread\nregistered\n"),
+        ("object()", "''", "raise SystemExit(143)", 143, "work, thread\nregistered\n"),
+        ("object()", "''", "raise SystemExit('why')", 1, "work, thread\nregistered\ntaken down\n"),
+        ("object()", "''", "raise ValueError('why')", 1, "work, thread\nregistered\ntaken down\n"),
+        ("None", "'/there/../there/train.py'", "pass", 0, "work, thread\nregistered\n"),
+        ("None", "'/there/train.py'", "raise SystemExit(2)", 2, "work, thread\nregistered\n"),
+        ("None", "'/there/other.py'", "pass", 0, "work, after\nthread\nregistered\ntaken down\n"),
     ],
 )
-def test_codes_and_words(met: str, body: str, code: int, words: str) -> None:
-    text = RANK.format(met=met, body=body)
+def test_codes_and_words(met: str, started: str, body: str, code: int, words: str) -> None:
+    text = RANK.format(met=met, started=started, body=body)
     done = subprocess.run(
         [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
     )
@@ -51,3 +56,18 @@ def test_codes_and_words(met: str, body: str, code: int, words: str) -> None:
     assert ("why" in done.stderr) == ("why" in body)
 
 
+
+
+def test_words_that_cannot_be_written() -> None:
+    text = "from nl.run.ending import leave; print('words'); leave(0)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
+    assert done.returncode == 120
+    assert "No space left" in done.stderr

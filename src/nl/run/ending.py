@@ -1,0 +1,33 @@
+"""The end of a process that has done its work. Floor 1."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from typing import NoReturn
+
+UNWRITTEN = 120
+"""Python's own exit code where its last words could not be written."""
+
+
+def leave(code: int) -> NoReturn:
+    """Wait for threads that want it, run what is registered for the end, flush, end.
+
+    Python is not taken down: with torch imported that takes a second or more.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError):  # closed before
+            try:
+                stream.flush()
+            except OSError as error:
+                if not isinstance(error, BrokenPipeError):
+                    sys.stderr.write(f"{stream.name}: {error}\n")
+                    code = code or UNWRITTEN
+    os._exit(code)
