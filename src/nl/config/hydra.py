@@ -25,6 +25,7 @@ from nl.config.run import (
     RunDirConfig,
     SignalsConfig,
     TrainConfig,
+    config_hash,
 )
 from nl.config.structure import defaults_of, structure, unstructure
 
@@ -352,6 +353,17 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}.")
     _check_size(path, data)
     return data
+
+
+def file_hash(path: Path) -> str | None:
+    """``config_hash`` of a ``config.yaml`` read with today's keys; None where it cannot be read.
+
+    Keys that are newer than the file have their defaults, which change nothing.
+    """
+    try:
+        return config_hash(run_config(load_config(path)))
+    except ConfigError:
+        return None
 
 
 def _check_size(path: Path, data: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nl.config.hydra import file_hash
 from nl.run import RunDir, RunError
 from nl.run.files import read_json, write_json
 
@@ -71,8 +72,27 @@ class Job:
         if not self.record.is_file():
             return fresh
         found = read_json(self.record)
-        same = isinstance(found, dict) and found.get("config_hash") == self.config_hash
+        same = isinstance(found, dict) and self.means(found.get("config_hash"))
         return fresh | found if same else fresh
+
+    def means(self, code: str | None) -> bool:
+        """Whether a hash that was written down is of this configuration.
+
+        The run that stands here may have been made before a key existed: then its ``config.yaml``
+        says, read with today's keys.
+        """
+        if code == self.config_hash:
+            return True
+        known = code is not None and code == self.written()
+        return known and file_hash(self.home / "config.yaml") == self.config_hash
+
+    def written(self) -> str | None:
+        """The hash that the run here was begun with."""
+        try:
+            meta = read_json(self.home / "meta.json")
+        except RunError:
+            return None
+        return meta.get("config_hash") if isinstance(meta, dict) else None
 
     def note_end(self, code: int, cpu: float | None) -> None:
         """An attempt has ended; its CPU seconds join those of the attempts before it."""
@@ -97,17 +117,12 @@ def standing(job: Job) -> str:
         return "failed" if job.attempts()["failures"] else "missing"
     run = RunDir.open(job.home)
     try:
-        meta = read_json(run.meta)
-        found = meta.get("config_hash") if isinstance(meta, dict) else None
-    except RunError:
-        found = None
-    try:
         run.lock()
     except RunError:
         return "running"
     run.release()
     failed = job.attempts()["failures"] > 0
-    if found != job.config_hash:
+    if not job.means(job.written()):
         return "failed" if failed else "other"
     if run.finished():
         return "done"
@@ -116,10 +131,7 @@ def standing(job: Job) -> str:
 
 def set_aside(job: Job) -> Path:
     """Make room for a job: move the run that stands in its place out of the way."""
-    meta = job.home / "meta.json"
-    found = read_json(meta) if meta.is_file() else {}
-    code = found.get("config_hash") if isinstance(found, dict) else None
-    stem, n = f"{job.home.name}.was-{code or 'unknown'}", 1
+    stem, n = f"{job.home.name}.was-{job.written() or 'unknown'}", 1
     place = job.home.with_name(stem)
     while place.exists():
         n += 1

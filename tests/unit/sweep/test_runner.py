@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import nl.assembly  # noqa: F401 - kinds
+from nl.config import unstructure
+from nl.config.hydra import compose, run_config
+from nl.config.run import config_hash
 from nl.run import RunError
 from nl.sweep.job import Job, standing
 from nl.sweep.results import scan
@@ -113,6 +118,25 @@ def test_another_configuration_is_set_aside_not_deleted(tmp_path: Path) -> None:
     kept = [path for path in (root / "a").iterdir() if path.name.startswith("seed_0.was-")]
     assert len(kept) == 1
     assert json.loads((kept[0] / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_run_of_before_a_key_existed_is_of_its_configuration_still(tmp_path: Path) -> None:
+    resolved = run_config(compose("pilot_smoke", ["seed=0"]))
+    (job,) = jobs_of(tmp_path / "s", {"a": QUICK}, seeds=1)
+    run(tmp_path / "s", [job])
+    data = unstructure(resolved)
+    del data["train"]["max_norm"], data["logging"]
+    (job.home / "config.yaml").write_text(yaml.safe_dump(data))
+    today = dataclasses.replace(job, config_hash=config_hash(resolved))
+    assert standing(today) == "done"
+    assert today.attempts() == job.attempts()
+    assert today.attempts()["cpu_seconds"] > 0
+    run(tmp_path / "s", [today])
+    assert starts(job) == 1
+    data["optim"]["lr"] *= 2
+    (job.home / "config.yaml").write_text(yaml.safe_dump(data))
+    assert standing(today) == "other"
+    assert today.attempts()["started"] == 0
 
 
 def test_a_launcher_that_resolves_another_configuration_fails_once(tmp_path: Path) -> None:
