@@ -247,14 +247,14 @@ def test_same_function_in_train_and_eval(kind: str, build: Build) -> None:
     assert torch.equal(model.train()(x).pred, model.eval()(x).pred)
 
 
-@pytest.mark.parametrize("layers", [2, 12, 48])
-def test_first_loss_is_that_of_guessing(kind: str, layers: int) -> None:
+@pytest.mark.parametrize(("layers", "head_std"), [(2, 0.5), (12, 0.5), (48, 0.5), (2, 0.2)])
+def test_first_loss_is_that_of_guessing(kind: str, layers: int, head_std: float) -> None:
     from nl.config import structure
     from nl.config.groups import ModelConfig
-    from nl.models.embedding import HEAD_STD
 
     torch.manual_seed(layers)
     data = {"kind": "language", "vocab_size": 1000, "dim": 64, "layers": layers, "block": kind}
+    data["head_std"] = head_std
     model = structure(ModelConfig, data).build()
     x = torch.randint(0, 1000, (2, 129))
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_first_loss_is_that_of_guessing(kind: str, layers: int) -> None:
     assert abs(float(nll.mean()) / math.log(1000) - 1) < 0.05
     # Over all targets, which are then no noise: logits of a variance cost half of it.
     expected = float((logits.logsumexp(-1) - logits.mean(-1)).mean())
-    assert abs(expected - math.log(1000) - HEAD_STD**2 / 2) < 0.05
+    assert abs(expected - math.log(1000) - head_std**2 / 2) < 0.05
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -12,8 +12,6 @@ from nl.config import ConfigError
 
 # Smaller than 1: what blocks add then weighs more than the token itself, which learns faster.
 EMBED_STD = 0.3
-# Logits of standard deviation 0.5: the first loss is 0.125 nats above guessing.
-HEAD_STD = 0.5
 
 
 def embedded(model: Any, inputs: Tensor, position: int) -> Tensor:
@@ -29,7 +27,7 @@ def embedded(model: Any, inputs: Tensor, position: int) -> Tensor:
         if model.embed is not None:
             x: Tensor = model.embed(inputs)
         else:
-            scale = EMBED_STD / HEAD_STD * config.dim**0.5
+            scale = EMBED_STD / config.head_std * config.dim**0.5
             x = embedding(inputs, model.head.weight) * scale
     except IndexError as error:  # on the CPU; a GPU stops the process by an assertion
         found = f"{int(inputs.min())} to {int(inputs.max())}"

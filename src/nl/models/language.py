@@ -22,7 +22,7 @@ from nl.core.state import detach, reset_rows, settled, tensors
 from nl.models.block_signal import PendingTile, TileRead, gather, tile_of
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import Part, Starts, cut_call, without_crossing
-from nl.models.embedding import EMBED_STD, HEAD_STD, embedded
+from nl.models.embedding import EMBED_STD, embedded
 from nl.models.generate import Sampling, generate
 from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
 from nl.models.memories import Memories, permitted
@@ -79,6 +79,8 @@ class LanguageConfig(ModelConfig):
     """Wavelength base of the rotary embedding."""
     tie_embeddings: bool = False
     """Use the head's weight as embedding."""
+    head_std: float = 0.5
+    """Standard deviation of the first logits; the first loss is half its square above guessing."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Attention layers, in blocks that have them."""
     cms: CMSConfig = field(default_factory=CMSConfig)
@@ -100,6 +102,7 @@ class LanguageConfig(ModelConfig):
         hidden, base = self.mlp_hidden, self.rope_base
         require(hidden is None or hidden >= 1, f"mlp_hidden: {hidden}; must be >= 1, or null.")
         require(base >= 1, f"rope_base: {base}; must be >= 1.")
+        require(self.head_std > 0, f"head_std: {self.head_std}; must be > 0.")
         require(self.norm_eps > 0, f"norm_eps: {self.norm_eps}; must be > 0.")
         require(len(self.kinds) > 0, "block: []; name at least one block kind.")
         kinds: list[Any] = [lookup("block", kind, "block") for kind in self.kinds]
@@ -156,7 +159,7 @@ class LanguageModel(Memories, nn.Module):
         super().__init__()
         self.config = config
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        nn.init.normal_(self.head.weight, std=HEAD_STD * config.dim**-0.5)
+        nn.init.normal_(self.head.weight, std=config.head_std * config.dim**-0.5)
         self.embed = None if config.tie_embeddings else nn.Embedding(config.vocab_size, config.dim)
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=EMBED_STD)

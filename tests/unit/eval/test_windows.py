@@ -188,6 +188,10 @@ def test_a_run_leaves_its_losses(five: Path, tmp_path: Path) -> None:
 def test_presets_have_the_parameters_of_the_earlier_decoders(model: str, parameters: int) -> None:
     built = build_model("pilot_smoke", [f"model={model}"])
     assert sum(p.numel() for p in built.parameters()) == parameters
+    tokens = torch.randint(0, 32000, (4, 101), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        nll, _ = built.nll(tokens[:, :-1], tokens[:, 1:])
+    assert abs(float(nll.mean()) - math.log(32000)) < 0.1
 
 
 def test_every_set_of_the_sweep_has_the_same_windows_steps_and_tokens(five: Path) -> None:
