@@ -9,7 +9,7 @@ from nl.config.run import RunConfig
 from nl.data.group_forecast import check_composition
 from nl.data.phases import check_phases
 from nl.data.stream import check_carry
-from nl.data.task_budget import check_budget
+from nl.data.task_budget import check_budget, check_held_out
 from nl.dist.base import Strategy
 from nl.dist.recompute import check_recompute, check_segments
 from nl.eval.context import check_reads
@@ -46,6 +46,10 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     check_task_ends(run)
     check_phases(stream, run.objective)
     check_budget(stream)
+    check_held_out(stream, "val", "validation")
+    for name, evaluator in run.evals.items():
+        if evaluator.reads == "tasks":
+            check_held_out(stream, getattr(evaluator, "split", "test"), f"evals.{name}")
     check_composition(run)
     check_losses(run.model, run.objective)
     _check_controller(run)

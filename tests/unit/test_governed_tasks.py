@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,39 @@ def test_task_losses_need_tasks(text: Path) -> None:
     shards = ["stream=shards", f"stream.path={text}", "model.vocab_size=259", *TASK_LOSSES]
     with pytest.raises(ConfigError, match="reads tasks made of text, stream=shards has none"):
         check(run_config(compose("pilot_smoke", shards)), Single(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_task_that_could_not_be_scored_is_refused_at_the_start(
+    text: Path, tmp_path: Path, split: str
+) -> None:
+    """Validation reads val, R reads test; where nothing reads test, it may be empty."""
+    shutil.copytree(text, tmp_path / "data")
+    file = tmp_path / "data/manifest.json"
+    manifest = json.loads(file.read_text())
+    shards = manifest["splits"][split]["prose"]["shards"]
+    longest = max(shard["tokens"] for shard in shards)
+    told_here = told(tmp_path / "data", "stream.passes=9", *TASK_LOSSES)
+
+    def refused(*more: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            check(run_config(compose("pilot_smoke", [*told_here, *more])), single)
+        return str(error.value)
+
+    single = Single(torch.device("cpu"))
+    reader = "validation" if split == "val" else "evals.tasks"
+    manifest["splits"][split]["prose"]["shards"] = [shards[0] | {"tokens": 16}]
+    file.write_text(json.dumps(manifest))
+    assert longest > 16
+    found = refused()
+    assert f"stream.seq_len: 16; {reader} scores task_01 on split '{split}' of domain" in found
+    assert "'prose', which has no window of 16 + 1 tokens there (1 shards, the longest of" in found
+    assert "16 tokens): set stream.seq_len=15 or less" in found
+    check(run_config(compose("pilot_smoke", [*told_here, "stream.seq_len=15"])), single)
+    check(run_config(compose("pilot_smoke", [*told_here, "stream.domains=[code]"])), single)
+    del manifest["splits"][split]["prose"]
+    file.write_text(json.dumps(manifest))
+    assert "(0 shards, the longest of 0 tokens): hold out more text" in refused()
+    if split == "test":
+        plain = told(tmp_path / "data")
+        check(run_config(compose("pilot_smoke", plain)), single)
