@@ -27,6 +27,8 @@ WATCHING = ("watchdog", "peak_tflops", "profile", "activation_checkpointing")
 """Keys of ``train`` that are not hashed: they decide no metric."""
 PERMITTING = ("passes",)
 """Keys of ``stream`` that are not hashed: they only say what is refused."""
+LATER = (("labels", "observed"), ("label_seed", 0))
+"""Keys of ``stream`` that are hashed where they are set: hashes of older runs stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,7 @@ def config_hash(run: RunConfig) -> str:
     if not run.signals.every:
         del data["signals"]
     data["train"] = {k: v for k, v in data["train"].items() if k not in WATCHING}
-    data["stream"] = {k: v for k, v in data["stream"].items() if k not in PERMITTING}
+    told = data["stream"].items()
+    data["stream"] = {k: v for k, v in told if k not in PERMITTING and (k, v) not in LATER}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

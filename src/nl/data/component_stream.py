@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from nl.config import ConfigError, register, require
 from nl.config.groups import StreamConfig
+from nl.data.component_labels import open_labelled
 from nl.data.component_windows import (
     ComponentPlan,
     ComponentWindows,
@@ -26,13 +27,13 @@ from nl.data.components import (
     common_budget,
     known_names,
     largest,
-    open_components,
     shares,
     special_ids,
 )
 from nl.data.frozen_windows import FrozenWindows, frozen_windows
 from nl.data.manifest import read_manifest
 from nl.data.order import Plan, SequentialPlan
+from nl.data.shards import Verify
 from nl.data.stream import RowStream
 
 
@@ -48,7 +49,14 @@ class ComponentStreamConfig(StreamConfig):
     top: int = 0
     """Train on so many components, those that hold most; 0: on ``components``."""
     top_by: Literal["tokens", "documents"] = "tokens"
-    """What the components of ``top`` hold most of."""
+    """What the components of ``top`` hold most of, under the labels of the data."""
+    labels: Literal["observed", "permuted"] = "observed"
+    """Of which component a document is. observed: what the data says. permuted: labels are permuted
+    over the documents of each split, of all components of the directory, as the control of a study:
+    texts stay, and every component keeps its number of documents (not of tokens). Training, shares,
+    validation and the windows of evaluators all follow them."""
+    label_seed: int = 0
+    """Seed of the permutation (labels=permuted): part of the data, not of a run."""
     window: int = 100
     """Tokens of a window; the one behind it is read as the last target."""
     legacy_w: bool = False
@@ -77,7 +85,7 @@ class ComponentStreamConfig(StreamConfig):
         for name, least in (("window", 1 + self.legacy_w), ("batch_size", 1), ("epochs", 1)):
             value = getattr(self, name)
             require(value >= least, f"{name}: {value}; must be >= {least}.")
-        for name in ("top", "budget"):
+        for name in ("top", "budget", "label_seed"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}; must be >= 0.")
         unique = len(set(self.components)) == len(self.components)
         require(unique, f"components: {list(self.components)}; name each once.")
@@ -85,6 +93,8 @@ class ComponentStreamConfig(StreamConfig):
         require(not both, f"top: {self.top}; components are named: leave one of the two out.")
         used = bool(self.top) or self.top_by == "tokens"
         require(used, f"top_by: {self.top_by}; is of top: set top, or leave it out.")
+        drawn = self.labels == "permuted" or not self.label_seed
+        require(drawn, f"label_seed: {self.label_seed}; is of labels=permuted; leave it out.")
         sequential = self.epochs == 1 or self.mixing == "sequential"
         require(sequential, f"epochs: {self.epochs}; is of mixing=sequential; leave it out.")
         equal = self.deficit == "error" or self.mixing in ("iid", "sequential")
@@ -113,6 +123,24 @@ class ComponentStreamConfig(StreamConfig):
         return self.components or tuple(manifest.splits["train"])
 
     @property
+    def drawn_labels(self) -> int | None:
+        """The seed of permuted labels; None: they are those of the data."""
+        return self.label_seed if self.labels == "permuted" else None
+
+    @property
+    def _key(self) -> str:
+        """What complaints about shares name."""
+        return ("stream.labels=permuted, " if self.labels == "permuted" else "") + "stream.budget"
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's ``meta.json`` says of its data."""
+        drawn = {} if self.drawn_labels is None else {"label_seed": self.label_seed}
+        return {"labels": self.labels, **drawn}
+
+    def _open(self, split: str, names: Sequence[str], verify: Verify) -> ComponentData:
+        return open_labelled(self.path, split, names, verify, self.drawn_labels)
+
+    @property
     def cut(self) -> Cut:
         """How rows are cut.
 
@@ -129,7 +157,12 @@ class ComponentStreamConfig(StreamConfig):
     def splits(self) -> tuple[str, ...]:
         """``train`` and one ``val/<component>`` per component; ``test/<component>`` exist, too."""
         known = read_manifest(self.path).splits.get("val", {})
-        held = [name for name in self.names if name in known and known[name].tokens > self.window]
+        tokens = {name: info.tokens for name, info in known.items()}
+        if self.labels == "permuted" and known:
+            data = self._open("val", tuple(known), "header")
+            pairs = zip(data.names, data.documents, strict=True)
+            tokens = {name: int(one.length.sum()) for name, one in pairs}
+        held = [name for name in self.names if tokens.get(name, 0) > self.window]
         return ("train", *(f"val/{name}" for name in held))
 
     def vocab_size(self) -> int | None:
@@ -144,15 +177,15 @@ class ComponentStreamConfig(StreamConfig):
         """
         if not self.budget:
             every = tuple(read_manifest(self.path).splits["train"])
-            whole = self._windows(open_components(self.path, "train", every, "header"))
+            whole = self._windows(self._open("train", every, "header"))
             return shares(
                 {name: whole[name] for name in self.names},
-                common_budget(whole, "stream.budget"),
+                common_budget(whole, self._key),
                 self.deficit,
-                "stream.budget",
+                self._key,
             )
-        data = data or open_components(self.path, "train", self.names, "header")
-        return shares(self._windows(data), self.budget, self.deficit, "stream.budget")
+        data = data or self._open("train", self.names, "header")
+        return shares(self._windows(data), self.budget, self.deficit, self._key)
 
     def _windows(self, data: ComponentData) -> Mapping[str, int]:
         pairs = zip(data.names, data.documents, strict=True)
@@ -166,7 +199,7 @@ class ComponentStreamConfig(StreamConfig):
         """
         if split != "train":
             return self._held_out(split, rank=rank, world=world)
-        data = open_components(self.path, "train", self.names, self.verify)
+        data = self._open("train", self.names, self.verify)
         sizes = self.share_of(data)
         count = len(data.names)
         require(
@@ -195,7 +228,7 @@ class ComponentStreamConfig(StreamConfig):
                 "test/<component>."
             )
         names = (component,) if component else self.names
-        data = open_components(self.path, name, names, self.verify)
+        data = self._open(name, names, self.verify)
         every = [np.arange(d.length.size, dtype=np.int64) for d in data.documents]
         pairs = zip(data.documents, every, strict=True)
         prefixes = [prefix_of(d, self.cut, None, order) for d, order in pairs]
@@ -221,9 +254,7 @@ class ComponentStreamConfig(StreamConfig):
         """
         manifest = read_manifest(self.path)
         known_names(manifest, split, (), Path(self.path))
-        found = self._windows(
-            open_components(self.path, split, tuple(manifest.splits[split]), "header")
-        )
+        found = self._windows(self._open(split, tuple(manifest.splits[split]), "header"))
         for name, windows in found.items():
             require(
                 windows > 0,
@@ -234,7 +265,10 @@ class ComponentStreamConfig(StreamConfig):
     def frozen(self, split: str, windows: int, seed: int) -> FrozenWindows:
         """The windows of all components of a held-out split that every model is scored on."""
         more: dict[str, Any] = {"trained_on": self.names, "budget": self.share_of()}
-        return frozen_windows(self.path, split, self.cut, windows, seed, more)
+        facts = more | self.facts()
+        return frozen_windows(
+            self.path, split, self.cut, windows, seed, facts, label_seed=self.drawn_labels
+        )
 
 
 def training_windows(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nl.config import ConfigError, require
 from nl.core.seeds import SeedBook
+from nl.data.component_labels import open_labelled
 from nl.data.component_windows import Cut, seeded_order
 from nl.data.components import ComponentData, gather, open_components, special_ids
 from nl.data.files import write_atomic
@@ -67,7 +68,14 @@ class FrozenWindows:
 
 
 def frozen_windows(
-    path: str | Path, split: str, cut: Cut, count: int, seed: int, facts: Mapping[str, Any]
+    path: str | Path,
+    split: str,
+    cut: Cut,
+    count: int,
+    seed: int,
+    facts: Mapping[str, Any],
+    *,
+    label_seed: int | None = None,
 ) -> FrozenWindows:
     """Draw or read the list of a split.
 
@@ -78,6 +86,7 @@ def frozen_windows(
         count: windows of a component at most; 0: all.
         seed: of the list, not of a run.
         facts: kept as they are.
+        label_seed: of permuted labels; None: labels are those of the data.
 
     Raises:
         ConfigError: no such split, a component without a window, a file that was changed, a
@@ -88,8 +97,11 @@ def frozen_windows(
     if split not in manifest.splits:
         raise ConfigError(f"{root}: no split {split!r}. Known: {', '.join(manifest.splits)}.")
     names = tuple(manifest.splits[split])
-    data = open_components(root, split, names, "header")
-    found, digest = _listed(root, split, data, cut, count, seed)
+    data = open_labelled(root, split, names, "header", label_seed)
+    about = {"split": split, **_about(data, cut), "count": count, "seed": seed}
+    if label_seed is not None:  # lists of the data's own labels keep their names
+        about |= {"labels": "permuted", "label_seed": label_seed}
+    found, digest = _listed(root, data, cut, about)
     rows = gather(data, found.component, found.document, found.offset, cut.width)
     inputs, targets = cut.rows(rows)
     first = np.cumsum([0, *(d.length.size for d in data.documents)])
@@ -109,30 +121,31 @@ def frozen_windows(
     )
 
 
-def _listed(
-    root: Path, split: str, data: ComponentData, cut: Cut, count: int, seed: int
-) -> tuple[WindowList, str]:
-    """The list and its digest; made, checked against train and written where there is none."""
-    about = {
-        "split": split,
+def _about(data: ComponentData, cut: Cut) -> dict[str, Any]:
+    """What windows are cut from, and how."""
+    return {
         "components": list(data.names),
         "shards": data.digest,
         "window": cut.window,
         "legacy": cut.legacy,
         "bos": cut.bos is not None,
-        "count": count,
-        "seed": seed,
     }
+
+
+def _listed(
+    root: Path, data: ComponentData, cut: Cut, about: Mapping[str, Any]
+) -> tuple[WindowList, str]:
+    """The list and its digest; made, checked against train and written where there is none."""
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    file = root / FOLDER / f"{split}_w{cut.window}_{key[:12]}.npz"
+    file = root / FOLDER / f"{about['split']}_w{cut.window}_{key[:12]}.npz"
     if file.is_file():
         found = _read(file, about)
         return found, _digest(found, about)
-    check_apart(root, data, split)
-    found = draw(data, cut, count, seed)
+    check_apart(root, about["split"])
+    found = draw(data, cut, about["count"], about["seed"])
     digest = _digest(found, about)
     out = io.BytesIO()
-    text = np.array(json.dumps(about | {"digest": digest}))
+    text = np.array(json.dumps({**about, "digest": digest}))
     np.savez_compressed(out, about=text, **found._asdict())
     try:
         write_atomic(file, out.getvalue())
@@ -206,13 +219,17 @@ def digests(data: ComponentData) -> dict[bytes, tuple[int, int]]:
     }
 
 
-def check_apart(root: Path, data: ComponentData, split: str) -> None:
+def check_apart(root: Path, split: str) -> None:
     """Refuse held-out documents that are in train, token by token.
 
     Raises:
         ConfigError: naming the first and how many there are.
     """
-    train = read_manifest(root).splits.get("train", {})
+    splits = read_manifest(root).splits
+    train, data = (
+        splits.get("train", {}),
+        open_components(root, split, tuple(splits[split]), "header"),
+    )
     known = digests(open_components(root, "train", tuple(train), "header"))
     both = [place for key, place in digests(data).items() if key in known]
     if both:

@@ -101,6 +101,7 @@ class WindowLosses:
             "split": self.config.split,
             "seed": self.config.seed,
             "training_seed": own.seed,
+            **{key: found.facts[key] for key in ("labels", "label_seed") if key in found.facts},
             "context": found.context.tolist(),
             "per_component": {},
         }
@@ -131,7 +132,8 @@ class WindowLosses:
         if found.bytes is not None:
             tensors["bytes"] = np.ascontiguousarray(found.bytes)
         keys = ("components", "trained_on", "windows_digest", "split", "seed", "budget")
-        facts = {key: json.dumps(page[key]) for key in (*keys, "training_seed")}
+        labels = (key for key in ("labels", "label_seed") if key in page)
+        facts = {key: json.dumps(page[key]) for key in (*keys, "training_seed", *labels)}
         facts |= {"memorize": json.dumps(self.config.memorize), "step": json.dumps(context.step)}
         save_text(context.output / "nll.safetensors", save(tensors, facts))
 

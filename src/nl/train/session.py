@@ -130,6 +130,7 @@ def _describe(parts: Parts, run_dir: RunDir) -> None:
             "parameters": parameters,
             "tokenizers": list(parts.tokenizers),
             "init_from": parts.origin,
+            "data": getattr(run.stream, "facts", dict)(),
             "optimizer": [
                 {
                     "group": group.get("name", ""),

@@ -77,6 +77,12 @@ def fold(runs: Sequence[Losses], pick: Pick = lambda losses: losses.nll) -> Tabl
     require(bool(runs), "losses: no run; give at least one.")
     first = runs[0]
     for one in runs[1:]:
+        labels = [str(x.more.get("labels", "observed")) for x in (first, one)]
+        require(
+            labels[0] == labels[1],
+            f"{one.source}: labels: {labels[1]}; those of {first.source} are {labels[0]}: read a "
+            "control apart from its study (stream.labels).",
+        )
         same = one.digest == first.digest and one.components == first.components
         same = same and np.array_equal(one.component, first.component)
         same = same and np.array_equal(one.document, first.document)
