@@ -113,20 +113,30 @@ def standing(job: Job) -> str:
         ``missing``, ``done``, ``failed`` (its last attempt), ``stopped`` (can be continued),
         ``running`` (another process writes there) or ``other`` (a run of another configuration).
     """
+    if _held(job.home):
+        return "running"
     if not RunDir.holds_run(job.home):
         return "failed" if job.attempts()["failures"] else "missing"
     run = RunDir.open(job.home)
-    try:
-        run.lock()
-    except RunError:
-        return "running"
-    run.release()
     failed = job.attempts()["failures"] > 0
     if not job.means(job.written()):
         return "failed" if failed else "other"
     if run.finished():
         return "done"
     return "failed" if failed else "stopped"
+
+
+def _held(home: Path) -> bool:
+    """Whether a process writes there; it locks the place before it has said what its run is."""
+    if not (home / "lock").is_file() and not RunDir.holds_run(home):
+        return False
+    run = RunDir(home)
+    try:
+        run.lock()
+    except RunError:
+        return True
+    run.release()
+    return False
 
 
 def set_aside(job: Job) -> Path:

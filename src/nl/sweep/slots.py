@@ -150,7 +150,7 @@ class Elsewhere:
     EVERY = 0.5
 
     def __init__(self, job: Job) -> None:
-        self.run, self.asked = RunDir.open(job.home), 0.0
+        self.run, self.asked = RunDir(job.home), 0.0
 
     def poll(self) -> int | None:
         if time.monotonic() - self.asked < self.EVERY:

@@ -206,6 +206,41 @@ def test_killed_ten_times_it_ends_like_an_undisturbed_one(tmp_path: Path) -> Non
     assert len(results(tmp_path / "killed")) == 6
 
 
+HOLD = """
+import fcntl, pathlib, sys
+home = pathlib.Path(sys.argv[1])
+home.mkdir(parents=True)
+file = (home / "lock").open("a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_that_has_only_locked_its_place_is_waited_for(tmp_path: Path) -> None:
+    """A killed sweep left it so; another start would remove what it is writing."""
+    (job,) = jobs_of(tmp_path / "s", {"a": QUICK}, seeds=1)
+    command = [sys.executable, "-c", HOLD, str(job.home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        assert standing(job) == "running"
+        (job.home / "config.yaml").write_text("begun")
+        waiting = iter([False] * 5)
+
+        def stopping() -> bool:
+            assert (job.home / "config.yaml").is_file()
+            return next(waiting, True)
+
+        _, told = run(tmp_path / "s", [job], stopping=stopping)
+        assert told[0] == "a/seed_0: still running in another process, waiting for it"
+        assert starts(job) == 0
+        holder.kill()
+    assert standing(job) == "missing"
+    rows, _ = run(tmp_path / "s", [job])
+    assert (rows[0]["status"], starts(job)) == ("done", 1)
+
+
 def test_sigterm_stops_the_jobs_which_save_and_go_on_later(tmp_path: Path) -> None:
     root, words = tmp_path / "s", ["a=steps=30,wait=0.1"]
     process = driver(root, *words)

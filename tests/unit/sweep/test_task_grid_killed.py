@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,43 +11,10 @@ import pytest
 
 from nl.cli import main
 from tests.unit.data.conftest import build_tiny
+from tests.unit.sweep.killing import kill_all, start
 from tests.unit.sweep.task_grid import STEPS, outcome, steps_done, write_grid
 
 JOBS, KILLS = 6, 5
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for the sweep, its server and its jobs, frozen first so that none starts another."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in family(process.pid):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-    process.wait()
-
-
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "nl", *command], stdout=out, stderr=out, start_new_session=True
-        )
 
 
 def files_of(root: Path) -> dict[str, Any]:
