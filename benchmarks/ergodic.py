@@ -57,7 +57,8 @@ def synthetic_part(sweep: Sweep, page: Path) -> list[str]:
         f"Components: {listed(sweep)}; one chain in K labellings, which are equally hard. A window "
         "is of one of them. Losses are expectations over what could come next (entropy of the "
         "exact predictor plus KL), which have the mean of the stored -ln q and less noise. dXE "
-        "compares runs on the component that was also trained on alone, on the same windows. "
+        "compares runs on components that were also trained on alone, on the same windows: "
+        f"{alone_of(sweep)}. "
         f"{alarms} of {len(sweep.runs)} evaluations found a model better than the floor.",
         *study.table(synthetic.HEAD, table),
         f"G: mean loss after {synthetic.EARLY[0]} to {synthetic.EARLY[1]} symbols minus that over "
@@ -80,12 +81,21 @@ def listed(sweep: Sweep) -> str:
     return f"`{names[0]}`" + (f" to `{names[-1]}`" if len(names) > 1 else "")
 
 
+def alone_of(sweep: Sweep) -> str:
+    """How many components of each K have runs of their own."""
+    names = set(synthetic.alone(sweep))
+    trained = {run.k: set(run.losses["on"].trained_on) for run in sweep.runs if run.k > 1}
+    return ", ".join(f"{len(names & trained[k])} at K = {k}" for k in sorted(trained))
+
+
 def over_k(sweep: Sweep, page: Path) -> list[str]:
     """XE over K: figure, forms, test of no trend."""
     return [
         "### XE over K",
         "",
         synthetic.differences(sweep, page),
+        "",
+        synthetic.beyond(sweep, page),
         "",
         "The line of ln K spreads the most that not knowing the component can cost an ideal reader "
         "evenly over the window.",

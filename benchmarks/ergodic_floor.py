@@ -19,12 +19,13 @@ def price(sweep: Sweep, k: int, names: tuple[str, ...] = ()) -> Floats:
     """(positions,) nats beyond one who knows the component, mean over components.
 
     Args:
-        names: of the components that are asked; empty: all that were trained on.
+        names: of the components that are asked, those of the K among them; empty: all K.
     """
     run = floor_of(sweep, k)
     losses = run.losses["on"]
     told = prices(run)
-    places = [losses.trained_on.index(name) for name in names or losses.trained_on]
+    asked = names or losses.trained_on
+    places = [place for place, name in enumerate(losses.trained_on) if name in asked]
     found: Floats = told[places][:, losses.context].mean(0)
     return found
 

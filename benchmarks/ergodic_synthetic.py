@@ -13,6 +13,7 @@ import study
 from ergodic_floor import floor_of, price
 from ergodic_read import Sweep, told
 
+from nl.report.dots import Dot, Dots
 from nl.report.figures import Figure, Line
 from nl.report.scaling import forms, positions
 from nl.report.scaling.bootstrap import Estimate, band, estimate
@@ -36,6 +37,8 @@ TAIL = 8
 """Last positions: what is left of not knowing the component, and the end of the gain."""
 LEAST = 1e-4
 """Bands on logarithmic axes are cut here."""
+BANDS = 4
+"""Blocks of one figure that have bands: more would hide one another (tables have all intervals)."""
 SHARE = 0.25
 """A reader has adapted when at most this share of the largest price per symbol is left."""
 
@@ -101,9 +104,10 @@ def prices(sweep: Sweep, page: Path, k: int) -> str:
     for colour, block in enumerate(blocks):
         found = curve(sweep, block, "own_kl", k)
         ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
-        lines.append(Line(block, x, list(found.value), colour=colour, **ends))
+        bands = ends if len(blocks) <= BANDS else {}
+        lines.append(Line(block, x, list(found.value), colour=colour, **bands))
     exact = list(np.maximum(price(sweep, k), LEAST))
-    lines.append(Line("exact predictor", x, exact, colour=5))
+    lines.append(Line("exact predictor", x, exact, ink=True))
     figure = Figure(
         f"ergodic_price_k{k}",
         f"K = {k}: nats per symbol beyond one who knows the component",
@@ -140,21 +144,35 @@ def differences(sweep: Sweep, page: Path) -> str:
         values = [
             [0.0, *(getattr(one, end)[0] for one in found)] for end in ("value", "low", "high")
         ]
-        lines.append(
-            Line(block, ks_of(ks), values[0], colour=colour, low=values[1], high=values[2])
-        )
+        bands = {"low": values[1], "high": values[2]} if len(sweep.blocks) <= BANDS else {}
+        lines.append(Line(block, ks_of(ks), values[0], colour=colour, **bands))
     ks = sorted({run.k for run in sweep.runs})
     exact = [float(price(sweep, k, alone(sweep)).mean()) for k in ks]
-    lines.append(Line("exact predictor", ks_of(ks), exact, colour=5))
-    lines.append(Line("ln K / symbols", ks_of(ks), [math.log(k) / length for k in ks], colour=6))
+    bound = [math.log(k) / length for k in ks]
+    lines.append(Line("exact predictor", ks_of(ks), exact, ink=True))
+    lines.append(Line("ln K / symbols", ks_of(ks), bound, ink=True, colour=4))
     figure = Figure(
         "ergodic_dxe",
-        "XE(K) - XE(1) on the component of K = 1, nats per symbol",
+        "XE(K) - XE(1) on components with runs of their own, nats per symbol",
         lines,
         x_label="components K",
         wide=True,
     )
     return study.save_figure(page, figure)
+
+
+def beyond(sweep: Sweep, page: Path) -> str:
+    """dXE at the largest K of all blocks, minus what an exact predictor has to lose."""
+    k, drawn = max(run.k for run in sweep.runs), []
+    exact = float(price(sweep, k, alone(sweep)).mean())
+    for block in sweep.blocks:
+        mine = sizes(sweep, block)
+        if k in mine and 1 in mine and k > 1:
+            found = paired(sweep, block, "own_kl", k)
+            value, low, high = found.value[0], found.low[0], found.high[0]
+            drawn.append(Dot(block, value - exact, span=(value - low, high - value)))
+    title = f"XE({k}) - XE(1) beyond the exact predictor's, nats per symbol"
+    return study.save_figure(page, Dots("ergodic_beyond", title, drawn, "nats per symbol"))
 
 
 def alone(sweep: Sweep) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 
 import nl.assembly  # noqa: F401 - registers the parts
 from nl.report.dots import Dot, Dots, dots_csv, draw_dots
-from nl.report.figures import Figure, Line, draw, figure_csv
+from nl.report.figures import INK, SERIES, Figure, Line, draw, figure_csv
 from nl.run import RunDir
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -153,9 +153,28 @@ def test_bands_and_dots_are_in_the_numbers() -> None:
     assert ">0<" in draw(replace(high, from_zero=True))
     dots = Dots("d", "t", [Dot("better", -1.0, 0.5), Dot("open", 1.0)])
     assert dots_csv(dots).splitlines() == ["row,value,half width", "better,-1.0,0.5", "open,1.0,"]
+    uneven = Dots("d", "t", [Dot("above", 1.0, span=(0.5, 2.0)), Dot("open", 1.0)])
+    assert dots_csv(uneven).splitlines() == [
+        "row,value,below,above",
+        "above,1.0,0.5,2.0",
+        "open,1.0,,",
+    ]
+    drawn = draw_dots(uneven)
+    assert SERIES[1] in drawn
+    assert SERIES[1] not in draw_dots(Dots("d", "t", [Dot("open", 1.0, span=(1.5, 0.1))]))
     svg = draw_dots(dots)
     assert "better" in svg
     assert svg == draw_dots(dots)
+
+
+def test_a_limit_has_the_colour_of_text() -> None:
+    x = [0.0, 1.0]
+    plain, limit = (
+        draw(Figure("f", "t", [Line("one", x, x, colour=1, ink=ink)])) for ink in (False, True)
+    )
+    assert SERIES[1] in plain
+    assert SERIES[1] not in limit
+    assert limit.count(INK) > plain.count(INK)
 
 
 def test_page_of_a_partial_comparison(

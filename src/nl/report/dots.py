@@ -12,11 +12,20 @@ from nl.report.figures import GRID, INK, SERIES, SETTINGS, SOFT, matplotlib_read
 
 @dataclass(frozen=True)
 class Dot:
-    """One row: a value and the half width of its interval (nan: none is known)."""
+    """One row: a value and the half width of its interval (nan: none is known).
+
+    ``span`` is an interval whose two sides differ: how far below and above the value it reaches.
+    """
 
     name: str
     value: float
     half: float = math.nan
+    span: tuple[float, float] | None = None
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """How far the interval reaches below and above the value."""
+        return self.span or (self.half, self.half)
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,12 @@ def draw_dots(figure: Dots) -> str:
         axes = canvas.subplots()
         axes.axvline(0.0, color=GRID, lw=1.4)
         for place, row in enumerate(figure.rows):
-            known = not math.isnan(row.half)
-            decided = known and abs(row.value) > row.half
+            below, above = row.sides
+            known = not math.isnan(below)
+            decided = known and (row.value > below or -row.value > above)
             colour = (SERIES[0] if row.value < 0 else SERIES[1]) if decided else SOFT
-            half = row.half if known else None
-            axes.errorbar(row.value, place, xerr=half, color=colour, fmt="o", markersize=4, lw=1.6)
+            reach = [[below], [above]] if known else None
+            axes.errorbar(row.value, place, xerr=reach, color=colour, fmt="o", markersize=4, lw=1.6)
         axes.set_yticks(range(len(figure.rows)), [row.name for row in figure.rows])
         axes.set_ylim(len(figure.rows) - 0.4, -0.6)
         axes.set_xlabel(figure.x_label)
@@ -63,10 +73,14 @@ def draw_dots(figure: Dots) -> str:
 
 
 def dots_csv(figure: Dots) -> str:
-    """The drawn numbers: row, value, half width (empty where unknown)."""
+    """The drawn numbers: row, value, half width (empty where unknown), or both sides of it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", figure.x_label, "half width"])
+    uneven = any(row.span for row in figure.rows)
+    writer.writerow(["row", figure.x_label, *(("below", "above") if uneven else ("half width",))])
     for row in figure.rows:
-        writer.writerow([row.name, repr(row.value), "" if math.isnan(row.half) else repr(row.half)])
+        sides = row.sides if uneven else (row.half,)
+        writer.writerow(
+            [row.name, repr(row.value), *("" if math.isnan(one) else repr(one) for one in sides)]
+        )
     return out.getvalue()

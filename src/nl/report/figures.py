@@ -49,6 +49,8 @@ class Line:
     """Drawn thin and pale, without a name: raw values behind a smoothed curve."""
     colour: int = 0
     """Index into the palette; the dash pattern changes with it too."""
+    ink: bool = False
+    """In the colour of the text: a limit rather than one of those compared."""
     low: list[float] | None = None
     """Lower edge of a band around the curve, with ``high``."""
     high: list[float] | None = None
@@ -170,7 +172,7 @@ def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
     for mark in figure.marks:
         axes.axvline(mark, color=colour(GRID), lw=0.8)
     for line in figure.lines:
-        draw_line(axes, line, colour(SERIES[line.colour % len(SERIES)]))
+        draw_line(axes, line, colour(INK if line.ink else SERIES[line.colour % len(SERIES)]))
     if figure.from_zero:
         axes.set_ylim(bottom=0)
     for name, value in figure.levels.items():
