@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nl.data.files import write_json
+from nl.data.files import check_writable, write_json
 from nl.data.prep.analysis import NGRAM, analyse, analyse_hdf5, hdf5_table, table
 from nl.data.prep.command import run
 
@@ -27,6 +27,7 @@ def main() -> None:
     flag("--ngram", type=int, default=NGRAM, help="tokens of a run compared with train; " + shown)
     flag("--json", type=Path, help="also write the report to this file")
     args = parser.parse_args()
+    check_writable(args.json)
     if args.path.suffix in (".hdf5", ".h5"):
         report = analyse_hdf5(args.path)
         lines = hdf5_table(report)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nl.data.files import write_json
+from nl.data.files import check_writable, write_json
 from nl.data.prep.command import run
 from nl.data.prep.coverage import GUARDED, documents_by_domain, regressions, report, table_lines
 from nl.data.tokenizer import load_tokenizer
@@ -34,6 +34,7 @@ def main() -> None:
     flag("--two-token-drop-tolerance", type=float, default=0.02, help=shown)
     flag("--quiet", action="store_true", help="print the digest alone")
     a = parser.parse_args()
+    check_writable(a.output)
     tokenizer = load_tokenizer(a.tokenizer_path)
     print(f"sha256 {tokenizer.sha256}")
     if a.metadata_json:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from nl.data.files import write_json
+from nl.data.files import check_writable, write_json
 from nl.data.prep.command import run
 from nl.data.prep.engine import Executor
 from nl.data.prep.flags import add_flags, read_flags
@@ -49,6 +49,7 @@ def main() -> None:
         return
     names = ("until", "tokenizer_path", "tokenizer_log", "part_mb")
     chosen = {name: getattr(a, name) for name in names} | {"force": tuple(a.force)}
+    check_writable(a.log_file)
     options = RunOptions(work=a.work_dir, executor=read_flags(a, Executor), **chosen)
     rows = list(run_mixture(mixture, options))
     print(*table(rows), sep="\n")

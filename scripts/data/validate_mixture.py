@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nl.data.files import write_json
+from nl.data.files import check_writable, write_json
 from nl.data.prep.command import run
 from nl.data.prep.engine import Executor
 from nl.data.prep.flags import add_flags, read_flags
@@ -30,6 +30,7 @@ def main() -> None:
     flag("--held-out-limit", type=int, default=10_000, help="documents of val and test; " + shown)
     add_flags(parser, Executor, kind="executor")
     a = parser.parse_args()
+    check_writable(a.output)
     found = validate(
         overridden(read_mixture(a.manifest), a.changes),
         read_flags(a, Executor),

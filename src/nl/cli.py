@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(
+            f"unrecognized arguments: {' '.join(rest)}; nl {options.command} --help lists all"
+        )
     options.rest = rest
     setup_logging()
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from nl.config import ConfigError
 from nl.config.hydra import config_dir
 from nl.run import write_atomic
+from nl.run.files import writable_folder
 from nl.run.provenance import provenance
 from nl.sweep.backends import backend_of, program, visible_gpus
 from nl.sweep.display import Display, clock
@@ -38,8 +39,10 @@ def sweep(options: argparse.Namespace) -> int:
     from nl.train.hooks.stop import StopSignals, exit_code
 
     path = Path(options.file)
+    place = "--output" if options.output else "--root"
+    writable_folder(Path(options.output or options.root), place)
     spec = read_spec(path)
-    place = _place(options)
+    slots = _place(options)
     maker = JobMaker(spec, program(shlex.split(spec.launcher), config_dir().parent))
     experiments = _experiments(spec, maker)
     maker.check(experiments)
@@ -48,7 +51,7 @@ def sweep(options: argparse.Namespace) -> int:
     root = _root(options, path)
     lock, display = Lock(root), Display(options.eta)
     try:
-        backend = backend_of(place, root)
+        backend = backend_of(slots, root)
         _describe(root, path, maker, experiments)
         with StopSignals() as stop:
             runner = Runner(

@@ -75,8 +75,8 @@ def show_plan(options: argparse.Namespace) -> int:
 def numbers(text: str) -> list[int]:
     """``8,64`` as numbers."""
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise ConfigError(f"--gpus: {text!r}; give whole numbers, separated by commas: 8,64.")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ConfigError(f"--gpus: {text!r}; give whole numbers >= 1, separated by commas: 8,64.")
     return [int(part) for part in parts]
 
 

@@ -86,9 +86,13 @@ def stream(options: argparse.Namespace) -> int:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--text: {path} cannot be read as UTF-8 text ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--text: {path} cannot be read as UTF-8 text ({reason}).") from error
+    if not text:
+        raise ConfigError(f"--text: {path} is empty; give a file with text.")
+    return text
 
 
 def _digest(text: str) -> str:

@@ -102,12 +102,15 @@ def test_what_the_user_can_mend_is_refused(
 ) -> None:
     wrong = tmp_path / "wrong.safetensors"
     nl.save_state(wrong, (torch.ones(1),), {"model": "another"})
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
     for more, said in (
         (["--from", wrong], "another model"),
         (["--from", tmp_path / "none.safetensors"], "no such file"),
         (["--save", tmp_path / "state.pt"], "ends in .safetensors"),
         (["--segment", 0], "--segment"),
-        (["--text", tmp_path / "none.txt"], "--text"),
+        (["--text", tmp_path / "none.txt"], "none.txt cannot be read as UTF-8 text (No such file"),
+        (["--text", empty], "empty.txt is empty"),
     ):
         assert main(command(trained, text, *more)) == 2
         assert said in capsys.readouterr().err

@@ -295,10 +295,15 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 def explain(error: Exception) -> str:
     """Hydra's message on one or two lines, without its noise; unknown names get a hint."""
-    from hydra.errors import MissingConfigException
+    from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _not_found(error.missing_cfg_file)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r}: expected key=value, such as train.steps=200; "
+            "+key=value adds a key, ~key takes one away."
+        )
     cause = error.__cause__ or error
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node]
@@ -348,7 +353,8 @@ def load_config(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({error}).") from error
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML ({where}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}.")
     _check_size(path, data)

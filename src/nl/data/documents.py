@@ -27,8 +27,9 @@ SCHEMA = 2
 Files = Mapping[str, Mapping[str, "tuple[TextFile, ...]"]]
 """``files[split][domain]``."""
 RECIPE = (
-    "Build the standard-library corpus with: bash scripts/data/run_sample.sh; "
-    "shard any other corpus with scripts/data/shard_corpus.py."
+    "Build the standard-library corpus with: bash scripts/data/run_sample.sh; the mixture of "
+    "pilot, mid and target with: bash scripts/data/run_full.sh; shard any other corpus with "
+    "scripts/data/shard_corpus.py."
 )
 
 

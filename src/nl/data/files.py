@@ -31,12 +31,32 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_writable(path: Path | None) -> None:
+    """Complain before the work, not after it, that a file cannot be written; None: no file.
+
+    Raises:
+        ConfigError: something else has that name, or its directory cannot be written.
+    """
+    if path is None:
+        return
+    _check_regular(path)
+    with staging(path.parent):
+        pass
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what must not be replaced by a file: directories, devices, pipes."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is no regular file; choose another name.")
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data`` in one step: readers see the old file or the new one.
 
     Raises:
-        ConfigError: the directory cannot be written.
+        ConfigError: the directory cannot be written, or the name is that of no regular file.
     """
+    _check_regular(path)
     name = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,8 @@ def parse_input(text: str, format_: str, splits: Splits | None = None) -> Input:
     if mark and split not in NAMES:
         raise ConfigError(f"{text}: split {split!r}; allowed: train, val, test.")
     if not Path(path).exists():
-        raise ConfigError(f"{path}: no such file or directory.")
+        form = "" if mark else "; give SPLIT/DOMAIN=PATH, such as train/wiki=old/wiki"
+        raise ConfigError(f"{path}: no such file or directory{form}.")
     return Input(Path(path), format_, NAMES.get(split), domain or None, splits)
 
 

@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from nl.config import ConfigError, register, require
@@ -155,7 +156,13 @@ class Zeroshot:
             if data_dir is None:
                 offline_if_unreachable()
         manager = TaskManager(include_path=str(place), include_defaults=False)
-        return list(manager.load(names)["tasks"].values())
+        try:
+            return list(manager.load(names)["tasks"].values())
+        except (yaml.YAMLError, ValueError, KeyError) as error:
+            if not name.endswith(".yaml"):
+                raise
+            where = " ".join(str(error).split())
+            raise ConfigError(f"{name}: no task of lm_eval's format ({where}).") from error
 
 
 def explain(name: str, error: Exception) -> str:

@@ -52,10 +52,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
 def log_group(kind: str, group: dict[str, Any]) -> None:
     """Say which optimizer trains how much."""
     log.info(
-        "%s: %d tensors (%d numbers) in group %s, lr %g, weight decay %g",
+        "%s: %d tensors (%s numbers) in group %s, lr %g, weight decay %g",
         kind,
         len(group["params"]),
-        sum(p.numel() for p in group["params"]),
+        f"{sum(p.numel() for p in group['params']):,}",
         group["name"],
         group["lr"],
         group["weight_decay"],

@@ -46,10 +46,10 @@ def apply_policy(objective: nn.Module, policy: Policy, roles: Roles) -> None:
         total = sum(named[name].numel() for name in names)
         inside = sum(named[name].numel() for name in names & memory)
         log.info(
-            "optim.policy=%s: %d tensors (%d numbers, %d of them in memories) %s",
+            "optim.policy=%s: %d tensors (%s numbers, %s of them in memories) %s",
             policy,
             len(names),
-            total,
-            inside,
+            f"{total:,}",
+            f"{inside:,}",
             word,
         )

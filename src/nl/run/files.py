@@ -6,12 +6,15 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 64 * 2**20
+PROBE = 4096
+"""Bytes that a folder must take to count as writable."""
 
 
 class RunError(ValueError):
@@ -96,7 +99,7 @@ def read_json(path: Path) -> Any:
 
 
 def writable_folder(path: Path, name: str) -> None:
-    """Check, without writing anything, that ``path`` is or can become a writable directory.
+    """Check, leaving nothing behind, that ``path`` is or can become a writable directory.
 
     Raises:
         RunError: naming ``name`` (the dotted key), the path and what stands in the way.
@@ -111,3 +114,11 @@ def writable_folder(path: Path, name: str) -> None:
         raise RunError(f"{name}: {path}; {folder} is not a directory. Choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunError(f"{name}: {path}; no permission to write in {folder}. Choose another place.")
+    try:  # a disk that is full, or a file system that takes no files, says so only when written to
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+            file.flush()
+    except OSError as error:
+        raise RunError(
+            f"{name}: {path}; {folder} takes no files ({error.strerror}). Choose another place."
+        ) from error

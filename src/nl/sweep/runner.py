@@ -26,8 +26,11 @@ class Lock:
     """One scheduler per sweep directory, until its process ends."""
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self.file: IO[str] = (root / "lock").open("a+")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.file: IO[str] = (root / "lock").open("a+")
+        except OSError as error:
+            raise RunError(f"{root}: cannot be written ({error.strerror}).") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -138,5 +138,7 @@ def test_what_cannot_be_planned_is_refused(tiny: ModuleType) -> None:
         Devices(gpus=1, share=1.5)
     with pytest.raises(ConfigError, match=r"--gpus: 'many'"):
         numbers("many")
+    with pytest.raises(ConfigError, match="--gpus: '8,0'; give whole numbers >= 1"):
+        numbers("8,0")
     with pytest.raises(ConfigError, match="a plan is made for language models"):
         footprint(tiny.tiny_run(), build)

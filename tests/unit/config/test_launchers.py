@@ -132,6 +132,10 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
             "evals.perplexity: reads text",
         ),
         "broken override": (("train.steps=[1",), "train.steps"),
+        "no value": (
+            ("train.steps",),
+            "'train.steps': expected key=value, such as train.steps=200",
+        ),
     }
 
 

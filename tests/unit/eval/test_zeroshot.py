@@ -210,6 +210,11 @@ def test_nothing_to_run(fakes: ModuleType, context: EvalContext, tmp_path: Path)
     config = ZeroshotConfig(tasks=("boolq",))
     with pytest.raises(ConfigError, match="neither cached nor reachable"):
         config.build()(fakes.UniformModel(), context)
+    own = tmp_path / "own.yaml"
+    for text in ("not yaml: [", "", "dataset_path: json"):
+        own.write_text(text)
+        with pytest.raises(ConfigError, match=r"own\.yaml: no task of lm_eval's format"):
+            ZeroshotConfig(tasks=(str(own),)).build()(fakes.UniformModel(), context)
     with pytest.raises(ConfigError, match="Did you mean 'piqa'"):
         ZeroshotConfig(tasks=("piqua",))
 

@@ -8,7 +8,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,19 @@ def test_a_place_below_a_file_is_refused_and_nothing_is_written(tmp_path: Path) 
     with pytest.raises(RunError, match=r"run\.root: .*Choose another place"):
         writable_folder(tmp_path / ("x" * 300) / "runs", "run.root")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writable_folder(tmp_path, "run.root")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError, match=r"run\.root: /proc/x; /proc takes no files"):
+        writable_folder(Path("/proc/x"), "run.root")
+    full = partial(Path("/dev/full").open, "wb")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full())
+    with pytest.raises(RunError, match=r"takes no files .No space left on device"):
+        writable_folder(tmp_path, "run.root")
 
 
 def test_places_are_distinct_within_a_second(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def test_mistakes_are_told_before_anything_runs(
     file.write_text(FILE.replace("model.block: transformer", "seed: 3"))
     assert main(["sweep", str(file), "--output", str(tmp_path / "out")]) == 2
     assert "one: seed: set by the sweep; use n_seeds or seeds" in capsys.readouterr().err
+    assert main(["sweep", str(file), "--output", str(file)]) == 2
+    assert f"--output: {file}; {file} is not a directory" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -155,6 +155,9 @@ def test_two_schedulers_do_not_share_a_directory(tmp_path: Path) -> None:
         Lock(tmp_path / "s")
     lock.release()
     Lock(tmp_path / "s").release()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file: cannot be written"):
+        Lock(tmp_path / "file")
 
 
 def test_slots_are_filled(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def inspect_data(path: Path, *, samples: int = 1, window: int = 128) -> dict[str
     Raises:
         ConfigError: no readable manifest.
     """
+    if samples < 0:
+        raise ConfigError(f"--samples: {samples}; must be >= 0.")
     if window < 1:
         raise ConfigError(f"--window: {window}; must be >= 1.")
     manifest, problems = read_manifest(path), list[str]()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nl.config import ConfigError
-from nl.data.files import write_json
+from nl.data.files import check_writable, write_json
 from nl.data.manifest import DataManifest
 from nl.data.prep.engine import Executor
 from nl.data.prep.ingest import IngestOptions, ingest
@@ -52,6 +52,7 @@ def shard_command(args: argparse.Namespace, executor: Executor) -> Iterator[str]
     """
     if args.dataset is not None and args.corpus is not None:
         raise ConfigError("--dataset: given beside --corpus; name one of them.")
+    check_writable(args.log_file)
     tokens = shard_tokens(args)
     corpus = args.corpus or NOWHERE
     if args.dataset is not None:

@@ -186,8 +186,11 @@ def check_any(source: Source, tally: Tally) -> None:
     Raises:
         ConfigError: naming the reasons and the columns that exist.
     """
-    if tally.documents or not tally.read:
+    if tally.documents:
         return
+    if not tally.read:
+        where = source.data_files or source.local or source.dataset
+        raise ConfigError(f"{source.name}: no records at all in {where}; are its files empty?")
     if tally.labels:
         known = ", ".join(f"{label} ({n:,})" for label, n in sorted(tally.labels.items()))
         raise ConfigError(

@@ -18,7 +18,7 @@ from typing import Any
 
 from nl.config import ConfigError
 from nl.data.documents import Document, read_corpus, read_jsonl
-from nl.data.files import sha256_file, write_atomic, write_json
+from nl.data.files import check_writable, sha256_file, write_atomic, write_json
 from nl.data.prep.sources import read_source, units
 from nl.data.prep.sources_spec import Source
 from nl.data.prep.train_byte_bpe import SPECIAL, fit_byte_bpe
@@ -152,6 +152,8 @@ def train_on(
         same = all(old.get(key) == value for key, value in record.items())
         if same and old.get("sha256") == sha256_file(model):
             return old, False
+    check_writable(model)
+    check_writable(log)
     start = time.perf_counter()
     share = int(options.sample_mb * 1e6) // max(1, len(domains))
     rows, sentences = [], []

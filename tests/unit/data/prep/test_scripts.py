@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -46,14 +47,36 @@ def test_scripts_do_not_wait_for_torch() -> None:
         ("filter_corpus", ["--output-path", "{tmp}/a"], "--corpus, --dataset: name one"),
         ("dedup_corpus", ["--corpus=x", "--output-path={tmp}/a", "--ngram=0"], "--ngram: 0"),
         ("inspect_shards", ["{tmp}/none"], "none/manifest.json: no such file"),
+        ("inspect_shards", ["x", "--samples", "-1"], "--samples: -1; must be >= 0"),
+        ("import_shards", ["--format=npy", "--output-dir=x", "wiki"], "give SPLIT/DOMAIN=PATH"),
+        ("analyze_components", ["x", "--json", "/dev/full"], "/dev/full: is no regular file"),
+        ("validate_mixture", ["--manifest=x", "--output=/proc/x"], "/proc: cannot be written"),
+        ("check_tokenizer", ["--tokenizer-path=bytes", "--output={tmp}"], "is no regular file"),
+        ("shard_corpus", ["--corpus=x", "--output-dir=x", "--log-file=/proc/x"], "/proc: cannot"),
+        ("process_mixture", ["{configs}/data/stdlib.yaml", "--log-file=/proc/x"], "/proc: cannot"),
     ],
 )
-def test_bad_input(tmp_path: Path, name: str, flags: list[str], message: str) -> None:
-    result = call(name, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert message in result.stderr
+def test_bad_input(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    places = {"{tmp}": str(tmp_path), "{configs}": str(SCRIPTS.parents[1] / "configs")}
+    for mark, place in places.items():
+        flags = [flag.replace(mark, place) for flag in flags]
+    script = str(SCRIPTS / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(script, run_name="__main__")
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert message in said.err
     assert not list(tmp_path.iterdir())
 
 

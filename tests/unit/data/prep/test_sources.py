@@ -13,6 +13,8 @@ import pytest
 
 from nl.config import ConfigError
 from nl.data.prep import sources_files
+from nl.data.prep.engine import Executor
+from nl.data.prep.ingest import IngestOptions, ingest
 from nl.data.prep.sources import Tally, read_source, read_unit, units
 from nl.data.prep.sources_spec import Source
 
@@ -218,6 +220,9 @@ def test_an_empty_file_is_no_unit_of_its_own(tmp_path: Path) -> None:
     source = Source(name="d", dataset="json", data_files=str(tmp_path))
     assert len(units(source)) == 1
     assert texts_of(source) == ["a"]
+    empty = Source(name="d", dataset="json", data_files=str(tmp_path / "0.jsonl"))
+    with pytest.raises(ConfigError, match=r"d: no records at all in .*0\.jsonl; are its files"):
+        ingest(empty, tmp_path / "out", IngestOptions(), Executor())
 
 
 def test_splits_of_local_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,7 +14,13 @@ import pytest
 from nl.config import ConfigError
 from nl.data.documents import Document
 from nl.data.prep.sources_spec import Source
-from nl.data.prep.train_tokenizer import TokenizerOptions, lowest, source_domains, train_on
+from nl.data.prep.train_tokenizer import (
+    Domain,
+    TokenizerOptions,
+    lowest,
+    source_domains,
+    train_on,
+)
 from nl.data.tokenizer import load_tokenizer
 
 
@@ -70,6 +77,16 @@ def test_training_on_sources(tmp_path: Path) -> None:
     )
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": topics["assert"] * 3}) + "\n")
     assert train_on(source_domains(sources), tmp_path, options, tmp_path / "log.json")[1]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_text_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    source = Source(name="d", dataset="json", data_files=str(tmp_path / "none.jsonl"))
+    domain = Domain("d", lambda: pytest.fail("the text was read"), [asdict(source)])
+    with pytest.raises(ConfigError, match="file: cannot be written"):
+        train_on([domain], tmp_path / "file", TokenizerOptions(vocab_size=300))
+    with pytest.raises(ConfigError, match="/dev/full: is no regular file"):
+        train_on([domain], tmp_path, TokenizerOptions(vocab_size=300), Path("/dev/full"))
 
 
 def test_soft_limit_of_the_vocabulary(tmp_path: Path) -> None:
