@@ -49,6 +49,8 @@ Faults of earlier versions, each mended with a test, and the row run again:
 - Row 12: after a kill inside a period one parameter was off by one unit in the last place. Tensors
   read from a safetensors file may begin at any byte, and sums over such memory round otherwise;
   they are copied to aligned memory now.
+- Row 3: when rank 0 was killed between the last step and its summary, the other rank ended with
+  exit code 0.
 - Row 5: a manifest without its last byte was taken for whole.
 - Row 23: JSON with an integer of 5000 digits, and JSON or YAML of great depth, ended in a
   traceback; YAML aliases could unfold without bound.

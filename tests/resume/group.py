@@ -23,6 +23,7 @@ import torch
 import nl.assembly
 from nl.config import ConfigError
 from nl.dist.deepspeed import import_deepspeed
+from nl.train import finish
 
 
 def free_port() -> int:
@@ -70,6 +71,8 @@ def start(
             os.environ |= {name: str(value) for name, value in here.items()}
             os.environ["MASTER_ADDR"] = "127.0.0.1"
         os.environ |= dict(place)
+        if place.get("TINY_CRASH_IN") == "summary":
+            finish.write_json = lambda *_: tiny.crash("SIGKILL")
         nl.assembly.launch(tiny.tiny_run(**changes), strategy=strategy)
 
     where = changes.get("run__dir") or changes["run__root"]

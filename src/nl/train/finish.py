@@ -29,9 +29,11 @@ def finish(trainer: Trainer, stop: StopSignals) -> int:
         export(model, run, target, trainer.tokenizers)
     rows = evaluate(trainer, stop)
     received = int(strategy.max(stop.received))
-    if received or strategy.rank != 0:
+    if received:
         return received
-    write_json(trainer.run_dir.summary, summary(trainer, rows))
+    if strategy.rank == 0:
+        write_json(trainer.run_dir.summary, summary(trainer, rows))
+    strategy.broadcast(None)  # no rank ends well before the run is done
     return 0
 
 

@@ -138,7 +138,10 @@ TOLD = (
 
 
 def ended(root: Path) -> list[dict[str, Any]]:
-    """Runs in which rank 0 alone hangs, or rank 1 of 2 dies or hangs, at batch 7."""
+    """Runs in which rank 0 alone hangs, or rank 1 of 2 dies or hangs, at batch 7.
+
+    The last one: rank 0 of 2 dies when all steps are done, before it says so.
+    """
     cases = []
     for number, (world, strategy, place) in enumerate(CASES):
         changes: dict[str, Any] = {
@@ -149,6 +152,9 @@ def ended(root: Path) -> list[dict[str, Any]]:
         }
         places = {world - 1: place}
         cases.append({"changes": changes, "world": world, "strategy": strategy, "places": places})
+    last = {**cases[-1], "places": {0: {"TINY_CRASH_IN": "summary"}}}
+    last["changes"] = {**last["changes"], "run__dir": str(root / "last")}
+    cases.append(last)
     command = [sys.executable, str(RESUME / "group.py"), json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -157,7 +163,9 @@ def ended(root: Path) -> list[dict[str, Any]]:
 
 
 def test_who_waits_for_ever_ends_and_names_the_rank(tmp_path: Path) -> None:
-    for number, result in enumerate(ended(tmp_path)):
+    *found, last = ended(tmp_path)
+    assert last["codes"] == [-9, 1], "nobody ends well before the run is done"
+    for number, result in enumerate(found):
         folder, (world, _, place) = tmp_path / str(number), CASES[number]
         assert result["codes"][0] == 1
         assert result["codes"][-1] in (1, -9)
