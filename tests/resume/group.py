@@ -6,6 +6,7 @@ in one process that forks, so that everything loads once.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -115,6 +116,8 @@ def main() -> None:
     nl.assembly.launch(tiny.tiny_run(**warm))  # imports what all ranks would import again
     if any(case.get("strategy") == "deepspeed" for case in cases):
         import_deepspeed(torch.device("cpu"))
+        # What its engine asks for Muon, and with it torch's compiler: seconds in every rank.
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     for case in cases:
         begin = time.monotonic()
         places = {int(rank): place for rank, place in case.get("places", {}).items()}

@@ -8,6 +8,7 @@ among themselves.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from nl.assembly import STRATEGIES, build
 from nl.config.run import RunConfig
 from nl.core.output import Knobs
 from nl.dist.base import Strategy
+from nl.dist.deepspeed import import_deepspeed
 from nl.dist.meeting import meet
 from nl.dist.single import Single
 
@@ -105,6 +107,9 @@ def main() -> None:
     cases, port = json.loads(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)
+    if any(case["strategy"] == "deepspeed" for case in cases):
+        import_deepspeed(torch.device("cpu"))
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # as in group.py
     other = os.fork()
     found = rank(int(other == 0), port, cases)
     if other == 0:

@@ -54,6 +54,9 @@ def publish() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
+    # Hydra copies its sources for every composition, and with them every node of the store. What
+    # it loads from the store it copies again: the store itself is only read.
+    store.__deepcopy__ = lambda _memo: store  # type: ignore[attr-defined]
     for group in groups():
         if group in NOT_PUBLISHED:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -38,7 +39,9 @@ PRIMARY = (
 )
 SERVER = """
 import json, os, runpy, sys
-import torch, hydra, nl.assembly  # load once; every case is a fork
+import torch, nl.assembly  # load once; every case is a fork
+from nl.config.hydra import compose
+compose("pilot_smoke")  # Hydra, its plugins and the published defaults too
 for line in sys.stdin:
     case = json.loads(line)
     reader, writer = os.pipe()
@@ -215,6 +218,21 @@ def test_names_and_paths_of_a_config_mean_the_same(repo: Path) -> None:
         ConfigError, match=r"no file nonsense\.yaml in configs\. Known: .*pilot_smoke"
     ):
         compose("nonsense")
+
+
+def test_compositions_share_the_published_defaults_and_leave_them_as_they_were() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    publish()
+    store = ConfigStore.instance()
+    assert copy.deepcopy(store) is store
+    before = copy.deepcopy(store.repo)
+    one = compose("pilot_smoke", ["train.steps=7", "+train.unheard=1", "~schedule", "optim=muon"])
+    assert (one["train"]["unheard"], one["optim"]["kind"]) == (1, "muon")
+    other = compose("pilot_smoke")
+    assert "unheard" not in other["train"]
+    assert other["optim"]["kind"] == "adamw"
+    assert store.repo == before
 
 
 def test_the_hash_covers_what_decides_the_numbers() -> None:

@@ -18,7 +18,7 @@ from tests.unit.dist.test_parity import every_block, of_forms, parity
 
 import nl
 from nl.fit import check
-from nl.config import ConfigError
+from nl.config import ConfigError, table
 from nl.dist.deepspeed import DeepSpeed, import_deepspeed
 from nl.dist.deepspeed_config import merged
 
@@ -94,8 +94,14 @@ def options(folder: Path, *stages: int) -> list[dict[str, Any]]:
 
 
 def test_every_block_trains_on_two_ranks_as_on_one(tmp_path: Path) -> None:
-    whole = blocks(tmp_path, 1, 1)[::2] + blocks(tmp_path, 2, 1)[1::2]  # share most of their code
-    cases = whole + blocks(tmp_path, 3, 2) + options(tmp_path, 3)
+    """Stages by turns; the product is ``test_every_block_stage_and_accumulation``, a step of CI."""
+    cases = [
+        case
+        for place, (stage, accumulated) in enumerate(((3, 2), (1, 1), (2, 1)))
+        for case in blocks(tmp_path, stage, accumulated)[place::3]
+    ]
+    assert {case["kind"] for case in cases} == set(table("block"))
+    cases += options(tmp_path, 3)
     check_parity(cases, parity(cases))
 
 

@@ -24,8 +24,12 @@ LIMIT = 10.0
 """Seconds after which every rank has to have ended."""
 SERVER = """
 import json, os, runpy, sys, time
-import torch, hydra, nl.assembly  # load once; every rank is a fork
+import torch, nl.assembly  # load once; every rank is a fork
 import torch.distributed, torch.nn.parallel
+from nl.config.hydra import compose
+from nl.dist.deepspeed import import_deepspeed
+compose("pilot_smoke")  # Hydra, its plugins and the published defaults too
+import_deepspeed(torch.device("cpu"))
 for line in sys.stdin:
     case = json.loads(line)
     begin, ranks = time.monotonic(), []
@@ -54,7 +58,12 @@ for line in sys.stdin:
     texts = [os.fdopen(reader, errors="replace").read() for _, reader in ranks]
     print(json.dumps({"codes": codes, "texts": texts, "took": took}), flush=True)
 """
-SIGN = ("experiment=ladder/sign_of_winner", "train.device=cpu", "train.steps=2")
+SIGN = (
+    "--config-name=pilot_smoke",  # first, so that Hydra composes once
+    "experiment=ladder/sign_of_winner",
+    "train.device=cpu",
+    "train.steps=2",
+)
 Launch = Callable[..., tuple[list[int], list[str], float]]
 
 

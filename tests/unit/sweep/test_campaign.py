@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import nl.assembly  # noqa: F401 - registers the parts
 from nl.cli import main
 from nl.config.hydra import compose, run_config
 from nl.config.run import config_hash
+from nl.sweep import make
 from nl.sweep.make import JobMaker
 from nl.sweep.spec import expand, read_spec
 
@@ -111,25 +113,32 @@ def some(axis: Any, whole: bool) -> Any:
     """An axis or its first variant; of an axis of subsets those of its first two members or one."""
     if isinstance(axis, list):
         return axis if whole else axis[:1]
-    return axis | {"subsets_of": axis["subsets_of"][: 1 + whole]}
+    if isinstance(axis, dict):
+        return axis | {"subsets_of": axis["subsets_of"][: 1 + whole]}
+    return axis
 
 
 def test_the_shipped_files_compose(
-    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every variant of every axis, beside the first of the other axes."""
+    """Every variant of every axis and value of a grid, beside the first of the others."""
+    composed = functools.cache(lambda name, told: compose(name, told))
+    monkeypatch.setattr(make, "compose", lambda name, told: composed(name, tuple(told)))
     files = sorted((repo / "configs" / "sweep").glob("*.yaml"))
     assert files
     for path in files:
         whole = yaml.safe_load(path.read_text())
-        axes: dict[str, Any] = whole.get("axes", {})
+        parts: dict[str, dict[str, Any]] = {k: whole.get(k, {}) for k in ("axes", "grid")}
         cut = {k: v for k, v in whole.items() if k not in ("exclude", "seeds")} | {"n_seeds": 1}
-        for name in axes or ("",):
-            kept = {axis: some(all_, axis == name) for axis, all_ in axes.items()}
+        for name in [*parts["axes"], *parts["grid"]] or [""]:
+            kept = {
+                k: {a: some(v, a == name) for a, v in part.items()} for k, part in parts.items()
+            }
             one = tmp_path / f"{path.stem}_{name}.yaml"
-            one.write_text(yaml.safe_dump(cut | ({"axes": kept} if axes else {})))
+            one.write_text(yaml.safe_dump(cut | {k: part for k, part in kept.items() if part}))
             assert main(["sweep", str(one), "--dry-run"]) == 0, (path, name)
-            assert capsys.readouterr().out.count("--config-name") >= len(axes.get(name, "1"))
+            values = parts["axes"].get(name, parts["grid"].get(name, "1"))
+            assert capsys.readouterr().out.count("--config-name") >= len(values)
 
 
 def test_a_place_with_other_files_is_left_alone(
