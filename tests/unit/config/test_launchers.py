@@ -223,15 +223,13 @@ def test_names_and_paths_of_a_config_mean_the_same(repo: Path) -> None:
 def test_compositions_share_the_published_defaults_and_leave_them_as_they_were() -> None:
     from hydra.core.config_store import ConfigStore
 
-    publish()
+    other = compose("pilot_smoke")  # the first of a process adds what Hydra's plugins have
     store = ConfigStore.instance()
     assert copy.deepcopy(store) is store
     before = copy.deepcopy(store.repo)
     one = compose("pilot_smoke", ["train.steps=7", "+train.unheard=1", "~schedule", "optim=muon"])
     assert (one["train"]["unheard"], one["optim"]["kind"]) == (1, "muon")
-    other = compose("pilot_smoke")
-    assert "unheard" not in other["train"]
-    assert other["optim"]["kind"] == "adamw"
+    assert compose("pilot_smoke") == other
     assert store.repo == before
 
 
