@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nl.config import ConfigError
 from nl.data.manifest import DataManifest, data_tokenizer, read_manifest
-from nl.data.shards import Verify, open_shard
+from nl.data.shards import Verify, open_shard, release_pages
 
 if TYPE_CHECKING:
     from nl.data.order import Ints  # at run time it would import torch, which analysis does without
@@ -70,6 +70,11 @@ class ComponentData:
         ids: npt.NDArray[Any] = self.tokens[shard][start : start + length]
         return ids
 
+    def release(self) -> None:
+        """Take what was read of the shards out of this process's memory."""
+        for tokens in self.tokens:
+            release_pages(tokens)
+
 
 def open_components(
     path: str | Path, split: str, names: Sequence[str], verify: Verify
@@ -105,6 +110,7 @@ def open_components(
             parts.append((np.full(ends.size, len(tokens), np.int64), starts, lengths))
             tokens.append(shard.tokens)
             digest.update(info.sha256.encode())
+            release_pages(shard.tokens)  # checked in full, it would stay
         columns = zip(*parts, strict=True) if parts else ([np.empty(0, np.int64)],) * 3
         documents.append(Documents(*(np.concatenate(column) for column in columns)))
     return ComponentData(tuple(names), tuple(tokens), tuple(documents), digest.hexdigest()[:12])

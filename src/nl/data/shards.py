@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,19 @@ def open_shard(root: Path, info: ShardInfo, tokenizer: TokenizerInfo, verify: Ve
     if verify not in (False, "header"):
         _verify(shard, info, data, tokenizer.vocab_size, whole=verify != "sample")
     return shard
+
+
+def release_pages(tokens: npt.NDArray[Any]) -> None:
+    """Take the pages of a mapped shard out of this process's memory; they stay readable.
+
+    What has been read once counts as this process's until the system wants it back: reading all of
+    a directory would look as large as the directory.
+    """
+    base: Any = tokens
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_vocab(path: Path, found: int, vocab_size: int) -> None:

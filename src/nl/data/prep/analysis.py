@@ -118,6 +118,7 @@ def _runs(data: ComponentData, code: int, ngram: int, every: int) -> Words:
                 words += part[place : place + size] * factor
             words = (words ^ (words >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
             kept.append(words[(words >> np.uint64(20)) % np.uint64(every) == 0])
+    data.release()
     return np.concatenate(kept)
 
 

@@ -23,8 +23,10 @@ from nl.data.prep.extras import needed
 if TYPE_CHECKING:
     from nl.data.order import Ints
 
-ROWS = 1 << 14
+ROWS = 1 << 12
 """Windows that are in memory at once."""
+BLOCKS = 8
+"""Times ``ROWS`` after which pages of the shards are let go."""
 MOST = 256
 """Components that a code of one byte can tell apart."""
 
@@ -92,19 +94,23 @@ def _fill(out: Any, h5py: Any, data: ComponentData, counts: Sequence[Ints], wind
     codes = out.create_dataset("category_code", (total,), "u1")
     at = before = 0
     for code, count in enumerate(counts):
-        for document, number in _blocks(count):
+        for turn, (document, number) in enumerate(_blocks(count)):
             size, component = document.size, np.full(document.size, code)
             rows = gather(data, component, document, number * window, window)
             chunks[at : at + size], owners[at : at + size] = rows, document + before
             names[at : at + size] = np.full(size, data.names[code], object)
             codes[at : at + size] = code
             at += size
+            if turn % BLOCKS == 0:
+                data.release()
         before += count.size
 
 
 def _blocks(counts: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """(document, window in it), a bounded number of rows at a time."""
-    document = np.repeat(np.arange(counts.size), counts)
-    number = np.arange(document.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    for start in range(0, document.size, ROWS):
-        yield document[start : start + ROWS], number[start : start + ROWS]
+    """(document, window in it) of all windows in order, ``ROWS`` at a time."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if ends.size else 0
+    for start in range(0, total, ROWS):
+        row = np.arange(start, min(start + ROWS, total))
+        document = np.searchsorted(ends, row, side="right")
+        yield document, row - (ends[document] - counts[document])
