@@ -144,8 +144,14 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
         try:
             evaluator.check_parts(stream, model)
         except ConfigError as error:
-            lines = (f"evals.{name}.{line}" for line in str(error).splitlines())
+            lines = (_of(f"evals.{name}", evaluator, line) for line in str(error).splitlines())
             raise ConfigError("\n".join(lines)) from error
+
+
+def _of(key: str, evaluator: Any, line: str) -> str:
+    """A complaint under an evaluator's key; one about a file, say, names no field of it."""
+    word = line.partition(":")[0].partition(",")[0]
+    return f"{key}.{line}" if hasattr(evaluator, word) else f"{key}: {line}"
 
 
 class OwnRows(NamedTuple):

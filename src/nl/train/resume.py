@@ -95,6 +95,13 @@ def _named(run: RunConfig) -> Resume:
     return found
 
 
+def _lost(path: Path) -> str | None:
+    """The checkpoint that a run says it saved last, if it is not there."""
+    pointer = path / "checkpoints" / "latest"
+    name = pointer.read_text().strip() if pointer.is_file() else ""
+    return name if name and not (pointer.parent / name).is_dir() else None
+
+
 def _newest(path: Path, run: RunConfig) -> Resume:
     """The newest valid checkpoint of a run; damaged ones are passed over, loudly."""
     folder, complaints = newest_valid(path)
@@ -105,6 +112,13 @@ def _newest(path: Path, run: RunConfig) -> Resume:
             raise ConfigError(
                 f"resume: no checkpoint of {path} is valid ({complaints[0]}); "
                 "remove checkpoints/ to start again, or use resume=none."
+            )
+        lost = _lost(path)
+        if lost is not None:
+            raise ConfigError(
+                f"resume: {path / 'checkpoints'} names {lost} as its latest, which is not "
+                "there, and holds no other; put it back, or remove checkpoints/ to start again "
+                "from step 0."
             )
         log.warning("%s has no checkpoint yet: starting again from step 0", path)
         return Resume(path, None)
