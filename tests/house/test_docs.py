@@ -207,3 +207,21 @@ def test_help_of_a_shell_script_is_the_comment_at_its_top(script: Path) -> None:
     )
     assert shown.stdout == help_of(script)
     assert "Usage: bash scripts/" in shown.stdout
+
+
+def claims() -> list[str]:
+    """What README.md says of results, one text per item."""
+    section = (ROOT / "README.md").read_text().split("## What it shows\n")[1].split("\n## ")[0]
+    return [" ".join(item.split()) for item in section.split("\n- ")[1:]]
+
+
+@pytest.mark.parametrize("claim", claims(), ids=lambda claim: claim[:30])
+def test_numbers_of_the_readme_are_those_of_its_reports(claim: str) -> None:
+    reports = [ROOT / path for path in LINK.findall(claim)]
+    assert reports, "an item names its report"
+    known = "\n".join(path.read_text() for path in reports)
+    numbers = re.findall(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", claim)
+    missing = [
+        one for one in numbers if not re.search(rf"(?<![\d.,]){re.escape(one)}(?!\d)", known)
+    ]
+    assert not missing, f"not in {', '.join(path.name for path in reports)}: {missing}"
