@@ -24,8 +24,6 @@ SMALL = (1e-8, 1e-5)
 """Shares of its final power between which an irrep counts as small: there it grows evenly."""
 AMPLITUDE = 0.25
 """Share of its power at which half of the amplitude of an irrep is there."""
-PURE = 0.9
-"""A neuron points to an irrep that holds this share of what it writes."""
 DEAD = 0.1
 """A neuron whose output is below this share of the largest one's is dead."""
 

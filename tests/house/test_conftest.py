@@ -16,6 +16,7 @@ def test_no_test_reaches_beyond_this_machine() -> None:
 def test_loopback_stays_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
         client.connect(server.getsockname())
+        assert client.getpeername() == server.getsockname()
 
 
 def test_nothing_is_sent_to_a_hub_or_a_tracker() -> None:

@@ -36,7 +36,6 @@ KEYS = (
     *("avg_final_task_ppl", "avg_forgetting_ppl", "final_val_ppl", "final_test_ppl", "params"),
 )
 """Columns of grid_results.csv; errors, then what was not there before follow."""
-ERRORS = ("error_type", "error_message")
 OWN = re.compile(r"config\.json|metrics\.csv|eval\.csv|summary\.json|ckpt_task\d+\.safetensors")
 FRESH = 60.0
 """Seconds since progress.json changed, below which the sweep is taken to be at work."""

@@ -16,7 +16,6 @@ from nl.train.state import TrainState
 log = get_logger(__name__)
 
 KEPT_STEPS = 1000
-ACTIONS = ("commit", "skip", "rollback", "abort")
 
 
 class NonFiniteError(RuntimeError):
@@ -69,7 +68,7 @@ class Guard:
             state: of the run; the loss enters its window unless the step is refused.
 
         Returns:
-            (one of ACTIONS, why, empty for commit).
+            (commit, skip, rollback or abort; why, empty for commit).
         """
         if bad:
             return self._refuse(self.config.nonfinite.policy, "non-finite numbers", step, state)

@@ -102,6 +102,19 @@ def every_matrix_optimizer() -> list[dict[str, Any]]:
 def test_two_ranks_train_as_one() -> None:
     """Every block under both strategies; sharded, every option, every optimizer of matrices, and
     norms with bias, parallel layers, learned positions, gated levels, shared key heads."""
-    cases = every_block("ddp", "fsdp2") + every_option() + every_matrix_optimizer()
-    cases += of_forms("fsdp2")
+    kinds = sorted(table("block"))
+    cases = [  # a block meets both strategies, and is accumulated under one of them
+        case
+        for turn, strategy in enumerate(("ddp", "fsdp2"))
+        for case in every_block(strategy)
+        if case["changes"]["train__grad_accum"] == 1 + (turn + kinds.index(case["kind"])) % 2
+    ]
+    assert len(cases) == 2 * len(kinds)
+    cases += every_option() + every_matrix_optimizer() + of_forms("fsdp2")
     check(cases, parity(cases))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_every_block_as_one_with_every_accumulation() -> None:
+    cases = every_block("ddp", "fsdp2")
+    check(cases, parity(cases, timeout=900))

@@ -80,6 +80,7 @@ def test_solver_is_perfect_and_uniform_is_at_chance(
     assert scores["exact_match"] == {1.0}
     rows = config.build()(fakes.UniformModel(), context)
     chosen = [row for row in rows if row.metric == "choice_accuracy"]
+    assert chosen
     assert all(row.value == pytest.approx(0.2) == pytest.approx(row.chance) for row in chosen)
     assert all(row.value == 0 for row in rows if row.metric == "exact_match")
 

@@ -79,6 +79,7 @@ def test_blocks_equal_a_plain_loop_in_float64(
 
 def test_uniform_model_scores_chance(fakes: ModuleType, context: EvalContext) -> None:
     rows = PerplexityConfig(splits=("test",)).build()(fakes.UniformModel(), context)
+    assert rows
     assert all(row.value == pytest.approx(row.chance, rel=1e-5) for row in rows)
 
 

@@ -53,11 +53,6 @@ class FiniteGroup:
         """(N, N), entry (g, h) is the number of g^-1 h: row g permutes what L_g shows."""
         return np.asarray(self.table[self.inverse])
 
-    @property
-    def abelian(self) -> bool:
-        """Whether all elements commute."""
-        return bool((self.table == self.table.T).all())
-
     def shown(self, template: Floats) -> Floats:
         """The orbit (N, N) of a template (N,): row g is L_g x, (L_g x)(h) = x(g^-1 h)."""
         return np.asarray(template[self.quotient])

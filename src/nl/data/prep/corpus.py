@@ -13,7 +13,6 @@ from nl.data.documents import (
     SPLITS,
     CorpusManifest,
     Document,
-    Files,
     TextFile,
     encode_jsonl,
 )
@@ -121,11 +120,3 @@ def write_corpus(
             move_into(folder / split, output / split)
     write_json(output / "manifest.json", unstructure(manifest))
     return manifest
-
-
-def is_current(corpus: Path, splits: Files) -> bool:
-    """Whether every text file of a corpus still has its digest."""
-    files = [text for domains in splits.values() for texts in domains.values() for text in texts]
-    return all(
-        (corpus / t.file).is_file() and sha256_file(corpus / t.file) == t.sha256 for t in files
-    )
