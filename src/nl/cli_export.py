@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.run.files import writable_folder, write_atomic
 
 SAMPLE = 2000
@@ -35,10 +35,8 @@ def export_file(options: argparse.Namespace) -> int:
         raise ConfigError(f"{target.parent}: no such directory; create it first.")
     writable_folder(target.parent, "export")
     run, model = load_run(options.path)
-    try:
+    with writing(target):
         export(model.state_dict(), run, target, known_tokenizers(options.path, run))
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in model.parameters())
     print(f"{target}: {count:,} parameters, {target.stat().st_size:,} bytes")
     return 0
@@ -63,11 +61,9 @@ def export_folder(options: argparse.Namespace) -> int:
     target.mkdir(parents=True, exist_ok=True)
     known = known_tokenizers(options.path, run)
     tokens, words = write_tokenizer(run, options.tokenizer, target, options.path)
-    try:
+    with writing(target):
         write_hf_folder(model.state_dict(), run, target, tokens, known)
         write_atomic(target / "README.md", model_card(target.name, run, count, words))
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     print(
         f"{target}: {count:,} parameters, {(target / 'model.safetensors').stat().st_size:,} bytes"
     )

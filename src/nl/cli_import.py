@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError, unstructure
+from nl.config import ConfigError, unstructure, writing
 from nl.run.files import writable_folder
 
 SOURCE = "hf:"
@@ -45,10 +45,8 @@ def import_model(options: argparse.Namespace) -> int:
     built.load_state_dict(named)
     target.parent.mkdir(parents=True, exist_ok=True)
     known = tokenizers_in(folder, options.tokenizer)
-    try:
+    with writing(target):
         export(built.state_dict(), run, target, known)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error}).") from error
     count = sum(p.numel() for p in built.parameters())
     kinds = ", ".join(model.kinds)
     print(

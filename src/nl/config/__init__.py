@@ -1,7 +1,7 @@
 """Configuration: registry, strict structuring, the Hydra bridge. Floor 0, no torch."""
 
 from nl.config.registry import ConfigError, Group, lookup, register, table
-from nl.config.structure import defaults_of, flat, require, structure, unstructure
+from nl.config.structure import defaults_of, flat, require, structure, unstructure, writing
 
 __all__ = [
     "ConfigError",
@@ -14,4 +14,5 @@ __all__ = [
     "structure",
     "table",
     "unstructure",
+    "writing",
 ]

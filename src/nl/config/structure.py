@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nl.config.registry import ConfigError, Group, lookup, table, unknown
@@ -167,6 +170,15 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ConfigError(message)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Surrounds the writing of a file or folder: what the system refuses is a ``ConfigError``."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 def flat(data: Any, path: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import writing
 from nl.core.protocols import EvalRow
 from nl.run.files import finite, write_atomic, write_json
 
@@ -64,11 +64,9 @@ def save_json(path: Path, data: Any) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, finite(data))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
 
 
@@ -87,11 +85,9 @@ def save_text(path: Path, text: str | bytes) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.report.figures import COLOURS, DASHES, SERIES, matplotlib_ready
 
 Numbers = list[list[float]]
@@ -184,11 +184,9 @@ def save(path: Path, canvas: Any) -> None:
     """
     if path.suffix != ".png":
         raise ConfigError(f"--output: {path}; must end in .png.")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         canvas.savefig(path, dpi=130, metadata={"Software": None})
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
 def write_panels(path: Path, panels: Sequence[Panel], unit: str) -> None:

@@ -75,11 +75,7 @@ def write_index(paths: Sequence[Path], page: Path) -> int:
         ],
         sections=sections,
     )
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        replace(page, html)
-    except OSError as error:
-        raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
+    replace(page, html)
     return len(frames)
 
 

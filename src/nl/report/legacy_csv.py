@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.report.cells import MODEL, TASK, split_of
 from nl.report.frames import Row, is_number
 
@@ -53,12 +53,10 @@ def write_legacy(
     paths = []
     for name, table in tables.items():
         path = folder / name
-        try:
+        with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(table)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
         paths.append(path)
     return paths
 

@@ -21,12 +21,13 @@ from typing import Any
 
 import yaml
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.report.cells import read_json
 from nl.report.frames import Row, RunFrame, read_run
 from nl.report.legacy_run import Label, experts_of, files_of, links_of, table
+from nl.report.page import replace
 from nl.report.task_runs import controller_kind, on_tasks
-from nl.run.files import finite, write_atomic
+from nl.run.files import finite
 
 FOLDER = "legacy"
 NAMES = {"dense": "dense_baseline", "learned": "tg_smn_learned"}
@@ -116,7 +117,7 @@ def write_grid_view(
         "grid_results.csv": table(columns, lines),
         "grid_progress.json": _json(progress_of(roots, root, rows, lines)),
     }
-    return [_replace(folder / name, text) for name, text in files.items()]
+    return [replace(folder / name, text) for name, text in files.items()]
 
 
 def label_of(config: Row, row: Row) -> Label:
@@ -195,7 +196,7 @@ def _write_run(frame: RunFrame, label: Label, folder: Path) -> list[Path]:
     written = []
     for name, content in files_of(frame, label).items():
         text = content if isinstance(content, str) else _json(content)
-        written.append(_replace(folder / name, text))
+        written.append(replace(folder / name, text))
     for name, target in links_of(frame).items():
         written.append(_link(folder / name, target))
     return written
@@ -205,24 +206,13 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
-def _replace(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text, durable=False)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
-    return path
-
-
 def _link(path: Path, target: Path) -> Path:
     """A relative link, so that the sweep can be moved as a whole."""
     relative = os.path.relpath(target.resolve(), path.parent.resolve())
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with writing(path):
         temporary.symlink_to(relative)
         temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
 
 

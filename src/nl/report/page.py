@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.report.answers import answers
 from nl.report.artifacts import baselines, forgetting_grids, mapping, needle_grids, samples
 from nl.report.curves import loss_figure, small_figures
@@ -31,6 +31,7 @@ from nl.report.frames import RunFrame, is_number, read_run
 from nl.report.numbers import count, duration, figure
 from nl.report.tables import Cell, Table, eval_tables, fact_rows, grid_table, sort_key, table_csv
 from nl.report.weights import Weight, newest_weights, read_weights, sparkline
+from nl.run.files import write_atomic
 
 FOLDER = "report"
 """Below ``artifacts``: CSV and SVG files of the page."""
@@ -73,11 +74,9 @@ def write_report(directory: str | Path, place: Path | None = None) -> Path:
     template = load_template()
     place = place or frame.directory
     output, page = place / "artifacts" / FOLDER, place / "report.html"
-    try:
+    with writing(page):
         output.mkdir(parents=True, exist_ok=True)
         replace(page, template.render(page_data(frame, output)))
-    except OSError as error:
-        raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
     return page
 
 
@@ -104,11 +103,16 @@ def load_template(name: str = "run.html.j2") -> Any:
     return environment.get_template(name)
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+def replace(path: Path, text: str) -> Path:
+    """Write a file atomically, its folder where there is none.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text, durable=False)
+    return path
 
 
 def page_data(frame: RunFrame, output: Path) -> dict[str, Any]:

@@ -64,11 +64,7 @@ def write_sweep_page(
         return Path(os.path.relpath(found, page.parent)).as_posix() if found.is_file() else ""
 
     html = html_of(several, root, rows, page_of, overlaps or {})
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        replace(page, html)
-    except OSError as error:
-        raise ConfigError(f"{page}: cannot be written ({error.strerror}).") from error
+    replace(page, html)
     return page
 
 
