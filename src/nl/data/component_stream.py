@@ -132,6 +132,10 @@ class ComponentStreamConfig(StreamConfig):
         """What complaints about shares name."""
         return ("stream.labels=permuted, " if self.labels == "permuted" else "") + "stream.budget"
 
+    @property
+    def _hint(self) -> str:
+        return ", or take another stream.label_seed" if self.labels == "permuted" else ""
+
     def facts(self) -> dict[str, Any]:
         """What a run's ``meta.json`` says of its data."""
         drawn = {} if self.drawn_labels is None else {"label_seed": self.label_seed}
@@ -183,9 +187,10 @@ class ComponentStreamConfig(StreamConfig):
                 common_budget(whole, self._key),
                 self.deficit,
                 self._key,
+                self._hint,
             )
         data = data or self._open("train", self.names, "header")
-        return shares(self._windows(data), self.budget, self.deficit, self._key)
+        return shares(self._windows(data), self.budget, self.deficit, self._key, self._hint)
 
     def _windows(self, data: ComponentData) -> Mapping[str, int]:
         pairs = zip(data.names, data.documents, strict=True)

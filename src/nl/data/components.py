@@ -177,7 +177,7 @@ def special_ids(root: Path) -> tuple[int | None, int | None]:
 
 
 def shares(
-    available: Mapping[str, int], budget: int, deficit: Deficit, key: str = "budget"
+    available: Mapping[str, int], budget: int, deficit: Deficit, key: str = "budget", hint: str = ""
 ) -> dict[str, int]:
     """Windows of every component that together are exactly the budget.
 
@@ -187,6 +187,7 @@ def shares(
         deficit: error: equal shares, or none. redistribute: what one lacks the others give, as
             equally as can be, in the order of the components.
         key: what the errors name.
+        hint: what else a component that is too small may need.
 
     Raises:
         ConfigError: the budget cannot be divided, a component is smaller than its share, or all
@@ -206,7 +207,9 @@ def shares(
         raise ConfigError(
             f"{key}: {budget:,} windows, {budget // count:,} of each of {count} components, but "
             f"{', '.join(f'{name} has {available[name]:,}' for name in short)}; available: "
-            f"{counts}. Lower the budget, or set deficit=redistribute."
+            f"{counts}. Lower the budget"
+            + (", or set deficit=redistribute" if count > 1 else "")
+            + f"{hint}."
         )
     if sum(available.values()) < budget:
         raise ConfigError(

@@ -149,6 +149,7 @@ def test_shares_are_exact_or_refused_with_the_counts(three: Path) -> None:
     text = str(error.value)
     assert text.startswith(f"stream.labels=permuted, stream.budget: {3 * least + 3:,} windows")
     assert all(f"{name} {count:,}" in text for name, count in have.items())
+    assert text.endswith("or set deficit=redistribute, or take another stream.label_seed.")
     assert (
         sum(stream(three, budget=0, components=("anise",)).share_of().values()) == least - least % 6
     )
