@@ -15,6 +15,7 @@ from nl.cli_staircase import add_staircase
 from nl.cli_sweep import add_sweep
 from nl.cli_talk import add_talk
 from nl.config import ConfigError
+from nl.config.registry import unknown
 from nl.core.logs import setup_logging
 from nl.run.ending import leave
 from nl.run.files import RunError
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return USAGE
+    known = command_names(parser)
+    if not arguments[0].startswith("-") and arguments[0] not in known:
+        parser.error(unknown("command", arguments[0], known))
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "train":
         parser.error(
@@ -52,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def command_names(parser: argparse.ArgumentParser) -> list[str]:
+    """The commands that a parser knows."""
+    return [
+        name
+        for action in parser._actions
+        if isinstance(action.choices, dict)
+        for name in action.choices
+    ]
 
 
 def command() -> NoReturn:

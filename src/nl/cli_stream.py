@@ -130,7 +130,7 @@ def _advance(
 
     from nl.eval.progress import ProgressMeter
 
-    with ProgressMeter("stream", len(ids) - reading.read) as meter, torch.no_grad():
+    with ProgressMeter("stream", len(ids) - reading.read, "tokens") as meter, torch.no_grad():
         while reading.read < len(ids) and not stop.received:
             part = ids[reading.read : reading.read + options.segment]
             tokens = torch.tensor([reading.ahead + part], device=options.device)

@@ -41,6 +41,15 @@ def test_usage_errors_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture
     assert "usage:" in capsys.readouterr().err
 
 
+def test_a_mistyped_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sweeep", "file.yaml"])
+    assert stop.value.code == 2
+    assert "command: unknown 'sweeep'. Did you mean 'sweep'? Known: audit, " in (
+        capsys.readouterr().err
+    )
+
+
 def test_what_the_user_can_mend_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

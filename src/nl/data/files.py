@@ -50,6 +50,13 @@ def _check_regular(path: Path) -> None:
         raise ConfigError(f"{path}: is no regular file; choose another name.")
 
 
+def reason(error: OSError) -> str:
+    """Why something cannot be written, in words that say what to look at."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, not a directory"
+    return str(error.strerror or error)
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data`` in one step: readers see the old file or the new one.
 
@@ -70,7 +77,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except OSError as error:
         if name:
             Path(name).unlink(missing_ok=True)
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
+        raise ConfigError(f"{path}: cannot be written ({reason(error)}).") from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -103,7 +110,7 @@ def staging(parent: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
     except OSError as error:
-        raise ConfigError(f"{parent}: cannot be written ({error.strerror}).") from error
+        raise ConfigError(f"{parent}: cannot be written ({reason(error)}).") from error
     try:
         yield folder
     finally:

@@ -20,7 +20,7 @@ from nl.dist.hf_folder import is_hf_folder, read_hf_folder
 from nl.dist.saved import check_names
 from nl.dist.serial import read_metadata
 from nl.run.directory import RunDir
-from nl.run.discover import is_checkpoint, newest_valid, run_of
+from nl.run.discover import checkpoints, is_checkpoint, newest_valid, run_of
 from nl.run.files import read_json
 
 log = get_logger(__name__)
@@ -76,10 +76,15 @@ def located(path: str | Path) -> Path:
 def read_weights(path: str | Path) -> Weights:
     """Configuration and model tensors; digests are checked.
 
+    Damaged checkpoints of a run are passed over, and that is said.
+
     Raises:
         ConfigError: no such thing there, or damaged.
     """
     found = located(path)
+    if RunDir.holds_run(Path(path)) and found != (newest := checkpoints(Path(path))[-1]):
+        log.warning("%s is damaged (nl checkpoint verify %s says where)", newest, path)
+        log.warning("reading the older checkpoint %s", found)
     if found.suffix == ".safetensors":
         return Weights(found, *load_export(found))
     if is_hf_folder(found):

@@ -170,7 +170,7 @@ def run_tasks(
     total = sum(len(t.test) for i in range(len(tasks)) for t in tasks[: i + 1])
     found: list[Verdict] = []
     state: Any = None
-    with ProgressMeter(f"classes ({memorize})", total) as meter:
+    with ProgressMeter(f"classes ({memorize})", total, "texts") as meter:
         for after, task in enumerate(tasks):
             if memorize == "context":
                 state = memorised(judge, task.train, context, protocol, state)

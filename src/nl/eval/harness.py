@@ -98,7 +98,7 @@ class Answers:
 
     def score(self, items: Sequence[Item]) -> list[tuple[float, bool]]:
         """Total and greedy match per item."""
-        with ProgressMeter(f"log-likelihoods ({self.memorize})", len(items)) as meter:
+        with ProgressMeter(f"log-likelihoods ({self.memorize})", len(items), "answers") as meter:
             judge = scorer(self.model, self.context, self.memorize, meter.advance, self.memory)
             scores = judge.score(items)
         return [(score.total, score.greedy) for score in scores]
@@ -195,7 +195,7 @@ def _generate(
     texts: list[str | None] = [None] * len(asked)
     model, team = judge.model, context.team
     with (
-        ProgressMeter(f"generate ({memorize})", len(asked)) as meter,
+        ProgressMeter(f"generate ({memorize})", len(asked), "prompts") as meter,
         evaluating(model),
         judge.memory.gated(model),
     ):

@@ -135,7 +135,7 @@ def losses_by_token(
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
             items.append(primed(item, item.context + item.continuation, mode, steps))
             owner.append(number)
-    with ProgressMeter(f"long documents ({mode})", len(items)) as meter:
+    with ProgressMeter(f"long documents ({mode})", len(items), "texts") as meter:
         judge = scorer(model, context, mode, meter.advance, memory, whole=True)
         scores = judge.score(items)
     parts: list[list[torch.Tensor]] = [[] for _ in documents]

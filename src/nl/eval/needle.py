@@ -266,7 +266,7 @@ class NeedleTest:
         writing = self.config.scoring == "generate"
         each = 1 if writing else self.config.candidates
         total = sum(len(cell.needles) for cell in cells) * each
-        with ProgressMeter(f"needle ({mode})", total) as meter:
+        with ProgressMeter(f"needle ({mode})", total, "prompts") as meter:
             judge = scorer(model, context, mode, meter.advance, memory)
             for cell in cells:
                 start = time.monotonic()

@@ -156,7 +156,7 @@ def document_losses(
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
             items.append(primed(item, item.context + item.continuation, memorize, steps))
             owner.append(number)
-    with ProgressMeter(f"perplexity ({memorize})", len(items)) as meter:
+    with ProgressMeter(f"perplexity ({memorize})", len(items), "texts") as meter:
         judge = scorer(model, context, memorize, meter.advance, memory, whole=True)
         scores = judge.score(items)
     nats = [0.0] * len(documents)

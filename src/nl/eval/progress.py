@@ -21,10 +21,16 @@ LINE_SECONDS = 5.0
 
 
 class ProgressMeter:
-    """``with ProgressMeter("perplexity", total) as meter: meter.advance(n)``; all on stderr."""
+    """``with ProgressMeter("perplexity", total, "texts") as meter: meter.advance(n)``; on stderr.
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    Args:
+        title: what is measured.
+        total: how many items there are.
+        unit: what they are, in the plural.
+    """
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
         self._start = self._last = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -32,6 +38,7 @@ class ProgressMeter:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TextColumn(unit),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -64,5 +71,6 @@ class ProgressMeter:
             self._last = now
             left = (self.total - self.done) / max(rate, 1e-9)
             get_logger(__name__).info(
-                "%s: %d of %d, %.1f/s, %.0f s left", self.title, self.done, self.total, rate, left
+                "%s: %d of %d %s, %.1f/s, %.0f s left",
+                *(self.title, self.done, self.total, self.unit, rate, left),
             )

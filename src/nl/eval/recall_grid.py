@@ -76,7 +76,7 @@ def measure_recall(
     found = []
     anything: Any = model
     cells = [(m, n, d) for m in grid.memorize for n in grid.lengths for d in grid.depths]
-    with evaluating(model), ProgressMeter("recall", len(cells) * grid.samples) as meter:
+    with evaluating(model), ProgressMeter("recall", len(cells) * grid.samples, "rows") as meter:
         for mode, length, depth in cells:
             for start in range(0, grid.samples, batch_size):
                 numbers = range(start, min(start + batch_size, grid.samples))

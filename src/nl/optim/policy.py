@@ -43,6 +43,8 @@ def apply_policy(objective: nn.Module, policy: Policy, roles: Roles) -> None:
     for name in frozen:
         named[name].requires_grad_(False)
     for word, names in (("trained", named.keys() - frozen), ("frozen", frozen)):
+        if not names:
+            continue
         total = sum(named[name].numel() for name in names)
         inside = sum(named[name].numel() for name in names & memory)
         log.info(

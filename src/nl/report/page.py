@@ -196,7 +196,7 @@ def weight_table(weights: list[Weight]) -> Table:
         line += [Cell(figure(v, 3) + "!" * bool(note), sort_key(v), note, True) for v in values]
         cells.append(line)
     total = sum(one.count for one in weights)
-    note = f"{len(weights)} tensors, {total} numbers, of the newest checkpoint."
+    note = f"{len(weights)} tensors, {total:,} numbers, of the newest checkpoint."
     return Table("parameters", "parameters", head, cells, numbers, note)
 
 
@@ -209,13 +209,20 @@ def raw_files(frame: RunFrame, place: Path) -> list[tuple[str, str]]:
     home = frame.directory
     found = [home / name for name in (*RAW, "metrics.jsonl", "evals.jsonl")]
     found += sorted((home / "logs").glob("rank_*.log"))
-    found += sorted((home / "artifacts" / "evals").rglob("*.json*"))
+    evals = home / "artifacts" / "evals"
+    visible = (file for file in evals.rglob("*.json*") if not _hidden(file.relative_to(evals)))
+    found += sorted(visible)
     found += [path] if (path := newest_weights(home)) else []
     return [
         (file.relative_to(home).as_posix(), Path(os.path.relpath(file, place)).as_posix())
         for file in found
         if file.is_file()
     ]
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a file, or a folder it is in, is one that listings leave out (caches)."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def picture(item: Figure, output: Path) -> Picture:

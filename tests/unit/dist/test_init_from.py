@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import hashlib
 import json
 from pathlib import Path
@@ -127,6 +129,26 @@ def test_what_is_not_there_or_damaged_is_refused(first: Path, tmp_path: Path) ->
         trained(tmp_path / "run", f"init_from={damaged}")
     with pytest.raises(ConfigError, match="init_changes: .* they are about init_from"):
         trained(tmp_path / "run", "init_changes=[dim]")
+
+
+def test_a_damaged_checkpoint_is_not_passed_over_in_silence(
+    first: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("nl"), "propagate", True)
+    run = shutil.copytree(first, tmp_path / "run")
+    older = run / "checkpoints" / "step_000003"
+    load_run(run)
+    assert "damaged" not in caplog.text
+    newer = shutil.copytree(older, run / "checkpoints" / "step_000004")
+    data = bytearray((newer / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (newer / "model.safetensors").write_bytes(bytes(data))
+    load_run(run)
+    assert f"{newer} is damaged (nl checkpoint verify {run} says where)" in caplog.text
+    assert f"reading the older checkpoint {older}" in caplog.text
 
 
 def test_a_resumed_run_goes_on_from_its_own_checkpoint(first: Path, tmp_path: Path) -> None:

@@ -163,6 +163,16 @@ def test_a_run_with_nothing_yet_still_has_a_page(tmp_path: Path) -> None:
     assert "No training metrics yet" in text
 
 
+def test_caches_are_not_among_the_files(full_run: Path) -> None:
+    evals = full_run / "artifacts" / "evals"
+    for name in ("tasks/.cache/info.json", "tasks/seen.json"):
+        (evals / name).parent.mkdir(parents=True, exist_ok=True)
+        (evals / name).write_text("{}")
+    text = write_report(full_run).read_text()
+    assert "artifacts/evals/tasks/seen.json" in text
+    assert ".cache" not in text
+
+
 def test_classification_metrics_become_validation_curves(tmp_path: Path) -> None:
     rows = [
         {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step}

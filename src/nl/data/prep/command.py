@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -11,21 +12,35 @@ from nl.config import ConfigError
 LOG = logging.getLogger("nl.data")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the work as Ctrl-C does: workers too, files whole or absent."""
+
+
+def _terminated(*_: object) -> None:
+    raise _Terminated
+
+
 def run(main: Callable[[], None]) -> int:
-    """Run a script's work; the exit code is 2 after a complaint that the user can mend."""
+    """Run a script's work.
+
+    Returns:
+        0; 2 after a complaint that the user can mend; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("stopped; the same command goes on from what is finished\n")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     finally:
+        signal.signal(signal.SIGTERM, before)
         LOG.removeHandler(handler)
     return 0

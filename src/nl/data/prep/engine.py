@@ -321,7 +321,7 @@ def _progress(stage: str, folder: Path, tasks: int, sizes: Sequence[int]) -> Ite
         ranks = _finished(folder)
         done, seconds = sum(weights[r] for r in ranks), time.perf_counter() - start
         rate = (done - before) / seconds
-        left = f"{(sum(weights) - done) / rate:.0f} s left" if rate else "no rate yet"
+        left = f"{(sum(weights) - done) / rate:.0f} s left" if rate else f"{seconds:.0f} s so far"
         speed = f"{done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s, " if sizes else ""
         LOG.info("%s: %d of %d parts, %s%s", stage, len(ranks), tasks, speed, left)
 

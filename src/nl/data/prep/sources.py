@@ -189,7 +189,7 @@ def check_any(source: Source, tally: Tally) -> None:
     if tally.documents:
         return
     if not tally.read:
-        where = source.data_files or source.local or source.dataset
+        where = ", ".join(source.paths) or source.dataset
         raise ConfigError(f"{source.name}: no records at all in {where}; are its files empty?")
     if tally.labels:
         known = ", ".join(f"{label} ({n:,})" for label, n in sorted(tally.labels.items()))

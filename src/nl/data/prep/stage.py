@@ -22,7 +22,7 @@ from typing import Any
 
 from nl.config import ConfigError, unstructure
 from nl.data.documents import SCHEMA, SPLITS, UNDIVIDED, CorpusManifest, TextFile
-from nl.data.files import move_into, write_json
+from nl.data.files import move_into, reason, write_json
 from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor, run_tasks
 
@@ -263,7 +263,7 @@ def alone(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / ".lock").open("w")
     except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror}).") from error
+        raise ConfigError(f"{output}: cannot be written ({reason(error)}).") from error
     with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +89,14 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert run(complain) == 2
+    before = signal.getsignal(signal.SIGTERM)
     assert run(interrupt) == 130
+    assert run(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
     assert run(lambda: logging.getLogger("nl.data").info("progress")) == 0
     errors = capsys.readouterr().err.splitlines()
     assert errors[0] == "error: path: 3; must be 4."
+    assert errors[1:3] == ["stopped; the same command goes on from what is finished"] * 2
     assert errors[-1] == "progress"
     with pytest.raises(ZeroDivisionError):
         run(lambda: print(1 / 0))

@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_text_is_read(tmp_p
     (tmp_path / "file").write_text("")
     source = Source(name="d", dataset="json", data_files=str(tmp_path / "none.jsonl"))
     domain = Domain("d", lambda: pytest.fail("the text was read"), [asdict(source)])
-    with pytest.raises(ConfigError, match="file: cannot be written"):
+    with pytest.raises(ConfigError, match="file is a file, not a directory"):
         train_on([domain], tmp_path / "file", TokenizerOptions(vocab_size=300))
     with pytest.raises(ConfigError, match="/dev/full: is no regular file"):
         train_on([domain], tmp_path, TokenizerOptions(vocab_size=300), Path("/dev/full"))
