@@ -17,18 +17,19 @@ from nl.cli_talk import add_talk
 from nl.config import ConfigError
 from nl.config.registry import unknown
 from nl.core.logs import setup_logging
+from nl.core.stopped import stopped_code, terminable
 from nl.run.ending import leave
 from nl.run.files import RunError
 
 USAGE = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C.
+        0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C, 143
+        after SIGTERM where the command takes it so.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return INTERRUPTED
+        return stopped_code(stop)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -138,7 +139,8 @@ def add_eval(commands: Commands) -> None:
     def run(options: argparse.Namespace) -> int:
         from nl.cli_model import evaluate
 
-        return evaluate(options)
+        with terminable():
+            return evaluate(options)
 
     example = "nl eval runs/pilot_smoke/<run> --suite perplexity needle --set needle.samples=4"
     parser = add_command(commands, "eval", "measure saved weights", example, run)

@@ -16,6 +16,7 @@ from nl.config import ConfigError, structure, unstructure
 from nl.config.hydra import compose, config_dir, load_config, run_config
 from nl.config.run import RunConfig, config_hash
 from nl.core.logs import setup_logging
+from nl.core.stopped import stopped_code, terminable
 from nl.run.directory import RunDir
 from nl.run.discover import newest_valid, step_of
 from nl.run.files import RunError, writable_folder
@@ -104,19 +105,24 @@ def memorize_modes(options: argparse.Namespace) -> list[Memorize]:
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Run a script's work; 2 after a complaint that the user can mend, 130 after Ctrl-C."""
+    """Run a script's work.
+
+    Returns:
+        0; 2 after a complaint that the user can mend; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     rank = os.environ.get("RANK", "0")
     setup_logging(int(rank) if rank.isdigit() else 0)
     try:
-        work()
+        with terminable():
+            work()
     except (ConfigError, RunError) as error:
         from nl.dist.meeting import tell
 
         tell(f"error: {error}", error)
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("stopped before its result was written; the same command begins again\n")
+        return stopped_code(stop)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,8 @@ def test_a_line_says_of_what_how_fast_and_how_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = iter((0.0, 4.0, 10.0))
-    monkeypatch.setattr("nl.eval.progress.time.monotonic", lambda: next(now))
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr("nl.eval.progress.time", clock)
     monkeypatch.setattr(logging.getLogger("nl"), "propagate", True)
     caplog.set_level(logging.INFO, "nl")
     with ProgressMeter("needle (off)", 50, "prompts") as meter:

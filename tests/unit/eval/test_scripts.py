@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from nl.assembly import build_objective
+from nl.cli_measure import guarded
 from nl.config import structure
 from tests.unit.eval.scripted import ROOT, call, text
 
@@ -133,6 +135,15 @@ def test_refusals_exit_with_2_and_write_nothing(
     assert f"error: {words}" in errors or words in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_stopped_script_says_so_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = "stopped before its result was written; the same command begins again\n"
+    assert capsys.readouterr().err == 2 * said
 
 
 def test_flags_say_which_memories_write(

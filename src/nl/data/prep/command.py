@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable
 
 from nl.config import ConfigError
+from nl.core.stopped import stopped_code, terminable
 
 LOG = logging.getLogger("nl.data")
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends the work as Ctrl-C does: workers too, files whole or absent."""
-
-
-def _terminated(*_: object) -> None:
-    raise _Terminated
 
 
 def run(main: Callable[[], None]) -> int:
@@ -31,16 +23,15 @@ def run(main: Callable[[], None]) -> int:
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        main()
+        with terminable():
+            main()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt as stop:
         sys.stderr.write("stopped; the same command goes on from what is finished\n")
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+        return stopped_code(stop)
     finally:
-        signal.signal(signal.SIGTERM, before)
         LOG.removeHandler(handler)
     return 0
