@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -65,3 +67,21 @@ def test_a_small_planting_is_found(
         assert row["wrong"].get("clean", 0) <= 1
     assert {row["split"] for row in result["leaks"]} == {"val", "test"}
     assert all(row["near"] == 0 for row in result["leaks"])
+
+
+def test_the_memory_of_what_a_stage_starts_is_seen() -> None:
+    """A process of a process, with its peak."""
+    load("data_chain")
+    memory = load("data_memory")
+    inner = "import sys; x = bytearray(64 << 20); print(len(x), flush=True); sys.stdin.read()"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    command = [sys.executable, "-c", outer]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == [b"67108864"]
+        found = [memory.peak(pid) for pid in memory.below(process.pid)]
+        assert len(found) == 1
+        assert found[0] > 64 << 10 > memory.peak(process.pid)
+        assert process.pid in memory.below(os.getpid())
+        process.communicate(timeout=30)
+    assert memory.peak(process.pid) == 0
