@@ -1,8 +1,9 @@
 """K ergodic components at equal tokens: what losses per token of finished sweeps say.
 
-Reads sweeps of configs/sweep/ergodic_study.yaml (or ergodic_synthetic.yaml), ergodic_switching.yaml
-and ergodic_k.yaml, and writes the page with figures and CSV; missing runs are listed. Without
---report-only the first two are run before. Sweeps whose runs differ in budget are refused.
+Reads sweeps of configs/sweep/ergodic_study.yaml (or ergodic_synthetic.yaml), ergodic_k.yaml, its
+control ergodic_k_permuted.yaml and ergodic_switching.yaml, and writes the page with figures and
+CSV; missing runs are listed. Without --report-only the first and the last are run before. Sweeps
+whose runs differ in budget are refused.
 
 Example: python benchmarks/ergodic.py --report-only
 """
@@ -278,11 +279,22 @@ def real_block(sweep: Sweep, page: Path, block: str) -> list[str]:
     return lines
 
 
+def control_part(sweep: Sweep) -> list[str]:
+    """The same sets with permuted labels."""
+    lines = ["### Control: labels permuted over documents", ""]
+    if not sweep.runs:
+        return [*lines, "No run of this sweep is finished.", ""]
+    read.equal_budgets(sweep.runs)
+    lines += [f"{read.runs_line(sweep)}.", "", *read.missing_lines(sweep)]
+    return [*lines, *(x for block in sweep.blocks for x in real.control(sweep, block))]
+
+
 def page(args: argparse.Namespace) -> list[str]:
     """The lines of the page; figures are written next to it."""
     mixture = read.read(args.root / "ergodic_synthetic", "floor")
     switching = read.read(args.root / "ergodic_switching", "floor")
     text = read.read(args.root / "ergodic_k", "windows")
+    shuffled = read.read(args.root / "ergodic_k_permuted", "windows", labels="permuted")
     return [
         "# Ergodic components at equal tokens",
         "",
@@ -297,6 +309,7 @@ def page(args: argparse.Namespace) -> list[str]:
         "## Real text: all subsets of five components",
         "",
         *real_part(text, args.output),
+        *control_part(shuffled),
     ]
 
 

@@ -73,11 +73,11 @@ class Sweep:
         return [run for run in self.runs if run.block == block]
 
 
-def read(root: Path, evaluator: str) -> Sweep:
+def read(root: Path, evaluator: str, labels: str = "observed") -> Sweep:
     """The runs of a sweep; those without losses per token are missing.
 
     Raises:
-        ConfigError: a file of losses is broken.
+        ConfigError: a file of losses is broken, or of documents with other labels.
     """
     path = root / "results.jsonl"
     if not path.is_file():
@@ -92,6 +92,10 @@ def read(root: Path, evaluator: str) -> Sweep:
         else:
             state = str(row["status"])
             missing.append((name, "no losses per token" if state == "done" else state))
+    for run in runs:
+        own = run.losses["on"]
+        found = own.more.get("labels", "observed")
+        require(found == labels, f"{own.source}: stream.labels: {found}; {labels} wanted here.")
     return Sweep(tuple(runs), tuple(missing))
 
 

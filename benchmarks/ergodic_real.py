@@ -266,3 +266,27 @@ def power_row(runs: Sequence[Run]) -> list[str] | None:
         *(str(last.k), str(len(full.nll)), f"{needed.effect:.4f}", f"{needed.deviation:.3f}"),
         *(f"{needed.paired_deviation:.3f}", f"{needed.unpaired:,}", f"{needed.paired:,}"),
     ]
+
+
+def control(sweep: Sweep, block: str) -> list[str]:
+    """dXE of runs whose documents have permuted labels, with what it says."""
+    mine = read.table(sweep.of(block)).mean()
+    lines, off = [], []
+    for k in sorted({run.k for run in sweep.of(block)} - {1}):
+        if not baselines(mine.subsets, k):
+            continue
+        apart = estimate(mine, difference(k), repeats=DRAWS)
+        runs = [run for run in sweep.of(block) if run.k == k]
+        lines.append([str(k), read.seeds_of(apart, runs), told(apart), read.sign_of(apart)])
+        off += [] if read.sign_of(apart) == "undecided" else [str(k)]
+    if not lines:
+        return ["No K has runs of its components alone.", ""]
+    seed = sweep.runs[0].losses["on"].more["label_seed"]
+    verdict = f"K = {', '.join(off)} is not what no effect gives" if off else "every one meets zero"
+    return [
+        f"`stream.labels=permuted`, `stream.label_seed={seed}`: documents keep their text and get "
+        "the labels of others, in training and here, so that components differ in nothing.",
+        *study.table(["K", "runs", "dXE [CI]", "of zero"], lines),
+        f"Of these intervals {verdict}.",
+        "",
+    ]

@@ -138,7 +138,7 @@ def switching_sweep(root: Path, simulated: ModuleType) -> None:
     results(root, [(f"slow/seed_{seed}", "slow") for seed in range(3)])
 
 
-def real_sweep(root: Path, simulated: ModuleType) -> None:
+def real_sweep(root: Path, simulated: ModuleType, **labels: Any) -> None:
     world = simulated.World(positions=99, windows=2, seeds=1, token=1.0, seed=0.0)
     rows = []
     for losses in world.runs(np.random.default_rng(1)):
@@ -148,7 +148,7 @@ def real_sweep(root: Path, simulated: ModuleType) -> None:
         path = keep(root / name, "windows", {})
         sized = replace(losses, counted={"bytes": np.full(losses.nll.shape, 4)})
         budget = dict.fromkeys(losses.trained_on, 60 // len(losses.subset))
-        simulated.write(path, sized, budget=budget)
+        simulated.write(path, sized, budget=budget, **labels)
     results(root, rows)
 
 
@@ -174,9 +174,13 @@ def test_page_of_all_three_sweeps(
     synthetic_sweep(tmp_path / "ergodic_synthetic", simulated)
     switching_sweep(tmp_path / "ergodic_switching", simulated)
     real_sweep(tmp_path / "ergodic_k", simulated)
+    real_sweep(tmp_path / "ergodic_k_permuted", simulated, labels="permuted", label_seed=3)
     code, page = written(ergodic, tmp_path, monkeypatch)
-    text = page.read_text()
+    text, control = page.read_text().split("### Control: labels permuted")
     assert code == 0
+    assert "`stream.labels=permuted`, `stream.label_seed=3`" in control
+    plain = next(line for line in text.splitlines() if line.startswith("| 3 | 1 | 1 (too few"))
+    assert line_of(control, "| 3 | 1 (too few")[2] == plain.strip("|").split("|")[6].strip()
     assert "**Missing runs (1):** 1 of `k3_slow` (missing)." in text
     # dXE: own_kl is kl + price, both means over 40 positions; K = 3 against 1 on component a.
     t = np.arange(POSITIONS)
@@ -234,9 +238,22 @@ def test_unequal_budgets_are_refused(
     assert "10 steps, 999 tokens, None windows: 1 runs" in told
 
 
+def test_permuted_labels_are_no_study(
+    ergodic: ModuleType,
+    simulated: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real_sweep(tmp_path / "ergodic_k", simulated, labels="permuted", label_seed=3)
+    code, page = written(ergodic, tmp_path, monkeypatch)
+    assert (code, page.exists()) == (2, False)
+    assert "stream.labels: permuted; observed wanted here" in capsys.readouterr().err
+
+
 def test_page_without_runs(
     ergodic: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, page = written(ergodic, tmp_path, monkeypatch)
     assert code == 0
-    assert page.read_text().count("is finished.") == 3
+    assert page.read_text().count("is finished.") == 4
