@@ -150,7 +150,7 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
 
 def _of(key: str, evaluator: Any, line: str) -> str:
     """A complaint under an evaluator's key; one about a file, say, names no field of it."""
-    word = line.partition(":")[0].partition(",")[0]
+    word = line.partition(":")[0].partition(",")[0].partition(".")[0]
     return f"{key}.{line}" if hasattr(evaluator, word) else f"{key}: {line}"
 
 
