@@ -287,6 +287,8 @@ def control(sweep: Sweep, block: str) -> list[str]:
         f"`stream.labels=permuted`, `stream.label_seed={seed}`: documents keep their text and get "
         "the labels of others, in training and here, so that components differ in nothing.",
         *study.table(["K", "runs", "dXE [CI]", "of zero"], lines),
-        f"Of these intervals {verdict}.",
+        f"Of these intervals {verdict}. They are over documents alone: another permutation or seed "
+        "may fall elsewhere. With the labels of the data the same sets rise or fall as the table "
+        "of the study says; what these lack of that is of components.",
         "",
     ]
