@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nl.cli_measure import check_output, load, memorize_modes, memory_settings
 from nl.config import ConfigError, structure, unstructure
-from nl.config.hydra import compose, load_config, run_config
+from nl.config.hydra import compose, file_hash, load_config, run_config
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
 from nl.run.files import write_json
@@ -169,7 +169,7 @@ def train(plan: ContinualPlan, one: Trained, options: argparse.Namespace) -> Pat
     place = (f"run.root={options.root}", f"name={one.name}", "resume=auto")
     told = [*one.overrides, *place]
     run = run_config(compose(plan.config, told))
-    known = newest_run(Path(options.root) / one.name, config_hash(run))
+    known = newest_run(Path(options.root) / one.name, config_hash(run), file_hash)
     if known is not None and known.finished():
         return known.path
     if options.report_only:
@@ -179,7 +179,7 @@ def train(plan: ContinualPlan, one: Trained, options: argparse.Namespace) -> Pat
         with arguments(told):
             return launch(run)
     finally:
-        known = newest_run(Path(options.root) / one.name, config_hash(run))
+        known = newest_run(Path(options.root) / one.name, config_hash(run), file_hash)
         if known is not None:
             seconds = (spent(known.path) or 0.0) + time.process_time() - start
             write_json(usage(known.path), {"cpu_seconds": seconds})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 import nl
 from nl.config import ConfigError
@@ -125,6 +127,13 @@ def test_auto_finds_the_run_of_this_configuration(
     assert capsys.readouterr().err.count("no run of this configuration") == 2
     assert run() == first
     assert f"resume=auto: continuing {first}" in capsys.readouterr().err
+    # As if the run were of before a key existed, and its hash another.
+    data, meta = (first / "config.yaml", first / "meta.json")
+    older = yaml.safe_load(data.read_text())
+    del older["train"]["watchdog"]
+    data.write_text(yaml.safe_dump(older))
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"config_hash": "0" * 12}))
+    assert run() == first
     assert run(resume="none") not in (first, other)
 
 

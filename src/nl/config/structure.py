@@ -178,7 +178,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        why = error.strerror or error
+        file = next((place for place in (path, *path.parents) if place.is_file()), None)
+        if file and isinstance(error, FileExistsError | NotADirectoryError):
+            why = f"{file} is a file, not a directory"
+        raise ConfigError(f"{path}: cannot be written ({why}).") from error
 
 
 def flat(data: Any, path: str = "") -> dict[str, Any]:

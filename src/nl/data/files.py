@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 
 BLOCK = 1 << 20
 
@@ -50,13 +50,6 @@ def _check_regular(path: Path) -> None:
         raise ConfigError(f"{path}: is no regular file; choose another name.")
 
 
-def reason(error: OSError) -> str:
-    """Why something cannot be written, in words that say what to look at."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file, not a directory"
-    return str(error.strerror or error)
-
-
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data`` in one step: readers see the old file or the new one.
 
@@ -64,20 +57,19 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         ConfigError: the directory cannot be written, or the name is that of no regular file.
     """
     _check_regular(path)
-    name = ""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        if name:
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except OSError:
             Path(name).unlink(missing_ok=True)
-        raise ConfigError(f"{path}: cannot be written ({reason(error)}).") from error
+            raise
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -106,11 +98,9 @@ def staging(parent: Path) -> Iterator[Path]:
     Raises:
         ConfigError: ``parent`` cannot be written.
     """
-    try:
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
-    except OSError as error:
-        raise ConfigError(f"{parent}: cannot be written ({reason(error)}).") from error
     try:
         yield folder
     finally:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.core.state import flatten, to, unflatten
 from nl.dist.serial import load_tensors, save_tensors
 from nl.run.files import fsync_dir, fsync_file
@@ -49,12 +49,11 @@ def save_state(path: str | Path, state: Any, facts: Mapping[str, Any] | None = N
     metadata = {"format": FORMAT, "state": text, "digest": _digest(named, text)}
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        save_tensors(temporary, named, metadata)
-        fsync_file(temporary)
-        temporary.replace(path)
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        with writing(path):
+            save_tensors(temporary, named, metadata)
+            fsync_file(temporary)
+            temporary.replace(path)
+            fsync_dir(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nl.run.directory import RunDir
@@ -84,13 +84,27 @@ def _started(run: RunDir) -> float:
     return float(started) if isinstance(started, (int, float)) else 0.0
 
 
-def newest_run(root: Path, config_hash: str) -> RunDir | None:
+Rehash = Callable[[Path], str | None]
+"""``config.yaml`` -> the hash it has with today's keys; None where it cannot be read."""
+
+
+def newest_run(root: Path, config_hash: str, rehash: Rehash) -> RunDir | None:
     """The newest run of this configuration hash at or below ``root``."""
-    for run in reversed(find_runs(root)):
-        try:
-            meta = read_json(run.meta)
-        except RunError:
-            continue
-        if isinstance(meta, dict) and meta.get("config_hash") == config_hash:
-            return run
-    return None
+    return next((run for run in reversed(find_runs(root)) if is_of(run, config_hash, rehash)), None)
+
+
+def is_of(run: RunDir, config_hash: str, rehash: Rehash) -> bool:
+    """Whether a run is of the configuration with this hash.
+
+    It may have been made before a key existed: then its ``config.yaml`` says, read with today's.
+    """
+    return written_hash(run) == config_hash or rehash(run.config) == config_hash
+
+
+def written_hash(run: RunDir) -> str | None:
+    """The hash that a run was begun with."""
+    try:
+        meta = read_json(run.meta)
+    except RunError:
+        return None
+    return meta.get("config_hash") if isinstance(meta, dict) else None

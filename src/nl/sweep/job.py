@@ -13,6 +13,7 @@ from typing import Any
 
 from nl.config.hydra import file_hash
 from nl.run import RunDir, RunError
+from nl.run.discover import is_of, written_hash
 from nl.run.files import read_json, write_json
 
 GRACE = 120.0
@@ -81,18 +82,10 @@ class Job:
         The run that stands here may have been made before a key existed: then its ``config.yaml``
         says, read with today's keys.
         """
-        if code == self.config_hash:
-            return True
-        known = code is not None and code == self.written()
-        return known and file_hash(self.home / "config.yaml") == self.config_hash
-
-    def written(self) -> str | None:
-        """The hash that the run here was begun with."""
-        try:
-            meta = read_json(self.home / "meta.json")
-        except RunError:
-            return None
-        return meta.get("config_hash") if isinstance(meta, dict) else None
+        if code is None or code == self.config_hash:
+            return code is not None
+        run = RunDir(self.home)
+        return code == written_hash(run) and is_of(run, self.config_hash, file_hash)
 
     def note_end(self, code: int, cpu: float | None) -> None:
         """An attempt has ended; its CPU seconds join those of the attempts before it."""
@@ -119,7 +112,7 @@ def standing(job: Job) -> str:
         return "failed" if job.attempts()["failures"] else "missing"
     run = RunDir.open(job.home)
     failed = job.attempts()["failures"] > 0
-    if not job.means(job.written()):
+    if not is_of(run, job.config_hash, file_hash):
         return "failed" if failed else "other"
     if run.finished():
         return "done"
@@ -141,7 +134,7 @@ def _held(home: Path) -> bool:
 
 def set_aside(job: Job) -> Path:
     """Make room for a job: move the run that stands in its place out of the way."""
-    stem, n = f"{job.home.name}.was-{job.written() or 'unknown'}", 1
+    stem, n = f"{job.home.name}.was-{written_hash(RunDir(job.home)) or 'unknown'}", 1
     place = job.home.with_name(stem)
     while place.exists():
         n += 1

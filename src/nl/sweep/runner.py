@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from nl.config import writing
 from nl.run import RunDir, RunError
 from nl.sweep.job import GRACE, REFUSED, Job, progress_of, set_aside, standing
 from nl.sweep.results import Row, append_row, row_of, write_progress
@@ -26,11 +27,9 @@ class Lock:
     """One scheduler per sweep directory, until its process ends."""
 
     def __init__(self, root: Path) -> None:
-        try:
+        with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             self.file: IO[str] = (root / "lock").open("a+")
-        except OSError as error:
-            raise RunError(f"{root}: cannot be written ({error.strerror}).") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

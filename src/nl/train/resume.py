@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nl.config import ConfigError, flat, unstructure
-from nl.config.hydra import load_config, run_config
+from nl.config.hydra import file_hash, load_config, run_config
 from nl.config.run import NOT_HASHED, WATCHING, RunConfig, config_hash
 from nl.core.logs import get_logger
 from nl.run.directory import RunDir
@@ -62,7 +62,7 @@ def _auto(run: RunConfig) -> Resume | None:
         log.info("resume=auto: %s", f"continuing {path}" if found else f"no run in {path} yet")
     else:
         root, code = Path(run.run.root) / run.name, config_hash(run)
-        newest = newest_run(root, code)
+        newest = newest_run(root, code, file_hash)
         found = newest.path if newest is not None else None
         what = (
             f"continuing {found}" if found else f"no run of this configuration ({code}) in {root}"

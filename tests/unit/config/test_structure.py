@@ -13,7 +13,7 @@ from nl.config import ConfigError, writing
 def test_what_cannot_be_written_is_a_config_error_and_other_errors_are_not(tmp_path: Path) -> None:
     place = tmp_path / "file" / "page.html"
     place.parent.write_text("")
-    said = re.escape(f"{place}: cannot be written (Not a directory).")
+    said = re.escape(f"{place}: cannot be written ({place.parent} is a file, not a directory).")
     with pytest.raises(ConfigError, match=said), writing(place):
         place.write_text("x")
     with pytest.raises(ConfigError, match=r"cannot be written \(a full disk\)"), writing(place):

@@ -114,10 +114,17 @@ def test_runs_are_found_by_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "x" / "other").mkdir()
     assert [run.path for run in find_runs(tmp_path)] == [early.path, late.path]
     assert find_runs(tmp_path / "nowhere") == []
-    found = newest_run(tmp_path, "a" * 12)
+
+    def unread(path: Path) -> None:
+        """No ``config.yaml`` says another hash than was written."""
+
+    found = newest_run(tmp_path, "a" * 12, unread)
     assert found is not None
     assert found.path == early.path
-    assert newest_run(tmp_path, "c" * 12) is None
+    assert newest_run(tmp_path, "c" * 12, unread) is None
+    again = newest_run(tmp_path, "c" * 12, lambda path: "c" * 12 if path == late.config else None)
+    assert again is not None
+    assert again.path == late.path
 
 
 def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:

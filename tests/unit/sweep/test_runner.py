@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import nl.assembly  # noqa: F401 - kinds
-from nl.config import unstructure
+from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, run_config
 from nl.config.run import config_hash
 from nl.run import RunError
@@ -156,7 +156,7 @@ def test_two_schedulers_do_not_share_a_directory(tmp_path: Path) -> None:
     lock.release()
     Lock(tmp_path / "s").release()
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="file: cannot be written"):
+    with pytest.raises(ConfigError, match="file: cannot be written"):
         Lock(tmp_path / "file")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nl.config import ConfigError
+from nl.config import ConfigError, writing
 from nl.data.documents import Document, TextFile, jsonl_line, read_corpus, read_jsonl
 from nl.data.files import sha256_file
 
@@ -79,11 +79,9 @@ class PartWriter:
         self._target = work / "out" / file
         self._file = file
         scratch = work / "tmp"
-        try:
+        with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             handle, self._name = tempfile.mkstemp(dir=scratch)
-        except OSError as error:
-            raise ConfigError(f"{scratch}: cannot be written ({error.strerror}).") from error
         self._out = os.fdopen(handle, "wb")
         self._digest = hashlib.sha256()
         self._documents = self._bytes = 0

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError, unstructure
+from nl.config import ConfigError, unstructure, writing
 from nl.data.documents import SCHEMA, SPLITS, UNDIVIDED, CorpusManifest, TextFile
-from nl.data.files import move_into, reason, write_json
+from nl.data.files import move_into, write_json
 from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor, run_tasks
 
@@ -259,11 +259,9 @@ def told(output: Path, log: Mapping[str, Any], done: bool, *, dry: bool = False)
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
     """One process at a time works on an output directory; a killed one leaves no lock."""
-    try:
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({reason(error)}).") from error
     with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
