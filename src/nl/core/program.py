@@ -19,11 +19,12 @@ from nl.core.logs import get_logger
 
 log = get_logger(__name__)
 
-TOKEN_MULTIPLE = 16
+TOKEN_MULTIPLE = 8
 """Calls with another number of tokens run as they are: pieces of chunks come in all sizes."""
 MAX_VARIANTS = 16
 """Compiled forms of one program (sizes, dtypes, layouts); further ones run as they are."""
 
+PIECES = "train.compile: %s runs uncompiled on %d tokens: only multiples of %d are compiled"
 FULL = "train.compile: %s has %d compiled forms; calls of other sizes run uncompiled"
 
 _backend: str | None = None
@@ -60,13 +61,18 @@ class Program:
         self.function = function
         self.variants: set[Any] = set()
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self._full = False
+        self._full = self._pieces = False
 
     def __call__(self, spec: Any, *tensors: Tensor | None, tokens: int) -> Any:
         """Run; ``tokens`` is how many there are."""
         if torch.compiler.is_compiling() or _backend is None:
             return self.function(spec, *tensors)
-        if tokens % TOKEN_MULTIPLE or not self._allowed(_backend, spec, tensors):
+        if tokens % TOKEN_MULTIPLE:
+            if not self._pieces:
+                log.warning(PIECES, self.function.__qualname__, tokens, TOKEN_MULTIPLE)
+            self._pieces = True
+            return self.function(spec, *tensors)
+        if not self._allowed(_backend, spec, tensors):
             return self.function(spec, *tensors)
         if _backend not in self._compiled:
             self._compiled[_backend] = torch.compile(

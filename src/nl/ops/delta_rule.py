@@ -101,6 +101,7 @@ class _UnitLowerInverse(torch.autograd.Function):
         size = padded = strict.shape[-1]
         if size > _DIRECT_SIZE:
             padded = _DIRECT_SIZE << ((size - 1) // _DIRECT_SIZE).bit_length()
+        if padded > size:  # a pad of nothing still copies
             strict = pad(strict, (0, padded - size, 0, padded - size))
         inverse = _inverse_by_halves(strict)[..., :size, :size]
         ctx.save_for_backward(inverse)

@@ -18,9 +18,7 @@ def leave(code: int) -> NoReturn:
 
     Python is not taken down: with torch imported that takes a second or more.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python: wakes idle pools, then joins
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError):  # closed before

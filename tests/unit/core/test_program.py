@@ -36,12 +36,19 @@ def test_a_program_runs_as_it_is_unless_compilation_is_on() -> None:
     assert set_compiled(None) is None
 
 
-def test_only_whole_multiples_of_tokens_are_compiled() -> None:
+def test_only_whole_multiples_of_tokens_are_compiled_and_the_rest_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(program.log, "warning", lambda text, *args: lines.append(text % args))
     twice = doubled()
     with compiled("aot_eager"):
-        for tokens in (1, 15, 17, 40):
+        for tokens in (12, 1, 15, 17):
             twice(2.0, torch.ones(2, tokens), None, tokens=tokens)
     assert not twice.variants
+    assert len(lines) == 1
+    assert "train.compile" in lines[0]
+    assert "12 tokens: only multiples of 8" in lines[0]
 
 
 def test_what_needs_a_gradient_is_left_to_autograd() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 RANK = """
 import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from nl.dist import leaving as module
 
@@ -19,6 +20,8 @@ atexit.register(lambda: print("registered"))
 late = lambda: (time.sleep(0.3), print("thread"))
 threading.Thread(target=late).start()
 threading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()
+pool = ThreadPoolExecutor(1)
+pool.submit(int)  # its thread then waits for work
 
 
 class Last:
