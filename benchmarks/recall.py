@@ -1,8 +1,8 @@
 """Does it recall? Every block on associative recall, equal parameters, several seeds.
 
-Trains each cell through train.py (finished runs are kept), then writes the page, and next to it
-the curves as SVG and CSV, from the run directories. The inner width of every block is chosen so
-that all have as many parameters as the transformer.
+Trains each cell through train.py, gathers the finished runs into a CSV file next to the page (what
+is in it is not trained again), and from that writes the page, with the curves as SVG and CSV. The
+inner width of every block is chosen so that all have as many parameters as the transformer.
 
 Example: python benchmarks/recall.py --pairs 8 --steps 400 --seeds 3
 """
@@ -13,12 +13,14 @@ import argparse
 import itertools
 import statistics
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import study
+from recall_runs import Key, Line, gathered, read, write
 
 from nl.config import ConfigError
-from nl.report.figures import Figure, Line
+from nl.report import figures
+from nl.report.figures import Figure
 
 REFERENCE = "transformer"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -33,16 +35,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """Changes of hope_selfmod, one at a time."""
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """P pairs, trained for some steps."""
 
     pairs: int
     steps: int
-
-    def name(self, label: str, seed: int) -> str:
-        """The directory of one run."""
-        return f"{label}-p{self.pairs}-n{self.steps}-s{seed}"
 
     @property
     def experiment(self) -> str:
@@ -62,74 +59,69 @@ def overrides(label: str, task: Task) -> tuple[str, ...]:
         return chosen
 
 
-def cell(label: str, task: Task, seed: int) -> study.Cell:
+def cell(key: Key) -> study.Cell:
     """One run."""
-    told = (f"train.steps={task.steps}", f"seed={seed}", "checkpoint.export=false")
-    return study.Cell(task.name(label, seed), (*overrides(label, task), *told))
+    told = (f"train.steps={key.steps}", f"seed={key.seed}", "checkpoint.export=false")
+    return study.Cell(key.name, (*overrides(key.label, Task(key.pairs, key.steps)), *told))
 
 
-def curves(
-    args: argparse.Namespace, label: str, task: Task
-) -> dict[int, tuple[list[float], list[float]]]:
-    """Validation accuracy over steps of the finished runs, by seed."""
-    names = {seed: task.name(label, seed) for seed in range(args.seeds)}
-    return {
-        seed: study.curve(args.root, name, "accuracy", split="val")
-        for seed, name in names.items()
-        if study.result(args.root, name) is not None
-    }
+def of_label(lines: dict[Key, Line], label: str, task: Task) -> list[Line]:
+    """The runs of one row, by seed."""
+    return [lines[key] for key in sorted(lines) if key[:3] == (label, *task)]
 
 
-def rows(args: argparse.Namespace, task: Task) -> list[str]:
+def rows(args: argparse.Namespace, lines: dict[Key, Line], task: Task) -> list[str]:
     """One row per label with finished runs, best first."""
-    lines = []
+    table = []
     for label in args.labels:
-        found = curves(args, label, task)
+        found = of_label(lines, label, task)
         if not found:
             continue
-        some = study.result(args.root, task.name(label, next(iter(found))))
-        ends = [accuracy[-1] for _, accuracy in found.values()]
-        half = [
-            next((f"{step:g}" for step, a in zip(*one, strict=True) if a >= 0.5), "-")
-            for one in found.values()
+        ends = [line.accuracy[-1] for line in found]
+        row = [
+            label,
+            f"{found[0].parameters:,}",
+            f"{len(found)} of {args.seeds}",
+            study.interval(ends, 3),
+            ", ".join(f"{end:.3f}" for end in ends),
+            ", ".join(line.half() for line in found),
+            f"{statistics.fmean(line.cpu_seconds for line in found):.0f}",
         ]
-        each = ", ".join(f"{end:.3f}" for end in ends)
-        size = "-" if some is None else f"{some.parameters:,}"
-        seeds = f"{len(found)} of {args.seeds}"
-        row = [label, size, seeds, study.interval(ends, 3), each, ", ".join(half)]
-        lines.append((-statistics.fmean(ends), row))
+        table.append((-statistics.fmean(ends), row))
     head = ["model", "parameters", "seeds", "accuracy", "by seed", "step at which half is right"]
-    return study.table(head, [row for _, row in sorted(lines)])
+    return study.table([*head, "CPU s of a run"], [row for _, row in sorted(table)])
 
 
-def figure(args: argparse.Namespace, task: Task) -> Figure | None:
+def figure(args: argparse.Namespace, lines: dict[Key, Line], task: Task) -> Figure | None:
     """Mean accuracy over seeds against steps, a curve per label."""
-    lines = []
+    drawn = []
     for number, label in enumerate(args.labels):
-        found = list(curves(args, label, task).values())
-        if found:
-            mean = [statistics.fmean(values) for values in zip(*(y for _, y in found), strict=True)]
-            lines.append(Line(label, found[0][0], mean, colour=number))
+        if found := of_label(lines, label, task):
+            columns = zip(*(line.accuracy for line in found), strict=True)
+            mean = [statistics.fmean(values) for values in columns]
+            drawn.append(figures.Line(label, list(found[0].at), mean, colour=number))
     name = f"recall_p{task.pairs}_n{task.steps}"
-    drawn = Figure(name, "Validation accuracy", lines, alt="Mean over seeds.", wide=True)
-    return drawn if lines else None
+    made = Figure(name, "Validation accuracy", drawn, alt="Mean over seeds.", wide=True)
+    return made if drawn else None
 
 
-def page(args: argparse.Namespace, tasks: list[Task]) -> list[str]:
+def page(args: argparse.Namespace, lines: dict[Key, Line], tasks: list[Task]) -> list[str]:
     """The lines of the page; figures are written next to it."""
-    lines = [
+    commits = ", ".join(sorted({line.commit for line in lines.values()}))
+    text = [
         "# Does it recall?",
         "",
         f"Made by `{study.call('recall')}`: P pairs of a key and a value, then every key again in "
         "another order; accuracy on fresh rows after the last step, mean and 95 % interval over "
         "the seeds that the row names. Width 128, 2 layers, inner widths chosen for equal "
-        "parameters; configs `experiment=recall/pairs<P>`.",
+        f"parameters; configs `experiment=recall/pairs<P>`. Every run: [{args.runs.name}]"
+        f"({args.runs.name}), made with {commits or 'no commit'}.",
     ]
     for task in tasks:
-        lines += ["", f"## {task.pairs} pairs, {task.steps} steps", *rows(args, task)]
-        drawn = figure(args, task)
-        lines += [study.save_figure(args.output, drawn)] if drawn else ["No finished run."]
-    return lines
+        text += ["", f"## {task.pairs} pairs, {task.steps} steps", *rows(args, lines, task)]
+        drawn = figure(args, lines, task)
+        text += [study.save_figure(args.output, drawn)] if drawn else ["No finished run."]
+    return text
 
 
 def main() -> int:
@@ -148,12 +140,18 @@ def main() -> int:
     known = [*blocks, *VARIANTS]
     add("--labels", nargs="*", default=blocks, choices=known, help="blocks and variants")
     args = parser.parse_args()
+    args.runs = args.output.with_name(f"{args.output.stem}_runs.csv")
     tasks = [Task(pairs, steps) for pairs in args.pairs for steps in args.steps]
+    plan = itertools.product(range(args.seeds), tasks, args.labels)
+    keys = [Key(label, *task, seed) for seed, task, label in plan]
+    lines = read(args.runs)
     if not args.report_only:
-        plan = itertools.product(range(args.seeds), tasks, args.labels)
-        cells = (cell(label, task, seed) for seed, task, label in plan)
+        cells = (cell(key) for key in keys if key not in lines)
         study.run_cells(cells, args.root, jobs=args.jobs, extra=study.fixed(args))
-    study.save_page(args.output, page(args, tasks))
+    lines |= gathered(args.root, keys)
+    write(args.runs, lines)
+    shown = {key: line for key, line in lines.items() if key in keys}
+    study.save_page(args.output, page(args, shown, tasks))
     return 0
 
 
