@@ -18,7 +18,7 @@ from nl.config import ConfigError
 from nl.config.registry import unknown
 from nl.core.logs import setup_logging
 from nl.core.stopped import stopped_code, terminable
-from nl.run.ending import leave
+from nl.run.ending import leave, open_streams
 from nl.run.files import RunError
 
 USAGE = 2
@@ -71,6 +71,7 @@ def command_names(parser: argparse.ArgumentParser) -> list[str]:
 
 def command() -> NoReturn:
     """The ``nl`` command: a process that ends with its exit code."""
+    open_streams()
     leave(main())
 
 

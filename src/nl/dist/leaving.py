@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nl.dist.meeting import met
-from nl.run.ending import leave
+from nl.run.ending import leave, open_streams
 
 
 @contextlib.contextmanager
@@ -25,6 +25,7 @@ def leaving(script: Path) -> Iterator[None]:
     One that fails with an exception ends as Python does; so does a process that was not started
     to run ``script``, unless it is one rank of several.
     """
+    open_streams()
     code: object = None
     try:
         yield

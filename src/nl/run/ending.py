@@ -7,10 +7,24 @@ import contextlib
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 UNWRITTEN = 120
 """Python's own exit code where its last words could not be written."""
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr an empty one.
+
+    Otherwise the next file it opens takes their number, and what a library prints goes into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
 
 
 def leave(code: int) -> NoReturn:

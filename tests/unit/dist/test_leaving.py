@@ -61,6 +61,30 @@ def test_codes_and_words(met: str, started: str, body: str, code: int, words: st
 
 
 
+def test_without_streams() -> None:
+    text = (
+        "import os, sys; from nl.run.ending import leave, open_streams; open_streams();"
+        "print('words'); print(os.open('/dev/null', 0) > 2, file=sys.stderr);"
+        "leave(len(sys.stdin.read()))"
+    )
+    ends = {}
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, text],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        ends[closed] = (done.returncode, done.stdout, done.stderr)
+    assert ends == {
+        "<&-": (0, "words\n", "True\n"),
+        ">&-": (0, "", "True\n"),
+        "2>&-": (0, "words\n", ""),
+        "<&- >&- 2>&-": (0, "", ""),
+    }
+
+
 def test_words_that_cannot_be_written() -> None:
     text = "from nl.run.ending import leave; print('words'); leave(0)"
     with open("/dev/full", "w") as full:
