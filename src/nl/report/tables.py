@@ -40,6 +40,7 @@ class Table:
         note: a sentence below the table.
         heat: drawn as a heat map.
         corner: what rows and columns of a heat map are.
+        folded: opened by the reader.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Table:
     heat: bool = False
     corner: str = ""
     legend: list[Cell] = field(default_factory=list)
+    folded: bool = False
 
 
 def table_csv(table: Table) -> str:
@@ -76,15 +78,21 @@ def step_of(row: Row) -> float:
 
 
 def eval_tables(rows: list[Row]) -> list[Table]:
-    """One table per suite: a line per task and metric, a column per memorisation mode."""
-    suites: dict[str, list[Row]] = {}
+    """One table per suite: a line per task and metric, a column per memorisation mode.
+
+    What its memories wrote is in a folded table of its own behind the scores.
+    """
+    suites: dict[tuple[str, bool], list[Row]] = {}
     for row in newest(rows):
-        suites.setdefault(str(row.get("suite", "")), []).append(row)
-    return [suite_table(suite, part) for suite, part in suites.items()]
+        suite, written = str(row.get("suite", "")), str(row.get("metric", "")).startswith("memory/")
+        suites.setdefault((suite, False), [])
+        suites.setdefault((suite, True), [])
+        suites[suite, written].append(row)
+    return [suite_table(suite, part, folded) for (suite, folded), part in suites.items() if part]
 
 
-def suite_table(suite: str, rows: list[Row]) -> Table:
-    """The table of one suite."""
+def suite_table(suite: str, rows: list[Row], folded: bool = False) -> Table:
+    """The table of one suite, or of what memories wrote in it."""
     modes = [m for m in MODES if any(row.get("memorize", "off") == m for row in rows)]
     lines: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
@@ -103,7 +111,9 @@ def suite_table(suite: str, rows: list[Row]) -> Table:
     columns = ("task", "metric", "memorize", "step", "value", "stderr", "chance", "n", "note")
     numbers = [list(columns), *([row.get(c, "") for c in columns] for row in rows)]
     name = f"eval_{''.join(c if c.isalnum() else '_' for c in suite)}"
-    return Table(name, suite, head, cells, numbers, note.strip())
+    if folded:
+        name, suite = f"{name}_memory", f"{suite}: what memories wrote"
+    return Table(name, suite, head, cells, numbers, note.strip(), folded=folded)
 
 
 def line_cells(key: tuple[str, str], by_mode: dict[str, Row], modes: list[str]) -> list[Cell]:

@@ -163,6 +163,25 @@ def test_a_run_with_nothing_yet_still_has_a_page(tmp_path: Path) -> None:
     assert "No training metrics yet" in text
 
 
+def test_what_memories_wrote_is_folded_behind_the_scores(tmp_path: Path) -> None:
+    told = {"step": 4, "suite": "perplexity", "task": "val", "memorize": "context", "n": 2}
+    rows = [
+        {**told, "metric": metric, "value": value}
+        for metric, value in (("memory/writes/level0", 7.0), ("perplexity", 123.0))
+    ]
+    (tmp_path / "config.yaml").write_text("name: one\n")
+    (tmp_path / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(tmp_path).read_text()
+    scores, folded = (
+        text.index(">perplexity</td>"),
+        text.index("perplexity: what memories wrote</summary>"),
+    )
+    assert scores < folded < text.index(">memory/writes/level0</td>")
+    report = tmp_path / "artifacts" / "report"
+    assert "memory" not in (report / "eval_perplexity.csv").read_text()
+    assert "memory/writes/level0" in (report / "eval_perplexity_memory.csv").read_text()
+
+
 def test_caches_are_not_among_the_files(full_run: Path) -> None:
     evals = full_run / "artifacts" / "evals"
     for name in ("tasks/.cache/info.json", "tasks/seen.json"):
