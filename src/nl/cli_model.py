@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def write_baselines(run: Path) -> None:
     config = run / "config.yaml"
     if target.is_file() or not config.is_file():
         return
-    stream = (yaml.safe_load(config.read_text()) or {}).get("stream")
+    stream = (settings := yaml.safe_load(config.read_text()) or {}).get("stream")
     path = stream.get("path") if isinstance(stream, dict) else None
     if not path or not (Path(path) / "manifest.json").is_file():
         return
@@ -197,8 +197,21 @@ def write_baselines(run: Path) -> None:
     from nl.data.unigram import unigram_losses
 
     losses = unigram_losses(path, "val", verify=False)
-    tokens = sum(loss.tokens for loss in losses.values())
-    mean = sum(loss.pooled * loss.tokens for loss in losses.values()) / max(1, tokens)
+    read = validated(settings, {domain: loss.tokens for domain, loss in losses.items()})
+    mean = sum(losses[d].pooled * n for d, n in read.items()) / max(1, sum(read.values()))
     levels = {"val": mean, **{f"val/{domain}": loss.pooled for domain, loss in losses.items()}}
     target.parent.mkdir(exist_ok=True)
     write_json(target, {"unigram": levels})
+
+
+def validated(settings: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, int]:
+    """How many tokens of each domain a run's validation reads: what its ``val`` is a mean over.
+
+    Args:
+        settings: the run's configuration.
+        tokens: what the validation split holds, by domain.
+    """
+    stream, batches = settings["stream"], settings.get("train", {}).get("validate_batches", 0)
+    most = batches * stream.get("batch_size", 0) * stream.get("seq_len", 0)
+    domains = stream.get("domains") or list(tokens)
+    return {d: min(tokens[d], most or tokens[d]) for d in domains if d in tokens}

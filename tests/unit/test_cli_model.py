@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nl.cli import main
+from nl.cli_model import validated
 from nl.data.documents import Document
 from nl.data.prep.corpus import Work, write_corpus
 from nl.data.prep.shard import shard_corpus
@@ -172,6 +174,17 @@ def test_saved_samples_reach_the_report(trained: Path, capsys: pytest.CaptureFix
     levels = json.loads((trained / "artifacts" / "baselines.json").read_text())["unigram"]
     assert set(levels) == {"val", "val/code", "val/prose"}
     assert min(levels["val/code"], levels["val/prose"]) <= levels["val"]
+
+
+def test_tokens_behind_the_validation_loss() -> None:
+    stream: dict[str, Any] = {"batch_size": 2, "seq_len": 10}
+    settings = {"stream": stream, "train": {"validate_batches": 3}}
+    held = {"prose": 50, "code": 1000, "other": 9}
+    assert validated(settings, held) == {"prose": 50, "code": 60, "other": 9}
+    stream["domains"] = ["prose", "code"]
+    assert validated(settings, held) == {"prose": 50, "code": 60}
+    settings["train"]["validate_batches"] = 0
+    assert validated(settings, held) == {"prose": 50, "code": 1000}
 
 
 def test_a_model_without_text_is_refused(
