@@ -7,7 +7,6 @@ import contextlib
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import NoReturn
 
 UNWRITTEN = 120
@@ -24,7 +23,8 @@ def open_streams() -> None:
     os.close(number)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
+            empty = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(empty, mode, encoding="utf-8"))
 
 
 def leave(code: int) -> NoReturn:
