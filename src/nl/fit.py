@@ -84,13 +84,7 @@ def _check_controller(run: RunConfig) -> None:
             f"controller, {routed[0]}: the model has no experts; set model.experts.form, or "
             "leave it out."
         )
-    scale = getattr(controller, "write_scale", 1.0)
-    scheduled = getattr(controller, "kind", None) == "schedule"
-    if ("write_scale" in turned or scheduled or scale != 1) and not _has_levels(run.model):
-        raise ConfigError(
-            "controller, write_scale: the model has no levels that a label writes, so that nothing "
-            "is scaled; choose model.block=hope_attention, or leave it out."
-        )
+    _check_write_scale(run, turned)
     if "router_noise" in turned and not experts.noise:
         raise ConfigError(
             "controller, router_noise: model.experts.noise is 0, so that routers draw none; set it "
@@ -116,6 +110,24 @@ def _check_controller(run: RunConfig) -> None:
     if getattr(stream, "memory", "") == "loss" and not getattr(run.objective, "tells_rows", False):
         raise ConfigError(
             f"stream.memory: loss; objective={run.objective.kind} does not tell the losses of rows."
+        )
+
+
+def _check_write_scale(run: RunConfig, turned: tuple[str, ...]) -> None:
+    """Refuse a scale of writes where nothing heeds it."""
+    scale = getattr(run.controller, "write_scale", 1.0)
+    varies = "write_scale" in turned or getattr(run.controller, "kind", None) == "schedule"
+    if (varies or scale != 1) and not _has_levels(run.model):
+        raise ConfigError(
+            "controller, write_scale: the model has no levels that a label writes, so that nothing "
+            "is scaled; choose model.block=hope_attention, or leave it out."
+        )
+    model: Any = run.model
+    if (varies or scale not in (0, 1)) and not model.cms.inner.differentiable:
+        raise ConfigError(
+            f"controller, write_scale: a step of model.cms.inner.kind={model.cms.inner.kind} has a "
+            "size of its own, so that nothing is scaled; set model.cms.inner={kind:sgd} (or "
+            "momentum, delta), or leave it out."
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nl.core import state as states
+from nl.core.output import Knobs
 from tests.laws.conftest import PERIODS, VOCAB, tokens
 
 CUTS = ([1] * 23, [5, 11, 7], [4, 4, 15], [8, 8, 7], [22, 1], [3, 20])
@@ -165,6 +166,21 @@ def test_an_open_gate_changes_nothing(build: Build, float64: None) -> None:
     gated, plain = build("hope_attention", cms={"surprise": gate})(x), build("hope_attention")(x)
     assert torch.equal(gated.pred, plain.pred)
     assert float(gated.aux["memory/open_rate"]) == 1
+
+
+@pytest.mark.parametrize("signal", ["head", "block"])
+@pytest.mark.parametrize("gate", GATES)
+def test_the_scale_of_writes_is_no_surprise(
+    build: Build, float64: None, gate: dict[str, Any], signal: str
+) -> None:
+    cms = {"surprise": gate, "signal": signal, "clip": 0.0}
+    model, x = build("hope_attention", cms=cms), tokens(2, 4)
+    whole, half = (model(x, None, Knobs(write_scale=s), targets=x).state for s in (1.0, 0.5))
+    assert all(torch.equal(a, b) for a, b in zip(whole.gate, half.gate, strict=True))
+    for own, scaled in zip(whole.blocks[0].levels, half.blocks[0].levels, strict=True):
+        for name in ("fast_up", "sum_up"):
+            pair = getattr(own, name), getattr(scaled, name)
+            assert pair == (None, None) or (pair[0] / 2 - pair[1]).abs().max() < EXACT
 
 
 def test_split_invariant_in_single_precision(kind: str, build: Build) -> None:

@@ -192,6 +192,8 @@ def read(folder: Path, stream: Any, split: str, knobs: Knobs | None) -> float:
         (["+controller=fixed", "controller.write_scale=0.5"], "write_scale: the model has no"),
         (["+controller=schedule"], "write_scale: the model has no levels"),
         (["+controller=random", "controller.ranges.write_scale=[0,1]"], "write_scale: the model"),
+        (["model.block=hope_attention", "model.cms.inner={kind:adam}", "+controller=schedule"],
+         "write_scale: a step of model.cms.inner.kind=adam has a size"),
         ([*EXPERTS, "+controller=random", "controller.ranges.experts_k=[1,4]"],
          r"room for 3; set model\.experts\.k_max=4"),
         (["+controller=gru", "stream.capacity=9", "controller.ranges.replay=[0,0.5]"],

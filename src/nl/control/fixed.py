@@ -40,7 +40,7 @@ class FixedControllerConfig(ControllerConfig):
     lr_scale: float = 1.0
     """Multiplies the scheduled learning rate."""
     write_scale: float = 1.0
-    """Multiplies the rate of label-driven memory writes."""
+    """Multiplies the signal of label-driven memory writes."""
     experts_k: int | None = None
     """Experts that read a token; null: as the model says."""
     router_noise: float | None = None

@@ -46,7 +46,8 @@ class Knobs(NamedTuple):
     lr_scale: float = 1.0
     """Multiplies the scheduled learning rate."""
     write_scale: float = 1.0
-    """Multiplies the rate of every label-driven memory write."""
+    """Multiplies the signal of every write into a continuum memory, behind the surprise gate; inner
+    optimizers whose steps have a size of their own heed 0 alone."""
     paths: tuple[str, ...] | None = None
     """Memories that may write, by name (``nl.models.memories``); the others are frozen. None: all.
     """

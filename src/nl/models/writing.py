@@ -27,13 +27,13 @@ def absorb(
     ``own``: a signal for every block instead; ``signal`` then decides the surprise only.
     """
     weight: Tensor | float = 1.0
-    if knobs is not None and knobs.write_scale != 1.0:
-        weight, signal = knobs.write_scale, signal * knobs.write_scale
-    if state.gate is not None:
+    if state.gate is not None:  # by the signal as it is: a smaller scale surprises no less
         closes = (start + signal.shape[1]) % min(model.config.cms.periods) == 0
         heard, gate = surprise_weight(signal, state.gate, model.config.cms.surprise, closes)
-        weight, signal = weight * heard, signal * heard.to(signal.dtype)
+        weight, signal = heard, signal * heard.to(signal.dtype)
         state = state._replace(gate=gate)
+    if knobs is not None and knobs.write_scale != 1.0:
+        weight, signal = weight * knobs.write_scale, signal * knobs.write_scale
     blocks = list(state.blocks)
     for i, (module, trace) in enumerate(zip(model.blocks, traces, strict=True)):
         block: Any = module
