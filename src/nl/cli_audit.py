@@ -29,10 +29,19 @@ def audit(options: argparse.Namespace) -> int:
         return 0
     import nl.assembly  # noqa: F401 - registers every part
 
-    run = unstructure(run_config(compose(options.config_name, options.overrides)))
+    run = chosen(run_config(compose(options.config_name, options.overrides)))
     rows = [as_data(mechanism, run) for mechanism in used_by(run)]
     print(json.dumps(rows, indent=1) if options.json else as_table(rows))
     return 0
+
+
+def chosen(config: Any) -> dict[str, Any]:
+    """A run's options as plain data, those that ``model.selfmod.compat`` sets as it sets them."""
+    run: dict[str, Any] = unstructure(config)
+    memory = getattr(config.model, "selfmod", None)
+    if memory is not None:
+        run["model"]["selfmod"] = unstructure(memory.in_force())
+    return run
 
 
 def as_data(mechanism: Mechanism, run: dict[str, Any]) -> dict[str, Any]:

@@ -139,6 +139,19 @@ def test_the_command_shows_what_a_run_chose(capsys: pytest.CaptureFixture[str]) 
     assert "Algorithm 1 (M3)" in text
 
 
+def test_the_command_shows_what_the_literal_rule_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["model.block=hope_selfmod", "model.selfmod.compat=literal", "--json"]
+    assert main(["audit", "--config-name", "pilot_smoke", *more]) == 0
+    found = {
+        key: v for row in json.loads(capsys.readouterr().out) for key, v in row["options"].items()
+    }
+    own = {
+        key.rpartition(".")[2]: v for key, v in found.items() if key.startswith("model.selfmod.")
+    }
+    assert (own["compat"], own["retention"], own["output_rule"]) == ("literal", "zero", "decay")
+    assert (own["target"], own["skip"], own["direct_gates"]) == ("self", True, False)
+
+
 def test_the_command_refuses_what_training_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "--config-name", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err

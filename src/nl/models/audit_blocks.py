@@ -49,12 +49,14 @@ BLOCKS: tuple[Mechanism, ...] = (
     ),
     Mechanism(
         part="feed-forward layer",
-        source="SwiGLU, Shazeer 2020 (arXiv 2002.05202)",
-        equation="y = W_out (silu(W_gate x) * W_value x)",
+        source="SwiGLU, Shazeer 2020 (arXiv 2002.05202); GELU: arXiv 1606.08415",
+        equation="swiglu: y = W_out (silu(W_gate x) * W_value x)\n"
+        "gelu, gelu_tanh: y = W_out gelu(W_in x)",
         code="nl.nn.mlp:SwiGLU",
         tests=(f"{LAWS}test_every_parameter_learns",),
         where=_in(*DENSE),
         options=("model.mlp_hidden", "model.mlp", "model.bias", "model.parallel"),
+        differs="as printed; with model.experts only in the first model.experts.first_dense blocks",
     ),
     Mechanism(
         part="gated delta rule",

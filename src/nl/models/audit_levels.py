@@ -15,11 +15,21 @@ CONTINUUM: tuple[Mechanism, ...] = (
     Mechanism(
         part="continuum memory: chain",
         source="Nested Learning (NeurIPS 2025), Eq. 70",
-        equation="y = MLP_k(... MLP_1(x)),  MLP_l(x) = x + silu(n U_l^T) V_l^T,  n = x / rms(x)",
+        equation="y = MLP_k(... MLP_1(x)),  MLP_l(x) = x + phi(n U_l^T) V_l^T,  n = norm(x)",
         code="nl.ops.level:level_read",
-        tests=(f"{LAYERS}test_cms.py::test_equals_the_token_loop",),
-        where={BLOCK: LEVELS},
-        options=("model.cms.periods", "model.cms.hidden", "model.cms.arrangement"),
+        tests=(
+            f"{LAYERS}test_cms.py::test_equals_the_token_loop",
+            f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",
+        ),
+        where={BLOCK: LEVELS, "model.cms.arrangement": ("sequential", "nested")},
+        options=(
+            "model.cms.periods",
+            "model.cms.hidden",
+            "model.cms.arrangement",
+            "model.cms.activation",
+            "model.cms.norm",
+            "model.cms.bias",
+        ),
     ),
     Mechanism(
         part="continuum memory: nested levels",
@@ -38,11 +48,19 @@ CONTINUUM: tuple[Mechanism, ...] = (
     Mechanism(
         part="continuum memory: independent levels",
         source="Nested Learning, continuum memory system: independent (head-wise) variant",
-        equation="y = x + sum_l gain_l MLP_l(x), signal of level l: gain_l dL/dy",
+        equation="y = x + sum_l gain_l MLP_l(x),  MLP_l(x) = phi(n U_l^T) V_l^T,  n = norm(x)\n"
+        "signal of level l: gain_l dL/dy",
         code="nl.nn.cms:ContinuumMemory.forward",
         tests=(f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",),
         where={BLOCK: LEVELS, "model.cms.arrangement": ("independent",)},
-        options=("model.cms.arrangement",),
+        options=(
+            "model.cms.periods",
+            "model.cms.hidden",
+            "model.cms.arrangement",
+            "model.cms.activation",
+            "model.cms.norm",
+            "model.cms.bias",
+        ),
         differs="the aggregation is a sum with one learned gain per level",
     ),
     Mechanism(

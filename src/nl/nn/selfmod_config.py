@@ -110,6 +110,10 @@ class SelfModConfig:
                     f"{name}: {value}; compat=literal sets it to {literal}: leave it out",
                 )
 
+    def in_force(self) -> SelfModConfig:
+        """The configuration whose options say what ``compat`` makes of them."""
+        return replace(self, **_LITERAL) if self.compat == "literal" else self
+
     def resolved(self) -> SelfModConfig:
         """The configuration with ``compat`` carried out (and said aloud)."""
         if self.compat == "none":
@@ -119,4 +123,4 @@ class SelfModConfig:
             "table of docs/nested_core.md",
             stacklevel=3,
         )
-        return replace(self, compat="none", **_LITERAL)
+        return replace(self.in_force(), compat="none")
