@@ -47,7 +47,7 @@ def sweep(options: argparse.Namespace) -> int:
     experiments = _experiments(spec, maker)
     maker.check(experiments)
     if options.dry_run:
-        return _dry_run(maker, experiments)
+        return _dry_run(maker, experiments, Path(options.output or "<sweep>"))
     root = _root(options, path)
     lock, display = Lock(root), Display(options.eta)
     try:
@@ -87,7 +87,7 @@ def _place(options: argparse.Namespace) -> Place:
     return Place(
         kind=options.backend,
         slots=options.slots,
-        gpus=visible_gpus(options.gpus),
+        gpus=visible_gpus(options.gpus, here=options.backend in ("local", "warm")),
         cpus=options.cpus,
         minutes=options.minutes,
         memory_gb=options.memory_gb,
@@ -180,10 +180,10 @@ def _describe(root: Path, path: Path, maker: JobMaker, experiments: list[Experim
             write_yaml(root / "configs" / f"{one.name}_config.yaml", maker.resolved(one))
 
 
-def _dry_run(maker: JobMaker, experiments: list[Experiment]) -> int:
-    """Print every command."""
+def _dry_run(maker: JobMaker, experiments: list[Experiment], root: Path) -> int:
+    """Print every command of a sweep in ``root``."""
     for one in experiments:
-        for job in maker.jobs(one, Path("<sweep>")):
+        for job in maker.jobs(one, root):
             print(shlex.join(job.command))
     count = sum(1 for _ in experiments) * len(seeds_of(maker.spec))
     print(f"{count} jobs; nothing was run", file=sys.stderr)

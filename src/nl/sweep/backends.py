@@ -28,26 +28,40 @@ def backend_of(place: Place, root: Path) -> Backend:
     return Local(place)
 
 
-def visible_gpus(text: str) -> tuple[str, ...]:
+def visible_gpus(text: str, *, here: bool = False) -> tuple[str, ...]:
     """Devices by ``--gpus``: ``none``, ``auto`` (all that nvidia-smi lists), or ``0,1``.
 
+    Args:
+        text: as given.
+        here: jobs run on this machine, which then has to have those that are named.
+
     Raises:
-        ConfigError: neither.
+        ConfigError: neither, or not on this machine.
     """
     if text in ("", "none"):
         return ()
     if text == "auto":
-        try:
-            listed = subprocess.run(
-                ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
-            )
-        except OSError:
-            return ()
-        return tuple(str(n) for n, _ in enumerate(listed.stdout.splitlines()))
+        return listed_gpus()
     names = tuple(part.strip() for part in text.split(","))
     if not all(name.isdigit() for name in names) or len(set(names)) < len(names):
         raise ConfigError(f"--gpus: {text}; allowed: none, auto, or numbers such as 0,1.")
+    if here and (absent := set(names) - set(there := listed_gpus())):
+        raise ConfigError(
+            f"--gpus: {text}; nvidia-smi lists no {', '.join(sorted(absent))} on this machine, "
+            f"only {', '.join(there) or 'none at all'}. Name those that are there; --gpus auto "
+            "takes all, --gpus none the CPU."
+        )
     return names
+
+
+def listed_gpus() -> tuple[str, ...]:
+    """Numbers of the devices that nvidia-smi lists."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ()
+    gpus = [row for row in listed.stdout.splitlines() if row.startswith("GPU ")]
+    return tuple(str(n) for n, _ in enumerate(gpus))
 
 
 def program(launcher: Sequence[str], root: Path) -> tuple[str, ...]:

@@ -91,8 +91,11 @@ def test_mistakes_are_told_before_anything_runs(
 
 
 def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(file), "--dry-run"]) == 0
+    root = file.parent / "out"
+    assert main(["sweep", str(file), "--dry-run", "--output", str(root)]) == 0
     said = capsys.readouterr()
+    assert f"{root}/one/seed_0" in said.out
+    assert not root.exists()
     assert said.out.count("--config-name pilot_smoke") == 1
     assert "model.block=transformer" in said.out
     assert "1 jobs; nothing was run" in said.err

@@ -65,6 +65,20 @@ def test_flags_are_checked() -> None:
         visible_gpus("first")
 
 
+def test_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: one'\necho '  MIG 1g: a part'\necho 'GPU 1: two'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert visible_gpus("auto") == visible_gpus("0,1", here=True) == ("0", "1")
+    assert visible_gpus("9") == ("9",)  # a count for a cluster
+    with pytest.raises(ConfigError, match=r"--gpus: 1,9; .* lists no 9 .* only 0, 1\."):
+        visible_gpus("1,9", here=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="only none at all"):
+        visible_gpus("0", here=True)
+
+
 def test_jobs_share_the_cores_unless_the_user_said_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
