@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def show_plan(options: argparse.Namespace) -> int:
         return 0
     counts = numbers(options.gpus)
     run = configured(options.config_name, options.overrides)
-    found = footprint(run, build)
+    found = footprint(run, build, lambda text: print(text, file=sys.stderr))
     names = ("memory", "tflops", "share", "bandwidth")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     rows = [row for n in counts for row in plan(run, found, Devices(gpus=n, **chosen))]

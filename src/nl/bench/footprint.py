@@ -70,8 +70,13 @@ class Footprint:
         return 2 * FP32 * self.parameters + self.optimizer + self.activations(rows)
 
 
-def footprint(run: RunConfig, build: Build) -> Footprint:
+def footprint(run: RunConfig, build: Build, tell: Callable[[str], None] | None = None) -> Footprint:
     """Of a run with a language model, for any number of rows.
+
+    Args:
+        run: what is planned.
+        build: its objective and optimizer.
+        tell: gets a line before every step that is counted; each may take half a minute.
 
     Raises:
         ConfigError: the model is none, or its layers are no whole number of cycles of its blocks.
@@ -89,7 +94,12 @@ def footprint(run: RunConfig, build: Build) -> Footprint:
         f"model.layers: {model.layers}; a plan needs a multiple of the {cycle} block kinds.",
     )
     cycles = model.layers // cycle
-    cells = {(c, r): _step(_with(run, c * cycle), build, r) for c in (1, 2) for r in ROWS}
+    cells: dict[tuple[int, int], _Step] = {}
+    for c, r in (asked := [(c, r) for c in (1, 2) for r in ROWS]):
+        shape = f"layers {c * cycle} of {model.layers}, rows {r}, {stream.seq_len} tokens each"
+        if tell is not None:
+            tell(f"counting step {len(cells) + 1} of {len(asked)}: {shape}")
+        cells[c, r] = _step(_with(run, c * cycle), build, r)
 
     def grown(rows: int, key: str) -> float:
         one, two = (getattr(cells[c, rows], key) for c in (1, 2))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
+from nl.config import ConfigError
 from nl.core.logs import get_logger
 from nl.core.protocols import EvalRow, Evaluator
 from nl.eval.context import EvalContext, Record
@@ -47,7 +49,8 @@ def run_suite(
         get_logger(__name__).info("evaluate %s", name)
         start = time.monotonic()
         inner = replace(context, output=context.output / name, record=Record())
-        found = [replace(row, suite=name) for row in evaluator(model, inner)]
+        with naming(name, evaluator):
+            found = [replace(row, suite=name) for row in evaluator(model, inner)]
         record = {
             "suite": name,
             "step": context.step,
@@ -66,6 +69,18 @@ def run_suite(
             raise EvaluationError(f"evals.{name}: {'; '.join(inner.record.failures)} ({where})")
         rows += found
     return rows
+
+
+@contextmanager
+def naming(name: str, evaluator: Evaluator) -> Iterator[None]:
+    """A complaint about a field of the evaluator says whose field: ``needle.lengths: ...``."""
+    try:
+        yield
+    except ConfigError as error:
+        field, colon, _ = str(error).partition(":")
+        if colon and field.isidentifier() and hasattr(getattr(evaluator, "config", None), field):
+            raise ConfigError(f"{name}.{error}") from error
+        raise
 
 
 def facts(context: EvalContext) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def test_live_bytes_follow_what_is_made_and_freed() -> None:
 @pytest.mark.parametrize("block", ["transformer", "hope_attention", "hope_selfmod"])
 def test_a_fake_step_is_as_large_as_a_real_one(block: str) -> None:
     run = configured("pilot_smoke", [*SMALL, f"model.block={block}", "model.layers=3"])
-    found = footprint(run, build)
+    said: list[str] = []
+    found = footprint(run, build, said.append)
+    assert said[-1] == "counting step 6 of 6: layers 2 of 3, rows 16, 128 tokens each"
     model: Any = run.model
     objective, _ = build(run)
     assert found.parameters == sum(p.numel() for p in objective.model.parameters())

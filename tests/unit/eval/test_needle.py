@@ -11,12 +11,14 @@ from types import ModuleType
 from zlib import crc32
 
 import pytest
+from torch import nn
 
 from nl.config import ConfigError
 from nl.eval.context import EvalContext
 from nl.eval.haystack import make_needle, sentences
 from nl.eval.needle import NeedleConfig, make_grid
 from nl.eval.puzzles import COMMON, MAKERS, PLACES, Size
+from nl.eval.suite import run_suite
 
 
 class WordTokenizer:
@@ -105,6 +107,9 @@ def test_heat_map_matches_the_rows(fakes: ModuleType, context: EvalContext) -> N
 def test_refusals(fakes: ModuleType, context: EvalContext) -> None:
     with pytest.raises(ConfigError, match="facts and question alone take"):
         make_grid(NeedleConfig(lengths=(40,)), context)
+    evals = {"far": NeedleConfig(lengths=(40,)).build()}
+    with pytest.raises(ConfigError, match=r"^far\.lengths: 40; facts"):
+        run_suite(nn.Identity(), evals, context)
     with pytest.raises(ConfigError, match="depths"):
         NeedleConfig(depths=(1.5,))
     with pytest.raises(ConfigError, match="candidates"):
