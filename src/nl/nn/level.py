@@ -251,17 +251,21 @@ class Level(nn.Module):
         step, slots = inner.step(grad, side.slots, side.meta, side.scale)
         if slots:
             step = torch.where(active, step, 0.0)
+        shrink = on = active.to(step.dtype)
         if self.rule.clip:
             norm = step.flatten(1).norm(dim=1) * side.rate
             limit = self.rule.clip * side.meta.norm()
             # As min(1, limit / norm), with a finite gradient where nothing is to be written.
-            shrink = limit / torch.maximum(norm, limit).clamp(min=torch.finfo(norm.dtype).tiny)
-            step = step * shrink[:, None, None]
-        if side.fast is not None:
-            kept = self.rule.retention * side.fast
+            least = limit / torch.maximum(norm, limit).clamp(min=torch.finfo(norm.dtype).tiny)
+            shrink = on * least[:, None, None]
+        if side.fast is None:
+            step = step * shrink
+        else:  # factors of a row, not torch.where of its matrices: a third of the time
+            lost = (1 - self.rule.retention) * on
+            kept = (1 - lost) * side.fast
             if side.base is not None:
-                kept = kept + (1 - self.rule.retention) * side.base
-            step = torch.where(active, kept + step, side.fast)
+                kept = torch.addcmul(kept, lost, side.base)
+            step = torch.addcmul(kept, shrink, step)
         old = side.slots or tuple(torch.zeros_like(s) for s in slots)
         slots = tuple(torch.where(active, n, o) for n, o in zip(slots, old, strict=True))
         return step, slots or None

@@ -135,7 +135,7 @@ def level_branch_reference(
 
 def _in_force(meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
     """The weights of every row, (B, P, N), or of all, (P, N)."""
-    return meta if fast is None else meta - rate * fast
+    return meta if fast is None else torch.addcmul(meta, rate, fast, value=-1)
 
 
 def _linear(x_BTN: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
