@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from nl.core.stopped import stopped_code
 from nl.dist.meeting import met
 from nl.run.ending import leave, open_streams
 
@@ -33,6 +34,11 @@ def leaving(script: Path) -> Iterator[None]:
         code = ending.code
         if not _ours(script) or not isinstance(code, int | None):
             raise
+    except KeyboardInterrupt as stop:  # training itself listens: nothing had begun
+        if not _ours(script):
+            raise
+        sys.stderr.write("stopped\n")
+        code = stopped_code(stop)
     if _ours(script):
         leave(code if isinstance(code, int) else 0)
 

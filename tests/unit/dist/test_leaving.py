@@ -46,6 +46,7 @@ print("after")
         ("object()", "''", "raise ValueError('why')", 1, "work, thread\nregistered\ntaken down\n"),
         ("None", "'/there/../there/train.py'", "pass", 0, "work, thread\nregistered\n"),
         ("None", "'/there/train.py'", "raise SystemExit(2)", 2, "work, thread\nregistered\n"),
+        ("None", "'/there/train.py'", "raise KeyboardInterrupt", 130, "work, thread\nregistered\n"),
         ("None", "'/there/other.py'", "pass", 0, "work, after\nthread\nregistered\ntaken down\n"),
     ],
 )
