@@ -127,7 +127,7 @@ GRU += ["stream.steps=1"]
             ["stream.vocabulary=drifft"],
             "stream.vocabulary: unknown 'drifft'. Did you mean 'drift'?",
         ),
-        (["stream.path=nowhere"], "nowhere/manifest.json: no such file."),
+        (["stream.path=nowhere"], "nowhere/manifest.json: no such file in /"),
         (["stream=task"], "stream: unknown 'task'. Did you mean 'tasks'?"),
         (["stream.steps=2000"], "stream.steps: 2000; the tasks together read 320000 windows of"),
         (["stream.only=12"], "stream.only: 12; must be 0 to 9."),

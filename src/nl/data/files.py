@@ -86,7 +86,8 @@ def read_json(path: Path, recipe: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file. {recipe}") from error
+        place = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"{path}: no such file{place}. {recipe}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable JSON ({error}). {recipe}") from error
 
