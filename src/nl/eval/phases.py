@@ -95,7 +95,12 @@ def check_phase_ends(run: RunConfig) -> None:
     if not any(isinstance(part, PhasesConfig) for part in run.evals.values()):
         return
     ends, saved = phase_ends(run.stream, run.train.grad_accum, run.train.steps), run.checkpoint
-    require(bool(ends), f"train.steps: {run.train.steps}; no phase ends by then.")
+    stream: Any = run.stream
+    require(
+        bool(ends),
+        f"train.steps: {run.train.steps}; no phase ends by then, the first one does at step "
+        f"{stream.phase_steps // run.train.grad_accum}: train that far, or set stream.phase_steps.",
+    )
     missing = [n for n in ends if n not in saved.at and not (saved.every and n % saved.every == 0)]
     if saved.keep or [n for n in missing if n != run.train.steps]:
         raise ConfigError(

@@ -140,7 +140,10 @@ def test_a_run_writes_its_matrix_and_a_second_look_finds_the_same(
     [
         (["checkpoint.at=[3]"], r"set checkpoint\.at=\[3,6,9\] checkpoint\.keep=0"),
         (["checkpoint.keep=3"], r"set checkpoint\.at=\[3,6,9\] checkpoint\.keep=0"),
-        (["train.steps=2"], r"train\.steps: 2; no phase ends by then"),
+        (
+            ["train.steps=2"],
+            r"train\.steps: 2; no phase ends by then, the first one does at step 3:",
+        ),
         (["train.grad_accum=2"], r"stream\.phase_steps: 3; must be a multiple of train\.grad_acc"),
     ],
 )
