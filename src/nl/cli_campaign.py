@@ -27,6 +27,8 @@ from nl.sweep.spec import Experiment, Goal, SweepSpec, expand, read_spec, seeds_
 
 FAILED = 1
 METADATA = "sweep_metadata.yaml"
+PLACE = ("backend", "slots", "gpus", "cpus", "minutes", "memory_gb", "partition", "address")
+"""Options that say where jobs run."""
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ def sweep(options: argparse.Namespace) -> int:
         lock.release()
     _print_end(root, rows, spec.goal)
     if stop.received:
-        print(f"stopped; go on: {_again(options, root)}", file=sys.stderr)
+        print(f"stopped; go on: {again(options, root)}", file=sys.stderr)
         return exit_code(stop.received)
     return 0 if all(row["status"] == "done" for row in rows) else FAILED
 
@@ -220,5 +222,10 @@ def _cpu(whole: dict[str, Any]) -> str:
     return "" if seconds is None else f", {clock(seconds)} of CPU time"
 
 
-def _again(options: argparse.Namespace, root: Path) -> str:
-    return shlex.join(["nl", "sweep", options.file, "--output", str(root)])
+def again(options: argparse.Namespace, root: Path) -> str:
+    """The command that goes on where and as this one ran."""
+    words = ["nl", "sweep", options.file, "--output", str(root)]
+    for name in PLACE:
+        if (value := getattr(options, name)) != options.defaults[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

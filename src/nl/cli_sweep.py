@@ -36,3 +36,4 @@ def add_sweep(commands: Commands) -> None:
     flag("--memory-gb", type=int, default=16, help="slurm: memory of a job")
     flag("--partition", default="", help="slurm: partition")
     flag("--address", default="", help="ray: address of a running cluster")
+    parser.set_defaults(defaults=vars(parser.parse_args(["<file>"])))

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 import nl.assembly  # noqa: F401 - registers the parts
-from nl.cli import main
+from nl.cli import build_parser, main
+from nl.cli_campaign import again
 from nl.config.hydra import compose, run_config
 from nl.config.run import config_hash
 from nl.sweep import make
@@ -99,6 +100,13 @@ def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str])
     assert said.out.count("--config-name pilot_smoke") == 1
     assert "model.block=transformer" in said.out
     assert "1 jobs; nothing was run" in said.err
+
+
+def test_the_command_that_goes_on_runs_where_this_one_ran() -> None:
+    words = ["sweep", "a b.yaml", "--backend", "warm", "--slots", "2", "--memory-gb", "8", "--eta"]
+    options = build_parser().parse_args(words)
+    told = again(options, Path("out"))
+    assert told == "nl sweep 'a b.yaml' --output out --backend warm --slots 2 --memory-gb 8"
 
 
 def test_a_key_may_follow_the_seed(file: Path) -> None:
