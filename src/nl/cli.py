@@ -260,7 +260,7 @@ def add_checkpoint(commands: Commands) -> None:
         return act(options)
 
     example = "nl checkpoint ls runs/pilot_smoke/<run>"
-    summary = "verify, list or convert checkpoints of any strategy"
+    summary = "verify, list (ls) or convert checkpoints of any strategy"
     parser = add_command(commands, "checkpoint", summary, example, run)
     actions = parser.add_subparsers(dest="action", metavar="<action>", required=True)
     told = "runs/mid_smoke/<run>"

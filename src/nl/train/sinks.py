@@ -121,8 +121,9 @@ class ConsoleSink:
     """Progress on stderr: a bar on a terminal, else a line at most once a second."""
 
     def __init__(self, total_steps: int, start: int, *, interval: float = 1.0) -> None:
-        self._total, self._start, self._interval = total_steps, start, interval
+        self._total, self._interval = total_steps, interval
         self._begin, self._last = time.monotonic(), -1e9
+        self._first: tuple[int, float] | None = None
         self._bar = _bar() if sys.stderr.isatty() else None
         if self._bar is not None:
             self._task = self._bar.add_task("train", total=total_steps, completed=start, facts="")
@@ -139,12 +140,13 @@ class ConsoleSink:
                 self._bar.console.print(f"step {step}  {row['split']}  {facts}", highlight=False)
             return
         now = time.monotonic()
+        since, begin = self._first = self._first or (step, now)
         if train and now - self._last < self._interval and step not in (1, self._total):
             return
         self._last = now if train else self._last
-        elapsed = now - self._begin
-        left = elapsed / max(step - self._start, 1) * (self._total - step)
-        times = f"  {_span(elapsed)} elapsed  {_span(left)} left" if train else ""
+        times = f"  {_span(now - self._begin)} elapsed" if train else ""
+        if train and step > since:  # without the first steps, which compile and warm up
+            times += f"  {_span((now - begin) / (step - since) * (self._total - step))} left"
         log.info("step %d/%d  %s  %s%s", step, self._total, row["split"], facts, times)
 
     def sync(self) -> None:
@@ -152,6 +154,7 @@ class ConsoleSink:
 
     def rewind(self, step: int) -> None:
         """The next row shows where it goes on."""
+        self._first = None
 
     def close(self) -> None:
         """Take the bar down."""

@@ -332,12 +332,16 @@ def row(step: int, split: str = "train") -> dict[str, Any]:
     return {"step": step, "split": split, "loss": 2.0, "perf/tokens_per_s": 1234.5}
 
 
-def test_the_console_says_step_loss_rate_and_times(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_console_says_step_loss_rate_and_times(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 90.0, 91.0, 92.0, 93.0, 93.0))  # the first step compiles
+    monkeypatch.setattr("nl.train.sinks.time.monotonic", lambda: next(clock))
     logger = logging.getLogger("nl")
     logger.addHandler(caplog.handler)
     logger.setLevel(logging.INFO)
     try:
-        sink = ConsoleSink(100, 0, interval=3600)
+        sink = ConsoleSink(100, 0, interval=2)
         for step in (1, 2, 3, 100):
             sink.write(row(step))
         sink.write({"step": 100, "split": "val", "loss": float("nan")})
@@ -346,10 +350,10 @@ def test_the_console_says_step_loss_rate_and_times(caplog: pytest.LogCaptureFixt
         logger.removeHandler(caplog.handler)
     first, *middle, last = [record.getMessage() for record in caplog.records]
     assert first.startswith("step 1/100  train  loss 2.0000  1,23")
-    assert "elapsed" in first
-    assert "left" in first
-    assert len(middle) == 1
-    assert middle[0].startswith("step 100/100")
+    assert first.endswith("0:01:30 elapsed")
+    assert len(middle) == 2
+    assert middle[0].endswith("0:01:32 elapsed  0:01:37 left")
+    assert middle[1].startswith("step 100/100")
     assert last == "step 100/100  val  loss non-finite"
 
 
