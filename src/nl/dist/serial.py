@@ -75,10 +75,13 @@ def write_tensors(
         OSError: the disk is full or refuses.
     """
     facts = dict(metadata or {}) | ({TIED: json.dumps(tied)} if tied else {})
+    path.touch()
+    mode = path.stat().st_mode  # safetensors leaves a file that nobody else may read
     try:
         safetensors.torch.save_file(stored, path, metadata=facts or None)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
+    path.chmod(mode)
 
 
 def save_tensors(
