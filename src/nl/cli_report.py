@@ -11,6 +11,7 @@ import yaml
 
 from nl.cli_command import Commands, add_command
 from nl.config import ConfigError
+from nl.run.files import writable_folder
 
 EARLIER = "earlier seeds 0 and 1"
 
@@ -45,7 +46,8 @@ def report(options: argparse.Namespace) -> int:
         name = "--pages" if options.pages else "--legacy-csv"
         raise ConfigError(f"{name}: {paths[0]} is no sweep; leave it out.")
     if one:
-        if output is None:
+        if output is None and paths[0].is_dir():
+            writable_folder(paths[0], "--output")
             write_baselines(paths[0])
         print(write_report(paths[0], output))
         if options.legacy_csv:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nl.cli import main
 from nl.config import ConfigError
 from nl.report import write_report
 
@@ -180,6 +181,16 @@ def test_what_memories_wrote_is_folded_behind_the_scores(tmp_path: Path) -> None
     report = tmp_path / "artifacts" / "report"
     assert "memory" not in (report / "eval_perplexity.csv").read_text()
     assert "memory/writes/level0" in (report / "eval_perplexity_memory.csv").read_text()
+
+
+def test_a_run_that_takes_no_page_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("name: one\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"--output: {tmp_path}; no permission to write" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "else")]) == 0
 
 
 def test_caches_are_not_among_the_files(full_run: Path) -> None:
