@@ -31,9 +31,12 @@ def read_details(path: Path) -> dict[str, Any]:
     if isinstance(data, dict) and "cells" in data:
         return _from_cells(data)
     beside = sorted(path.with_suffix("").glob("needle_*.json"))
-    if len(beside) == 1:
-        return read_details(beside[0])
-    found = f" It stands beside {len(beside)} of them: name one." if beside else ""
+    rows = data.get("rows", []) if isinstance(data, dict) else []
+    tasks = {str(row.get("task", "")).partition("/")[0] for row in rows if isinstance(row, dict)}
+    own = [file for file in beside if file.stem.removeprefix("needle_") in tasks] or beside
+    if len(own) == 1:
+        return read_details(own[0])
+    found = f" It stands beside {', '.join(map(str, own))}: name one." if own else ""
     raise ConfigError(
         f"{path}: no grid of lengths and depths; give needle_<name>.json of an evaluation, or the "
         f"JSON of scripts/eval/recall.py.{found}"

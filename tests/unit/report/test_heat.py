@@ -99,6 +99,19 @@ def test_needle_files_are_turned_to_depth_by_length(tmp_path: Path) -> None:
         needle_maps([("run", details())], "exact_match", "niah")
 
 
+def test_a_result_has_its_own_grid_among_those_of_other_tasks(tmp_path: Path) -> None:
+    (tmp_path / "niah").mkdir()
+    for name, lengths in (("noise", [64]), ("multikey-noise", [128])):
+        file = tmp_path / "niah" / f"needle_{name}.json"
+        file.write_text(json.dumps(details(lengths=lengths)))
+    result = tmp_path / "niah.json"
+    result.write_text(json.dumps({"rows": [{"task": "multikey-noise/128/0.5"}]}))
+    assert read_details(result)["lengths"] == [128]
+    result.write_text(json.dumps({"rows": []}))
+    with pytest.raises(ConfigError, match=r"needle_multikey-noise.json, .*needle_noise.json: name"):
+        read_details(result)
+
+
 def test_cells_of_recall_become_a_grid(tmp_path: Path) -> None:
     cells = [
         {"memorize": m, "length": n, "depth": d, "n": 9, "accuracy": d / n, "low": 0.0, "high": 1.0}
