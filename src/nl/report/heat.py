@@ -92,8 +92,11 @@ def _canvas(figure: HeatMaps, colour: Any = _same) -> Any:
 
     across = min(3, len(figure.maps))
     down = -(-len(figure.maps) // across)
-    first = figure.maps[0]
-    size = (1.0 + across * (0.62 * len(first.columns) + 0.9), down * (0.34 * len(first.rows) + 1.1))
+    letters = max(len(text) for text in (figure.column_label, *(m.title for m in figure.maps)))
+    columns = max(len(one.columns) for one in figure.maps)
+    rows = max(len(one.rows) for one in figure.maps)
+    width = max(0.62 * columns + 0.9, 0.07 * letters + 0.4)  # inches; words go beside words
+    size = (1.0 + across * width, down * (0.34 * rows + 1.1))
     canvas = Canvas(figsize=size, layout="constrained")
     shades = LinearSegmentedColormap.from_list("shades", SHADES)
     grid = canvas.subplots(down, across, squeeze=False)

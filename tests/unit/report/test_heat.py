@@ -12,7 +12,7 @@ import pytest
 
 from nl.config import ConfigError
 from nl.report.figures import COLOURS, SOFT, Figure, standalone, themed
-from nl.report.heat import HeatMap, HeatMaps, heat_csv, heat_svg, save_png
+from nl.report.heat import HeatMap, HeatMaps, _canvas, heat_csv, heat_svg, save_png
 from nl.report.needle_maps import needle_maps, read_details
 
 pytest.importorskip("matplotlib")
@@ -57,6 +57,17 @@ def test_the_picture_shows_every_number_and_repeats_its_bytes(tmp_path: Path) ->
     data = (tmp_path / "a.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert data == (tmp_path / "b.png").read_bytes()
+
+
+def test_words_of_narrow_maps_stay_apart_and_inside() -> None:
+    one = HeatMap("passkey, memory context", ["0.5"], ["55"], [[1.0]])
+    label = "tokens read before the answer"
+    drawn = _canvas(HeatMaps("maps", [one] * 3, "depth", label, "share"))
+    drawn.canvas.draw()
+    for words in ([a.xaxis.label for a in drawn.axes], [a.title for a in drawn.axes]):
+        ends = [x for text in words for x in text.get_window_extent().intervalx]
+        assert ends == sorted(ends)
+        assert 0 <= ends[0] < ends[-1] <= drawn.bbox.width
 
 
 def test_a_missing_cell_is_hatched_in_a_colour_that_both_themes_have() -> None:
