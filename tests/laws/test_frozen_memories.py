@@ -84,6 +84,23 @@ def test_only_permitted_levels_write_in_every_arrangement(
                 assert (level.fast_down is not None) == (f"level{i}" in paths)
 
 
+@pytest.mark.parametrize("inner", ["sgd", "momentum", "delta"])
+def test_a_nested_level_that_was_frozen_decays_toward_what_the_slower_one_wrote(
+    inner: str, build: Build, float64: None
+) -> None:
+    cms = {"arrangement": "nested", "inner": {"kind": inner}, "clip": 0.0, "rate": 0.1}
+    model, x = build("hope_attention", cms=cms), tokens(2, 12)
+    state = model(x[:, :8], None, Knobs(paths=("level1",)), targets=x[:, :8]).state
+    faster, slower, _ = state.blocks[0].levels
+    assert faster.fast_up is None
+    zeros = (torch.zeros_like(slower.fast_up), torch.zeros_like(slower.fast_down))
+    levels = (faster._replace(fast_up=zeros[0], fast_down=zeros[1]), *state.blocks[0].levels[1:])
+    written = state._replace(blocks=(state.blocks[0]._replace(levels=levels), *state.blocks[1:]))
+    found = [model(x[:, 8:], s, targets=x[:, 8:]).state for s in (state, written)]
+    assert found[0].blocks[0].levels[0].fast_up is not None
+    assert largest_gap(found[0].blocks[0], found[1].blocks[0]) < EXACT
+
+
 def test_nothing_permitted_is_frozen(kind: str, build: Build, float64: None) -> None:
     model, x = build(kind), tokens(2, 37)
     frozen = model(x, write=False)

@@ -258,11 +258,14 @@ class Level(nn.Module):
             # As min(1, limit / norm), with a finite gradient where nothing is to be written.
             least = limit / torch.maximum(norm, limit).clamp(min=torch.finfo(norm.dtype).tiny)
             shrink = on * least[:, None, None]
-        if side.fast is None:
+        fast = side.fast
+        if fast is None and side.base is not None:
+            fast = torch.zeros_like(step)  # the slower level wrote while this one was frozen
+        if fast is None:
             step = step * shrink
         else:  # factors of a row, not torch.where of its matrices: a third of the time
             lost = (1 - self.rule.retention) * on
-            kept = (1 - lost) * side.fast
+            kept = (1 - lost) * fast
             if side.base is not None:
                 kept = torch.addcmul(kept, lost, side.base)
             step = torch.addcmul(kept, shrink, step)
@@ -307,7 +310,7 @@ class _Side(NamedTuple):
 
 
 def _delta_tokens(pending: Tensor | None, side: _Side, x_BTN: Tensor, g_BTP: Tensor) -> Tensor:
-    """Fast weights (B, P, N) after tokens with inputs x and gradients g; silent tokens skip.
+    """Fast weights (B, P, N) after tokens with inputs x and gradients g; zeros of either skip.
 
     With unit inputs x and the rate r = rate / (1 + rate) (Nested Learning, Eq. 57), what is added
     to the meta weights, -rate * fast, moves by (I - r x x^T) and - r g x^T / |x|.
@@ -315,10 +318,12 @@ def _delta_tokens(pending: Tensor | None, side: _Side, x_BTN: Tensor, g_BTP: Ten
     start = side.fast if pending is None else pending
     if start is None:
         start = side.meta.new_zeros(len(x_BTN), *side.meta.shape)
-    size = x_BTN.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x_BTN.dtype).tiny)
-    heard = g_BTP.abs().amax(-1, keepdim=True) > 0
+    size = x_BTN.norm(dim=-1, keepdim=True)
+    spoken = size > torch.finfo(x_BTN.dtype).tiny  # zero has no direction to learn along
+    heard = (g_BTP.abs().amax(-1, keepdim=True) > 0) & spoken
+    size = torch.where(heard, size, 1.0)
     keys = torch.where(heard, x_BTN / size, 0.0)
     rate = side.rate / side.scale
     rates = (rate / (1 + rate)).expand(x_BTN.shape[:2])
-    grads = -g_BTP / (size * side.rate)
+    grads = torch.where(heard, -g_BTP / (size * side.rate), 0.0)
     return delta_chunk(start, keys, grads, torch.zeros_like(rates), rates)

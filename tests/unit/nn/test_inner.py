@@ -155,6 +155,19 @@ def test_delta_equals_a_loop_over_tokens() -> None:
         assert (-rate * fast[0] - expected).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_delta_skips_tokens_whose_input_is_zero(dtype: torch.dtype) -> None:
+    memory = memory_with("delta").to(dtype)
+    x, d = torch.randn(2, 4, PERIOD, WIDTH, dtype=dtype).unbind(1)[:2]
+    x[0, 1] = x[1] = 0
+    state, heard = run(memory, x, d), d.clone()
+    heard[0, 1] = heard[1] = 0
+    assert torch.equal(state.fast_up, run(memory, x, heard).fast_up)
+    assert torch.equal(state.fast_down, run(memory, x, heard).fast_down)
+    assert state.fast_down[0].any()
+    assert not state.fast_down[1].any()
+
+
 def test_delta_is_contractive_where_sgd_is_not() -> None:
     x = torch.randn(1, 1, WIDTH, **DOUBLE).expand(1, 300, WIDTH)
     sizes = {}
