@@ -29,12 +29,12 @@ def _adjoints(
     normalized, inverse = _normalize(x)
     scaled = (normalized * gain).to(dtype)
     by_weight = grad.flatten(0, -2).mT @ scaled.flatten(0, -2)
-    by_scaled = (grad @ weight.to(dtype)).to(x.dtype)
+    by_scaled = (grad @ weight.to(dtype)).to(normalized.dtype)
     by_gain = (by_scaled * normalized).flatten(0, -2).sum(0)
-    by_normalized = by_scaled * gain.to(x.dtype)
+    by_normalized = by_scaled * gain.to(normalized.dtype)
     along = (by_normalized * normalized).mean(-1, keepdim=True)
     by_x = torch.addcmul(by_normalized, normalized, along, value=-1).mul_(inverse)
-    return by_x, by_gain, by_weight
+    return by_x.to(x.dtype), by_gain, by_weight
 
 
 class _NormLinear(torch.autograd.Function):
@@ -57,7 +57,8 @@ class _NormLinear(torch.autograd.Function):
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / rms(x) and 1 / rms(x), with the eps that torch takes for the dtype."""
+    """x / rms(x) and 1 / rms(x), at least fp32: the eps of bf16 would outweigh small answers."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     eps = torch.finfo(x.dtype).eps
     inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return x * inverse, inverse

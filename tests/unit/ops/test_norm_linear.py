@@ -41,6 +41,20 @@ def test_half_precision(how: str) -> None:
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in (x, gain, weight))
 
 
+@pytest.mark.parametrize("size", [1e-3, 0.03])
+def test_small_half_precision_input_is_brought_to_unit_size(size: float) -> None:
+    x, gain, weight = draw(torch.float32)
+    x = (size * x.detach()).bfloat16().requires_grad_()
+    mix, found = torch.randn(2, 5, 4), []
+    for given, dtype in ((x, torch.bfloat16), (x.detach().float().requires_grad_(), torch.float32)):
+        y = norm_linear(given, gain, weight, dtype)
+        grads = torch.autograd.grad((y.float() * mix).sum(), (given, gain, weight))
+        assert grads[0].dtype == given.dtype
+        found.append([t.float() for t in (y, *grads)])
+    for half, full in zip(*found, strict=True):
+        assert (half - full).norm() < 0.02 * full.norm()
+
+
 def test_zero_input_has_a_finite_gradient() -> None:
     x, gain, weight = draw()
     x = torch.zeros_like(x, requires_grad=True)
