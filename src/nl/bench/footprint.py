@@ -95,10 +95,10 @@ def footprint(run: RunConfig, build: Build, tell: Callable[[str], None] | None =
     )
     cycles = model.layers // cycle
     cells: dict[tuple[int, int], _Step] = {}
-    for c, r in (asked := [(c, r) for c in (1, 2) for r in ROWS]):
-        shape = f"layers {c * cycle} of {model.layers}, rows {r}, {stream.seq_len} tokens each"
+    for n, (c, r) in enumerate(itertools.product((1, 2), ROWS), 1):
         if tell is not None:
-            tell(f"counting step {len(cells) + 1} of {len(asked)}: {shape}")
+            shape = f"layers {c * cycle} of {model.layers}, rows {r}, {stream.seq_len} tokens each"
+            tell(f"counting step {n} of {2 * len(ROWS)}: {shape}")
         cells[c, r] = _step(_with(run, c * cycle), build, r)
 
     def grown(rows: int, key: str) -> float:

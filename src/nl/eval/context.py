@@ -150,8 +150,12 @@ def check_reads(evals: Mapping[str, Any], stream: Any, model: Any = None) -> Non
 
 def _of(key: str, evaluator: Any, line: str) -> str:
     """A complaint under an evaluator's key; one about a file, say, names no field of it."""
-    word = line.partition(":")[0].partition(",")[0].partition(".")[0]
-    return f"{key}.{line}" if hasattr(evaluator, word) else f"{key}: {line}"
+    return f"{key}.{line}" if names_field(evaluator, line) else f"{key}: {line}"
+
+
+def names_field(settings: Any, line: str) -> bool:
+    """Whether a complaint begins with a field of an evaluator's settings."""
+    return hasattr(settings, line.partition(":")[0].partition(",")[0].partition(".")[0])
 
 
 class OwnRows(NamedTuple):

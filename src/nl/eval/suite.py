@@ -13,7 +13,7 @@ from torch import nn
 from nl.config import ConfigError
 from nl.core.logs import get_logger
 from nl.core.protocols import EvalRow, Evaluator
-from nl.eval.context import EvalContext, Record
+from nl.eval.context import EvalContext, Record, names_field
 from nl.eval.rows import save_json, save_lines
 from nl.run.provenance import provenance
 
@@ -77,8 +77,7 @@ def naming(name: str, evaluator: Evaluator) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        field, colon, _ = str(error).partition(":")
-        if colon and field.isidentifier() and hasattr(getattr(evaluator, "config", None), field):
+        if names_field(getattr(evaluator, "config", None), str(error)):
             raise ConfigError(f"{name}.{error}") from error
         raise
 

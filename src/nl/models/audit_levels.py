@@ -11,6 +11,12 @@ def _inner(kind: str) -> dict[str, tuple[str, ...]]:
     return {BLOCK: LEVELS, "model.cms.inner.kind": (kind,)}
 
 
+SHAPE = tuple(
+    f"model.cms.{name}"
+    for name in ("periods", "hidden", "arrangement", "activation", "norm", "bias")
+)
+"""Options that say what the levels are."""
+
 CONTINUUM: tuple[Mechanism, ...] = (
     Mechanism(
         part="continuum memory: chain",
@@ -22,14 +28,7 @@ CONTINUUM: tuple[Mechanism, ...] = (
             f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",
         ),
         where={BLOCK: LEVELS, "model.cms.arrangement": ("sequential", "nested")},
-        options=(
-            "model.cms.periods",
-            "model.cms.hidden",
-            "model.cms.arrangement",
-            "model.cms.activation",
-            "model.cms.norm",
-            "model.cms.bias",
-        ),
+        options=SHAPE,
     ),
     Mechanism(
         part="continuum memory: nested levels",
@@ -53,14 +52,7 @@ CONTINUUM: tuple[Mechanism, ...] = (
         code="nl.nn.cms:ContinuumMemory.forward",
         tests=(f"{LAYERS}test_cms_options.py::test_equals_the_token_loop",),
         where={BLOCK: LEVELS, "model.cms.arrangement": ("independent",)},
-        options=(
-            "model.cms.periods",
-            "model.cms.hidden",
-            "model.cms.arrangement",
-            "model.cms.activation",
-            "model.cms.norm",
-            "model.cms.bias",
-        ),
+        options=SHAPE,
         differs="the aggregation is a sum with one learned gain per level",
     ),
     Mechanism(

@@ -82,8 +82,10 @@ class Job:
         The run that stands here may have been made before a key existed: then its ``config.yaml``
         says, read with today's keys.
         """
-        if code is None or code == self.config_hash:
-            return code is not None
+        if code is None:
+            return False
+        if code == self.config_hash:
+            return True
         run = RunDir(self.home)
         return code == written_hash(run) and is_of(run, self.config_hash, file_hash)
 
