@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from nl.run.ending import leave, open_streams
 from nl.run.files import RunError
 
 USAGE = 2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USAGE
 
 
 def command_names(parser: argparse.ArgumentParser) -> list[str]:
@@ -291,8 +298,9 @@ def add_audit(commands: Commands) -> None:
     example = "nl audit --config-name pilot_smoke model.block=hope_selfmod"
     summary = "show which equation each part of a run implements, and the test that proves it"
     parser = add_command(commands, "audit", summary, example, run)
-    parser.add_argument("--config-name", default="pilot", help="a config, as for nl train")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")
+    parser.add_argument("--config-name", help="a config, as for nl train; default: pilot")
+    text = "overrides; or one run directory, checkpoint or export"
+    parser.add_argument("given", nargs="*", metavar="key=value", help=text)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
         "--write-docs", action="store_true", help="write docs/paper_compliance.md instead"

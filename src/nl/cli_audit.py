@@ -7,8 +7,10 @@ import json
 from typing import Any
 
 from nl.cli_page import write_page
-from nl.config import unstructure
+from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, run_config
+from nl.config.run import RunConfig
+from nl.dist.origin import read_description
 from nl.models.audit import MECHANISMS, used_by, value_at
 from nl.models.mechanism import Mechanism
 
@@ -29,10 +31,26 @@ def audit(options: argparse.Namespace) -> int:
         return 0
     import nl.assembly  # noqa: F401 - registers every part
 
-    run = chosen(run_config(compose(options.config_name, options.overrides)))
+    run = chosen(asked(options))
     rows = [as_data(mechanism, run) for mechanism in used_by(run)]
     print(json.dumps(rows, indent=1) if options.json else as_table(rows))
     return 0
+
+
+def asked(options: argparse.Namespace) -> RunConfig:
+    """What a run, a checkpoint or an export was made with, or a composed configuration.
+
+    Raises:
+        ConfigError: no such thing, or values for keys of what is already made.
+    """
+    places = [text for text in options.given if "=" not in text and not text.startswith("~")]
+    if not places:
+        return run_config(compose(options.config_name or "pilot", options.given))
+    if len(options.given) > 1 or options.config_name:
+        rest = " ".join(text for text in options.given if text != places[0])
+        also = rest or f"--config-name {options.config_name}"
+        raise ConfigError(f"nl audit {places[0]}: shows what was made; leave out {also}.")
+    return run_config(read_description(places[0]))
 
 
 def chosen(config: Any) -> dict[str, Any]:

@@ -199,11 +199,14 @@ def generate(options: argparse.Namespace) -> int:
             sys.stdout.flush()
             text += piece
     finally:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        if options.save_state is not None and talk.state is not None:
-            talk.save(Path(options.save_state))
-            sys.stderr.write(f"State saved: {options.save_state} (position {talk.position})\n")
+        try:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        finally:
+            if options.save_state is not None and talk.state is not None:
+                talk.save(Path(options.save_state))
+                told = f"State saved: {options.save_state} (position {talk.position})\n"
+                sys.stderr.write(told)
     if samples is not None:
         save_sample(samples, prompt, text, options)
     return 0

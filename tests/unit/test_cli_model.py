@@ -333,3 +333,16 @@ def test_help_names_every_topic_once(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["help", "modle"]) == 2
     known = capsys.readouterr().err.partition("Known: ")[2].strip(" .\n").split(", ")
     assert sorted(set(known)) == known
+
+
+def test_audit_shows_what_a_run_was_made_with(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", str(trained), "--json"]) == 0
+    of_run = capsys.readouterr().out
+    assert main(["audit", "--config-name", "pilot_smoke", *SMALL, "--json"]) == 0
+    assert capsys.readouterr().out == of_run
+    assert main(["audit", str(trained), "model.dim=64"]) == 2
+    assert "leave out model.dim=64" in capsys.readouterr().err
+    assert main(["audit", str(trained / "nowhere")]) == 2
+    assert "does not exist; give a run" in capsys.readouterr().err

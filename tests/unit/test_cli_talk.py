@@ -258,3 +258,26 @@ def test_it_works_in_a_real_pipe(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "follows no" in done.stderr
     assert "/reset" not in done.stdout
+
+
+class Full(io.StringIO):
+    """A disk that is full after some writes."""
+
+    left = 3
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_full_disk_keeps_the_state(
+    trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        assert main(generated(trained, "--save-state", kept)) == 2
+    assert "error: output: No space left on device" in capsys.readouterr().err
+    assert read_state(kept).state.position > 0

@@ -31,7 +31,7 @@ from nl.run.manifest import MANIFEST, verify, write_manifest
 log = get_logger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written; earlier ones are intact."""
 
 

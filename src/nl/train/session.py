@@ -15,7 +15,7 @@ from nl.core.logs import get_logger, setup_logging
 from nl.dist.base import Strategy
 from nl.dist.checkpoint import repoint
 from nl.run.directory import RunDir, failure
-from nl.run.files import writable_folder, write_atomic, write_json
+from nl.run.files import RunError, writable_folder, write_atomic, write_json
 from nl.run.provenance import provenance
 from nl.run.records import cut_records
 from nl.train.finish import finish
@@ -221,7 +221,9 @@ def _last_words(trainer: Trainer, total: int, ended: bool) -> None:
     if failed and strategy.world > 1:
         assert error is not None
         error.add_note(f"rank {strategy.rank} at step {step}.{trainer.watch.others()}")
-    if failed:
+    if failed and isinstance(error, RunError):  # says all there is to know
+        log.error("rank %d failed at step %d: %s", strategy.rank, step, error)
+    elif failed:
         log.error("rank %d failed at step %d", strategy.rank, step, exc_info=True)
     if strategy.rank != 0:
         return

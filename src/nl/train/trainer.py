@@ -354,7 +354,7 @@ class Trainer:
         if action != "commit":
             raise self.guard.ending(why)
         self.watch.phase("save", self.state.step)
-        self.saver.save(self.state)
+        self.saver.save_last(self.state)
 
     def _recover(self, action: str, why: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Leave a refused step out, go back to a checkpoint, or end."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import nl
 from nl.assembly import build_objective
+from nl.config import ConfigError
 from nl.core.output import StepOut
 from nl.core.seeds import SeedBook
 from nl.dist.serial import load_tensors
@@ -265,6 +266,26 @@ def test_a_failed_periodic_save_does_not_stop_training(
     assert "step_000008" not in names
     assert not any(name.startswith(".tmp") for name in names)
     assert "No space left" in (tmp_path / "r" / "logs" / "rank_00.log").read_text()
+
+
+def test_a_failed_last_save_says_from_where_to_go_on(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Single.save
+
+    def full(self: Single, folder: Path) -> None:
+        if "step_000006" in folder.name:
+            raise OSError(28, "No space left on device")
+        real(self, folder)
+
+    changes = {"train__steps": 6, "checkpoint__every": 4, "run__dir": str(tmp_path / "r")}
+    with monkeypatch.context() as patch:
+        patch.setattr(Single, "save", full)
+        with pytest.raises(ConfigError, match=r"after step 5 is not saved; make room in .*/r, "):
+            nl.launch(tiny.tiny_run(**changes))
+    assert RunDir(tmp_path / "r").read_status()["state"] == "failed"
+    nl.launch(tiny.tiny_run(**changes, resume=str(tmp_path / "r")))
+    assert RunDir(tmp_path / "r").read_status()["state"] == "done"
 
 
 def test_totals_divide_sums_by_weight_and_average_the_rest() -> None:

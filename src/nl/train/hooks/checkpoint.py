@@ -66,6 +66,21 @@ class Saver:
             self._tidy(folder, best=_is_best(state))
             log.info("saved %s", folder)
 
+    def save_last(self, state: TrainState) -> None:
+        """``save`` where nothing comes after it.
+
+        Raises:
+            CheckpointError: it cannot be written; says from where the run can go on.
+        """
+        try:
+            self.save(state)
+        except checkpoint.CheckpointError as error:
+            since = "the start" if self.saved_step is None else f"step {self.saved_step}"
+            raise checkpoint.CheckpointError(
+                f"{error} What was trained after {since} is not saved; make room in "
+                f"{self.run_dir.path}, then resume={self.run_dir.path} goes on from there."
+            ) from error
+
     def _snapshot(self, state: TrainState) -> checkpoint.Snapshot:
         self.flush()
         trainer = state.as_dict() | {
