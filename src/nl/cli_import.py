@@ -119,8 +119,13 @@ def read_foreign(folder: Path) -> tuple[dict[str, Any], Any]:
     """config.json and tensors of a Hugging Face directory."""
     import torch
 
-    from nl.dist.hf_folder import read_tensors
+    from nl.dist.hf_folder import is_hf_folder, read_tensors
 
+    if is_hf_folder(folder):
+        raise ConfigError(
+            f"--from hf:{folder}: a model of nl already; nl eval, generate, stream and export take "
+            f"the directory as it is, init_from={folder} trains it further."
+        )
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())

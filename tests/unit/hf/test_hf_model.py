@@ -215,6 +215,8 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ):
         assert main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "z.safetensors"), "--from", f"hf:{folder}"]) == 2
+    assert "a model of nl already; nl eval, generate, stream" in capsys.readouterr().err
 
 
 def test_a_tokenizer_json_goes_along_as_it_is(
