@@ -7,13 +7,14 @@ Example: python scripts/data/train_tokenizer.py --vocab-size 4096 --output-dir d
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from nl.data.prep.command import run
 from nl.data.prep.train_tokenizer import TokenizerOptions, train_on
-from nl.data.prep.training_text import TrainingText
+from nl.data.prep.training_text import TrainingText, add_text_flags
 
-INPUTS = ("corpus", "manifest", "dataset", "subset", "split", "text_column", "data_files")
+INPUTS = [f.name for f in fields(TrainingText) if f.name != "sample_limit"]
 
 
 def main() -> None:
@@ -22,21 +23,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag, shown = parser.add_argument, "default: %(default)s"
-    inputs = parser.add_mutually_exclusive_group()
-    inputs.add_argument("--corpus", type=Path, default=Path("data/stdlib/corpus"), help=shown)
-    inputs.add_argument("--manifest", type=Path, help="a mixture, such as configs/data/*.yaml")
-    inputs.add_argument(
-        "--dataset", nargs="+", default=(), help="hub data sets, or json, parquet, text ..."
-    )
-    flag("--subset", help="configuration of a hub data set")
-    flag("--split", default="train", help=shown)
-    flag("--text-column", default="text", help=shown)
-    flag(
-        "--data-files",
-        nargs="+",
-        default=(),
-        help="files, directories or patterns of a local --dataset",
-    )
+    add_text_flags(parser)
     flag("--sample-limit", type=int, help="documents of each data set; default: all, or 100000")
     flag("--output-dir", type=Path, help="default: the corpus' parent, or the manifest's")
     flag("--log-file", type=Path, help="default: <output-dir>/tokenizer_log.json")

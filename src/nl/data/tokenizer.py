@@ -179,6 +179,8 @@ def copy_tokenizer(path: str | Path, output: Path) -> None:
 def _load(path: Path) -> Tokenizer:
     if str(path) == "bytes":
         return ByteTokenizer()
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory; name the tokenizer.json or .model in it.")
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file. Train a tokenizer with scripts/data/train_tokenizer.py."

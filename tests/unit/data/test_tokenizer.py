@@ -95,6 +95,8 @@ def test_digest_is_checked(model: Path) -> None:
 def test_bad_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"none.model: no such file.*train_tokenizer.py"):
         load_tokenizer(tmp_path / "none.model")
+    with pytest.raises(ConfigError, match=r"is a directory; name the tokenizer.json"):
+        load_tokenizer(tmp_path)
     (tmp_path / "text.model").write_text("this is no model")
     with pytest.raises(ConfigError, match=r"text.model: not a SentencePiece model"):
         load_tokenizer(tmp_path / "text.model")

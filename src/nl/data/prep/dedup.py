@@ -33,6 +33,7 @@ from nl.data.prep.dedup_signatures import (
 )
 from nl.data.prep.engine import Executor
 from nl.data.prep.parts import PartWriter, Tally, part_record, parts_of
+from nl.data.prep.replace import check_apart
 from nl.data.prep.stage import DROPPED, Ranks, Record, Stage, alone, counted, run_stage
 
 VERSION = 1
@@ -222,9 +223,11 @@ def dedup_corpus(
         The log (``stage.json``) and whether anything was done.
 
     Raises:
-        ConfigError: no corpus, a changed part, no write access.
+        ConfigError: no corpus, a changed part, no write access, an output that is the corpus
+            or something else's.
     """
     manifest = read_corpus(corpus)
+    check_apart(corpus, output)
     stage = dedup_stage(corpus, output, options)
 
     def body(ranks: Ranks) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from nl.data.prep.dedup_leak import NGRAM, Index
 from nl.data.prep.dedup_signatures import Ints, save_array, shingles
 from nl.data.prep.engine import Executor
 from nl.data.prep.parts import PartWriter, Tally, part_record, parts_of
+from nl.data.prep.replace import check_apart
 from nl.data.prep.stage import Ranks, Record, Stage, run_stage
 
 VERSION = 3
@@ -231,9 +232,11 @@ def divide_corpus(
         The log (``stage.json``) and whether anything was done.
 
     Raises:
-        ConfigError: no corpus, one that is divided, a changed part, no write access.
+        ConfigError: no corpus, one that is divided, a changed part, no write access, an
+            output that is the corpus or something else's.
     """
     manifest = read_corpus(corpus)
+    check_apart(corpus, output)
     if set(manifest.splits) != {UNDIVIDED}:
         raise ConfigError(f"{corpus}: has splits {', '.join(manifest.splits)}; it is divided.")
     stage = Stage(

@@ -6,13 +6,14 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from nl.config import ConfigError
 from nl.data.prep.engine import Executor
 from nl.data.prep.filters import filter_corpus
 from nl.data.prep.filters_checks import FilterOptions
 from nl.data.prep.ingest import PART_MB, IngestOptions, ingest
-from nl.data.prep.sources_spec import Source
+from nl.data.prep.sources_spec import SAMPLE_HELP, SampleBy, Source
 from nl.data.prep.stage import summary, told
 
 INSTEAD = {
@@ -31,6 +32,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     flag("--split", default="train", help="split of a hub data set (default: %(default)s)")
     flag("--text-column", default="text", help="key of the text (default: %(default)s)")
     flag("--data-files", nargs="*", help="files, directories, patterns of a local format")
+    flag("--sample-by", default="line", choices=get_args(SampleBy), help=SAMPLE_HELP)
     flag("--name", help="domain of the documents (default: the name of the data set)")
     flag("--part-mb", type=float, default=PART_MB, help="text of a part (default: %(default)s)")
     flag = parser.add_argument_group("older flags; each prints what holds instead").add_argument
@@ -79,6 +81,7 @@ def _from_source(
             subset=args.subset,
             split=args.split,
             text_column=args.text_column,
+            sample_by=args.sample_by,
             data_files=tuple(args.data_files) if args.data_files else None,
             max_records=wanted,
         )

@@ -21,6 +21,7 @@ from nl.data.prep import language, quality
 from nl.data.prep.engine import Executor
 from nl.data.prep.filters_checks import FilterOptions, extra_check, make_checks
 from nl.data.prep.parts import Part, PartWriter, Tally, part_record, parts_of
+from nl.data.prep.replace import check_apart
 from nl.data.prep.stage import DROPPED, Ranks, Record, Stage, run_stage
 
 VERSION = 1
@@ -106,9 +107,11 @@ def filter_corpus(
         The log (``stage.json``) and whether anything was done.
 
     Raises:
-        ConfigError: no corpus, a domain that it does not have, a changed part, no write access.
+        ConfigError: no corpus, a domain that it does not have, a changed part, no write access,
+            an output that is the corpus or something else's.
     """
     manifest = read_corpus(corpus)
+    check_apart(corpus, output)
     parts = parts_of(corpus)
     special = dict(by_domain or {})
     if unknown := set(special) - {part.domain for part in parts}:

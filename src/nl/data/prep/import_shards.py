@@ -10,6 +10,7 @@ from nl.config import ConfigError, unstructure
 from nl.data.documents import SCHEMA, SPLITS
 from nl.data.files import move_into, sha256_file, staging, write_atomic, write_json
 from nl.data.manifest import DataManifest, DomainInfo, TokenizerInfo, read_manifest
+from nl.data.prep.replace import check_own
 from nl.data.prep.shard_part import SHARD_TOKENS, ShardWriter
 from nl.data.readers import Input, input_files, read_tokens
 from nl.data.shards import VERSION
@@ -73,7 +74,8 @@ def import_shards(
     text, 0 where the tokenizer cannot be loaded; the text itself stays where it was.
 
     Raises:
-        ConfigError: see ``read_tokens``; an id outside the vocabulary; no write access.
+        ConfigError: see ``read_tokens``; an id outside the vocabulary; no write access, or
+            an output of something else.
     """
     tokenizer = None if options.vocab_size else load_tokenizer(options.tokenizer_path)
     info = _describe(options, tokenizer)
@@ -90,6 +92,7 @@ def import_shards(
         old = read_manifest(output)
         if (old.inputs, old.name) == (made_from, options.name):
             return old, False
+    check_own(output, SPLITS, "import")
     with staging(output) as folder:
         writers = _write(inputs, folder, options, info, tokenizer, eos_id)
         splits: dict[str, dict[str, DomainInfo]] = {

@@ -26,7 +26,7 @@ from nl.data.prep.sources import UNIT_BYTES, Tally, Unit, check_any, read_unit, 
 from nl.data.prep.sources_spec import Source
 from nl.data.prep.stage import Ranks, Stage, run_stage
 
-VERSION = 1
+VERSION = 2
 """Raise it when a source is read differently."""
 PART_MB = 32.0
 SHOW = 10.0

@@ -165,7 +165,8 @@ def read_mixture(path: Path) -> Mixture:
         ConfigError: no such file, not YAML, an unknown key (with the nearest name), a bad value.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file. {RECIPE}")
+        what = "is a directory" if path.is_dir() else "no such file"
+        raise ConfigError(f"{path}: {what}. {RECIPE}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -27,7 +27,9 @@ from nl.data.prep.mixture import STAGES, Mixture
 from nl.data.prep.mixture_layout import Layout
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.sources import units
+from nl.data.prep.sources_files import FORMATS
 from nl.data.prep.train_tokenizer import MODELS, corpus_domains, train_on
+from nl.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +78,16 @@ def run_mixture(mixture: Mixture, options: RunOptions) -> Iterator[Row]:
     """Run the stages of a manifest up to ``until``; yields what each did, as it is done.
 
     Raises:
-        ConfigError: whatever a stage complains about.
+        ConfigError: whatever a stage complains about; files that are not there, before any work.
     """
     at = Layout(mixture=mixture, work=options.work or mixture.output / "work")
     for stage in options.force:
         at.forget(stage)
+    if options.tokenizer_path is not None:
+        load_tokenizer(options.tokenizer_path)
     for entry in mixture.datasets:
+        if entry.dataset in FORMATS:
+            units(entry.source)
         if entry.output_dir is not None:
             LOG.info("%s: output_dir is not used; all shards go to %s", entry.name, mixture.output)
     steps = (_ingest, _filter, _dedup, _divide, _tokenizer, _shard)
@@ -192,22 +198,17 @@ def overridden(mixture: Mixture, changes: list[str]) -> Mixture:
     """
     data = unstructure(mixture)
     by_name = {row["name"]: row for row in data["datasets"]}
+    groups = {key: value for key, value in data.items() if isinstance(value, dict)}
+    places = {"": data} | groups | by_name
     for change in changes:
         place, mark, text = change.partition("=")
         name, _, key = place.rpartition(".")
-        if not mark or name not in ("", "tokenizer", *by_name):
-            known = ", ".join(by_name)
+        if not mark or name not in places:
             raise ConfigError(
-                f"--set: {change}; write key=value, tokenizer.key=value or <data set>.key=value. "
-                f"Data sets: {known}."
+                f"--set: {change}; write key=value, {', '.join(f'{g}.key=value' for g in groups)} "
+                f"or <data set>.key=value. Data sets: {', '.join(by_name)}."
             )
-        value = yaml.safe_load(text)
-        if name in by_name:
-            by_name[name][key] = value
-        elif name == "tokenizer":
-            data["tokenizer"][key] = value
-        else:
-            data[key] = value
+        places[name][key] = yaml.safe_load(text)
     return structure(Mixture, data, "--set")
 
 

@@ -23,6 +23,7 @@ from nl.data.manifest import DataManifest, DomainInfo, TokenizerInfo, read_manif
 from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor
 from nl.data.prep.parts import parts_of
+from nl.data.prep.replace import check_apart, check_own
 from nl.data.prep.shard_part import SHARD_TOKENS, PartRecord, PartTask, ShardOptions, shard_part
 from nl.data.prep.stage import LOG_NAME, Ranks, Stage, alone, forget
 from nl.data.shards import VERSION, file_bytes
@@ -61,8 +62,7 @@ def shard_corpus(
 ) -> tuple[DataManifest, bool]:
     """Tokenize a corpus into ``output``, unless that is there, made from the same inputs.
 
-    What an interrupted call with the same inputs finished is kept. An undivided corpus becomes
-    the split ``train``.
+    What an interrupted call with the same inputs finished is kept; undivided text becomes train.
 
     Args:
         corpus: corpus directory.
@@ -79,9 +79,10 @@ def shard_corpus(
         The manifest and whether anything was written.
 
     Raises:
-        ConfigError: missing or changed inputs, no write access.
+        ConfigError: missing or changed inputs, no write access, an output of something else.
     """
     source = read_corpus(corpus)
+    check_apart(corpus, output)
     tokenizer = load_tokenizer(tokenizer_path)
     options = ShardOptions(
         tokenizer=tokenizer_path,
@@ -93,6 +94,7 @@ def shard_corpus(
     stage = _stage(corpus, output, options, max_records)
     inputs = dict(stage.inputs) | {k: str(v) for k, v in stage.options.items() if v is not None}
     name = name or source.name
+    check_own(output, SPLITS, stage.name)
     with alone(output):
         old = read_manifest(output) if (output / "manifest.json").is_file() else None
         if old is not None and (old.inputs, old.name) == (inputs, name) and _is_whole(output, old):

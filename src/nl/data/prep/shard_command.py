@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nl.config import ConfigError
 from nl.data.files import check_writable, write_json
@@ -14,7 +14,7 @@ from nl.data.prep.engine import Executor
 from nl.data.prep.ingest import IngestOptions, ingest
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.shard_part import SHARD_TOKENS
-from nl.data.prep.sources_spec import Source
+from nl.data.prep.sources_spec import SAMPLE_HELP, SampleBy, Source
 
 SEQ_LEN, SEQUENCES = 2048, 1024
 NOWHERE = Path("data/stdlib/corpus")
@@ -30,6 +30,7 @@ def add_shard_flags(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--split", default="train", help="split of a hub data set; " + shown)
     text.add_argument("--text-column", default="text", help=shown)
     text.add_argument("--data-files", nargs="+", default=(), help="of a local --dataset")
+    text.add_argument("--sample-by", default="line", choices=get_args(SampleBy), help=SAMPLE_HELP)
     text.add_argument("--max-records", type=int, help="documents per domain; default: all")
     flag = parser.add_argument
     flag("--tokenizer-path", default="data/stdlib/tokenizer.model", help="or bytes; " + shown)
@@ -105,6 +106,7 @@ def source_of(args: argparse.Namespace) -> Source:
         subset=args.subset,
         split=args.split,
         text_column=args.text_column,
+        sample_by=args.sample_by,
         data_files=tuple(args.data_files) or None,
         max_records=args.max_records,
     )

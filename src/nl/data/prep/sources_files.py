@@ -6,6 +6,7 @@ in memory. A file that ends too early is an error, a record that cannot be read 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -139,6 +140,8 @@ def _joined(lines: list[str], place: str) -> Iterator[Record]:
 def _text(file: LocalFile, wanted: Wanted) -> Iterator[Record]:
     sample_by = wanted.sample_by
     with open_binary(file.path) as raw:
+        if raw.peek(3)[:3] == codecs.BOM_UTF8:
+            raw.read(3)
         if sample_by == "document":
             yield decoded(raw.read(), file.name)
             return

@@ -12,6 +12,8 @@ from nl.data.prep.sources_files import FORMATS
 GENERATED = ("stdlib", "synthetic")
 EVERY = "all"
 """As ``split``: the documents of all splits, each of which stays in its own."""
+SampleBy = Literal["line", "paragraph", "document", "heading"]
+SAMPLE_HELP = "what one document of a text file is; default: %(default)s"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -43,7 +45,7 @@ class Source:
     """Files, directories or patterns: what local formats read, or files of a hub data set."""
     local: str | tuple[str, ...] | None = None
     """A local mirror of a hub data set: files, directories or patterns, read if they exist."""
-    sample_by: Literal["line", "paragraph", "document", "heading"] = "line"
+    sample_by: SampleBy = "line"
     """What one document of a text file is; heading: rows are lines of WikiText."""
     max_records: int | None = None
     """Documents to read at most; None reads all."""

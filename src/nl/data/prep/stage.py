@@ -25,6 +25,7 @@ from nl.data.documents import SCHEMA, SPLITS, UNDIVIDED, CorpusManifest, TextFil
 from nl.data.files import move_into, write_json
 from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor, run_tasks
+from nl.data.prep.replace import check_own
 
 LOG_NAME = "stage.json"
 DROPPED = "dropped"
@@ -100,9 +101,10 @@ def run_stage(
         The log (``stage.json``) and whether anything was done.
 
     Raises:
-        ConfigError: the output cannot be written, another process is at work there, or a rank
-            complained.
+        ConfigError: the output cannot be written or holds what this stage did not write,
+            another process is at work there, or a rank complained.
     """
+    check_own(stage.output, (UNDIVIDED, *SPLITS, DROPPED), stage.name)
     with alone(stage.output):
         log = finished(stage)
         if log is not None:

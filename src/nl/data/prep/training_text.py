@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from nl.data.prep.mixture import read_mixture
-from nl.data.prep.sources_spec import Source
+from nl.data.prep.sources_spec import SAMPLE_HELP, SampleBy, Source
 from nl.data.prep.train_tokenizer import Domain, corpus_domains, source_domains
 
 SAMPLE_LIMIT = 100_000
 """Documents looked at of a data set that is read from its source."""
 
 
+def add_text_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for the fields of ``TrainingText`` but ``sample_limit``."""
+    flag, shown = parser.add_argument, "default: %(default)s"
+    inputs = parser.add_mutually_exclusive_group().add_argument
+    inputs("--corpus", type=Path, default=Path("data/stdlib/corpus"), help=shown)
+    inputs("--manifest", type=Path, help="a mixture, such as configs/data/*.yaml")
+    inputs("--dataset", nargs="+", default=(), help="hub data sets, or json, parquet, text ...")
+    flag("--subset", help="configuration of a hub data set")
+    flag("--split", default="train", help=shown)
+    flag("--text-column", default="text", help=shown)
+    files = "files, directories or patterns of a local --dataset"
+    flag("--data-files", nargs="+", default=(), help=files)
+    flag("--sample-by", default="line", choices=get_args(SampleBy), help=SAMPLE_HELP)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingText:
-    """One of the three; ``split`` to ``data_files`` belong to ``dataset``."""
+    """One of the three; ``split`` to ``sample_by`` belong to ``dataset``."""
 
     corpus: Path = Path("data/stdlib/corpus")
     manifest: Path | None = None
@@ -25,6 +42,7 @@ class TrainingText:
     split: str = "train"
     text_column: str = "text"
     data_files: Sequence[str] = ()
+    sample_by: SampleBy = "line"
     sample_limit: int | None = None
 
     def output(self) -> Path:
@@ -54,6 +72,7 @@ class TrainingText:
                 subset=self.subset,
                 split=self.split,
                 text_column=self.text_column,
+                sample_by=self.sample_by,
                 data_files=tuple(self.data_files) or None,
             )
             for name in self.dataset

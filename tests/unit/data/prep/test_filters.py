@@ -229,6 +229,21 @@ def test_the_command_and_its_older_flags(
     assert "30 documents in" in shown[4]
 
 
+def test_what_others_wrote_is_not_replaced(tmp_path: Path) -> None:
+    corpus = write_parts(tmp_path / "in", {"y": numbered("y", 9)})
+    options, out = FilterOptions(target_lang="any"), tmp_path / "out"
+    with pytest.raises(ConfigError, match="is the corpus that is read"):
+        filter_corpus(corpus, corpus, options, Executor())
+    (out / "val").mkdir(parents=True)
+    (out / "val/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"val/notes.txt: would be lost"):
+        filter_corpus(corpus, out, options, Executor())
+    (out / "val/notes.txt").unlink()
+    (out / "stage.json").write_text('{"stage": "divide"}')
+    with pytest.raises(ConfigError, match="holds what the stage 'divide' wrote"):
+        filter_corpus(corpus, out, options, Executor())
+
+
 def test_a_raw_source_is_read_as_far_as_the_limit_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

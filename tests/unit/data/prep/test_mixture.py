@@ -256,6 +256,7 @@ def test_a_bare_list_and_changes(tmp_path: Path) -> None:
     changed = overridden(mixture, ["a.quality=[gopher]", "tokenizer.vocab_size=512", "name=n"])
     assert changed.datasets[0].filters.quality == ("gopher",)
     assert (changed.tokenizer.vocab_size, changed.name) == (512, "n")
+    assert overridden(mixture, ["held_out.val=0.3"]).held_out == {"val": 0.3, "test": 0.1}
     with pytest.raises(ConfigError, match=r"--set: c.limit=3; .*Data sets: a, b"):
         overridden(mixture, ["c.limit=3"])
     with pytest.raises(ConfigError, match="--set"):
@@ -264,6 +265,16 @@ def test_a_bare_list_and_changes(tmp_path: Path) -> None:
         RunOptions(until="sharding")
     with pytest.raises(ConfigError, match=r"none.yaml: no such file"):
         read_mixture(tmp_path / "none.yaml")
+
+
+def test_what_is_missing_is_told_before_any_work(manifest: Path) -> None:
+    mixture = read_mixture(manifest)
+    with pytest.raises(ConfigError, match=r"none.json: no such file"):
+        list(run_mixture(mixture, RunOptions(tokenizer_path="none.json")))
+    last = mixture.datasets[-1].name
+    with pytest.raises(ConfigError, match=f"{last}: no json files at /none"):
+        list(run_mixture(overridden(mixture, [f"{last}.data_files=/none"]), RunOptions()))
+    assert not mixture.output.exists()
 
 
 def test_run_full_honours_its_environment(tmp_path: Path) -> None:

@@ -261,6 +261,28 @@ def test_a_raw_source_is_read_and_sharded(tmp_path: Path) -> None:
     assert "nothing to do" in command(*flags)[0]
 
 
+def test_a_text_file_can_be_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("two\nlines")
+    flags = ["--dataset", "text", "--data-files", str(tmp_path / "a.txt"), "--sample-by"]
+    flags += ["document", "--tokenizer-path", "bytes", "--output-dir", str(tmp_path / "out")]
+    assert command(*flags)[1] == "  train/text: 1 documents, 10 tokens"
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """Raw text in a folder that a split would replace, and a corpus that is also the output."""
+    mine = tmp_path / "mine/train/a.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"text": "mine"}')
+    flags = ["--dataset", "json", "--data-files", str(mine), "--tokenizer-path", "bytes"]
+    with pytest.raises(ConfigError, match=r"train/a.jsonl: would be lost"):
+        command(*flags, "--output-dir", str(tmp_path / "mine"))
+    assert mine.is_file()
+    command(*flags, "--output-dir", str(tmp_path / "out"))
+    same = ["--corpus", str(tmp_path / "out/corpus"), "--tokenizer-path", "bytes"]
+    with pytest.raises(ConfigError, match="is the corpus that is read"):
+        command(*same, "--output-dir", str(tmp_path / "out/corpus"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

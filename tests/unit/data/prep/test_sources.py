@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import random
@@ -93,6 +94,15 @@ def test_text(tmp_path: Path, sample_by: Any, expected: list[str]) -> None:
         assert texts_of(Source(name="t", dataset="text", data_files=path, sample_by=sample_by)) == (
             expected
         )
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(codecs.BOM_UTF8 + b"a\nb")
+    for sample_by, expected in (("line", ["a", "b"]), ("document", ["a\nb"])):
+        source = Source(
+            name="t", dataset="text", data_files=str(tmp_path / "t.txt"), sample_by=sample_by
+        )
+        assert texts_of(source) == expected
 
 
 WIKI = "before\n = One = \n\n text = of it \n = = Part = = \n more\n = Two = \n\n last\n"
