@@ -99,6 +99,9 @@ def _unit_backward(grad: Tensor, units: Tensor, factor: Tensor) -> Tensor:
 def _heads(padded: Tensor, heads: int) -> Tensor:
     """(B, S, 4 D) -> (4, N, K, S): one contiguous block per kind of input; tokens last."""
     rows, size, _ = padded.shape
+    if padded.device.type == "cpu" and not torch.compiler.is_compiling():
+        # A single matrix is turned round in blocks, a batch of them one number after the other.
+        padded = torch.stack([row.t().contiguous() for row in padded]).mT
     split = padded.view(rows, size, 4, heads, -1).permute(2, 0, 3, 4, 1)
     return split.reshape(4, rows * heads, -1, size)
 
@@ -109,9 +112,9 @@ def _joined(streams: Tensor, heads: int) -> Tensor:
     return split.permute(1, 4, 0, 2, 3).flatten(2)
 
 
-def _per_head(taps: Tensor, rows: int) -> Tensor:
-    """(W, 3, H, K) taps -> (W, 3, N, K, 1)."""
-    return taps.repeat(1, 1, rows, 1).unsqueeze(-1)
+def _per_head(taps: Tensor, heads: int) -> Tensor:
+    """(W, 3 D) taps -> (W, 3, 1, H, K, 1)."""
+    return taps.view(len(taps), 3, 1, heads, -1, 1)
 
 
 def _convolve(split: Tensor, taps: Tensor | None, heads: int) -> Tensor:
@@ -119,27 +122,26 @@ def _convolve(split: Tensor, taps: Tensor | None, heads: int) -> Tensor:
     if taps is None:
         return split[:3]
     length = split.shape[-1] - len(taps) + 1
-    weights = _per_head(taps.view(len(taps), 3, heads, -1), split.shape[1] // heads)
-    mixed = split[:3, ..., :length] * weights[0]
+    given, weights = split[:3].unflatten(1, (-1, heads)), _per_head(taps, heads)
+    mixed = given[..., :length] * weights[0]
     for i in range(1, len(taps)):
-        mixed.addcmul_(split[:3, ..., i : i + length], weights[i])
-    return mixed
+        mixed.addcmul_(given[..., i : i + length], weights[i])
+    return mixed.flatten(1, 2)
 
 
 def _convolve_backward(
     grad: Tensor, split: Tensor, taps: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the inputs (3, N, K, S) and of the taps (W, 3 D)."""
-    length, width = grad.shape[-1], len(taps)
-    weights = _per_head(taps.view(width, 3, heads, -1), split.shape[1] // heads)
-    by_split = pad(grad * weights[0], (0, width - 1))
-    by_taps = []
-    for i in range(width):
-        if i:
-            by_split = by_split + pad(grad * weights[i], (i, width - 1 - i))
-        by_tap = (grad * split[:3, ..., i : i + length]).sum(-1)
-        by_taps.append(by_tap.unflatten(1, (-1, heads)).sum(1).flatten())
-    return by_split, torch.stack(by_taps)
+    length, more, weights = grad.shape[-1], len(taps) - 1, _per_head(taps, heads)
+    grad, given = grad.unflatten(1, (-1, heads)), split[:3].unflatten(1, (-1, heads))
+    wide = pad(grad, (more, more))
+    by_split = wide[..., more:] * weights[0]
+    by_taps = [(grad * given[..., :length]).sum(-1)]
+    for i in range(1, len(taps)):
+        by_split.addcmul_(wide[..., more - i : -i], weights[i])
+        by_taps.append((grad * given[..., i : i + length]).sum(-1))
+    return by_split.flatten(1, 2), torch.stack(by_taps).sum(2).flatten(1)
 
 
 class _Streams(NamedTuple):
