@@ -44,6 +44,7 @@ class Strategy:
         self.device, self.rank, self.world = device, rank, world
         self.max_norm = 0.0
         self.precision = "fp32"
+        self.left_alone: frozenset[int] = frozenset()
 
     @classmethod
     def ready(cls, run: RunConfig) -> dict[str, Any]:
@@ -144,6 +145,8 @@ class Strategy:
                 if parameter.grad is None and not parameter.is_meta:
                     parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
+        parameters = self.objective.parameters()
+        self.left_alone = frozenset(id(p) for p in parameters if p.grad is None)
         self.optimizer.zero_grad(set_to_none=True)
 
     def skip(self) -> None:
@@ -152,6 +155,8 @@ class Strategy:
 
     def settle(self, taken: bool) -> None:
         """After a step: routers get what they counted over all ranks (collective).
+
+        One whose parameters are frozen stays as it is, the bias of its choices too.
 
         Args:
             taken: whether the step was; else what was counted is forgotten.
@@ -165,7 +170,12 @@ class Strategy:
         if taken:
             totals = torch.split(self.reduce(torch.cat(loads)), [len(load) for load in loads])
         for module, total in zip(counting, totals, strict=True):
-            module.rebalance(total)
+            module.rebalance(total if self._learns(module) else None)
+
+    def _learns(self, module: nn.Module) -> bool:
+        """Whether the last step trained a module: by policy, and by what the optimizer took."""
+        free = [p for p in module.parameters() if p.requires_grad]
+        return any(id(p) not in self.left_alone for p in free)
 
     def reduce(self, values: Tensor) -> Tensor:
         """Elementwise sum over ranks of a device tensor; stays on the device."""

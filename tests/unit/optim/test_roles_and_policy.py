@@ -17,6 +17,8 @@ from nl.dist.single import Single
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms_config import CMSConfig
+from nl.nn.experts_config import ExpertsConfig
+from nl.nn.router import Router
 from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.titan_config import TitanConfig
 from nl.objectives.next_token import NextTokenConfig
@@ -24,9 +26,10 @@ from nl.optim.policy import apply_policy
 from nl.optim.roles import parameter_roles
 
 HYBRID = ("hope_attention", "hope_selfmod")
+DENSE = ExpertsConfig()
 
 
-def language(*block: str) -> nn.Module:
+def language(*block: str, experts: ExpertsConfig = DENSE) -> nn.Module:
     torch.manual_seed(0)
     config = LanguageConfig(
         vocab_size=32,
@@ -37,6 +40,7 @@ def language(*block: str) -> nn.Module:
         cms=CMSConfig(periods=(16, 32)),
         selfmod=SelfModConfig(head_size=8, hidden=8, period=8),
         titan=TitanConfig(head_size=8, period=8),
+        experts=experts,
     )
     model = config.build()
     for name, parameter in model.named_parameters():
@@ -137,9 +141,9 @@ def test_neurons_of_the_quadratic_network() -> None:
     assert [n for n, role in roles.items() if role.matrix] == ["cell.mix"]
 
 
-def prepared(optim: dict[str, Any]) -> Single:
+def prepared(optim: dict[str, Any], objective: nn.Module | None = None) -> Single:
     strategy = Single.start("cpu")
-    objective = language(*HYBRID)
+    objective = objective or language(*HYBRID)
     config: Any = structure(OptimConfig, optim, "optim")
     roles = parameter_roles(objective)
     apply_policy(objective, config.policy, roles)
@@ -178,6 +182,32 @@ def test_frozen_parameters_stay_bitwise_and_the_others_move(
         trained = roles[name].memory == (policy == "memory_only")
         assert parameter.requires_grad == trained
         assert torch.equal(parameter, before[name]) != trained, name
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("optim", "memory_learns", "backbone_learns"),
+    [
+        ({"kind": "adamw"}, True, True),
+        ({"kind": "adamw", "policy": "memory_only"}, True, False),
+        ({"kind": "adamw", "policy": "exclude_memory"}, False, True),
+        ({"kind": "frozen_backbone", "full_steps": 1}, True, False),
+    ],
+)
+def test_a_frozen_router_keeps_its_bias(
+    optim: dict[str, Any], memory_learns: bool, backbone_learns: bool, inside: bool
+) -> None:
+    experts = ExpertsConfig(form="low_rank", count=4, rank=4, k=1, balance=0.1)
+    objective = language("hope_attention" if inside else "titan_mal", experts=experts)
+    strategy, found = prepared(optim, objective), []
+    for seed in range(2):
+        steps(strategy, seed, seed + 1)
+        strategy.settle(taken=True)
+        routers = [m for m in strategy.objective.modules() if isinstance(m, Router)]
+        found.append([m.state_dict()["bias"].clone() for m in routers])
+    assert found[0]
+    moved = {not torch.equal(*biases) for biases in zip(*found, strict=True)}
+    assert moved == {memory_learns if inside else backbone_learns}
 
 
 def test_a_policy_that_leaves_nothing_is_refused() -> None:
