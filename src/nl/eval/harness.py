@@ -186,7 +186,7 @@ def _generate(
     groups: dict[tuple[int, str], list[int]] = {}
     for index, (prompt, options) in enumerate(asked):
         groups.setdefault((len(prompt), repr(options)), []).append(index)
-    size = context.batch_size
+    size = judge.batch_size
     batches = [
         members[at : at + size]
         for _, members in sorted(groups.items(), reverse=True)

@@ -80,6 +80,14 @@ class MemoryConfig:
         return "; ".join(words)
 
 
+def rows_at_once(model: nn.Module, rows: int, *, write: bool) -> int:
+    """Rows of a forward pass: one where all would write into one memory (``cms.scope=batch``).
+
+    What is scored then sees nothing of other texts, answers and pads.
+    """
+    return 1 if write and getattr(model, "shares_rows", False) else rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """What reading one text wrote.

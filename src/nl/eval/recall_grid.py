@@ -15,6 +15,7 @@ from torch import nn
 
 from nl.config import require
 from nl.eval.context import Memorize, evaluating
+from nl.eval.memorize import rows_at_once
 from nl.eval.progress import ProgressMeter
 from nl.eval.rows import wilson
 
@@ -78,8 +79,9 @@ def measure_recall(
     cells = [(m, n, d) for m in grid.memorize for n in grid.lengths for d in grid.depths]
     with evaluating(model), ProgressMeter("recall", len(cells) * grid.samples, "rows") as meter:
         for mode, length, depth in cells:
-            for start in range(0, grid.samples, batch_size):
-                numbers = range(start, min(start + batch_size, grid.samples))
+            rows = rows_at_once(model, batch_size, write=mode != "off")
+            for start in range(0, grid.samples, rows):
+                numbers = range(start, min(start + rows, grid.samples))
                 drawn = [draw(number, length, depth) for number in numbers]
                 tokens = torch.tensor([list(row) for row, _ in drawn], device=device)
                 state, logits = None, None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nl.core.output import Knobs
 from nl.core.state import select_rows
 from nl.eval.context import Alone, EvalContext, Memorize, Team, evaluating
-from nl.eval.memorize import MemoryConfig, Tokens
+from nl.eval.memorize import MemoryConfig, Tokens, rows_at_once
 
 
 class Item(NamedTuple):
@@ -247,7 +247,7 @@ def scorer(
         model=model,
         write=memorize != "off",
         device=context.device,
-        batch_size=context.batch_size,
+        batch_size=rows_at_once(model, context.batch_size, write=memorize != "off"),
         segment=context.segment,
         memory=memory or MemoryConfig(),
         whole=whole,

@@ -27,6 +27,7 @@ from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext, OwnRows
 from nl.eval.continual_metrics import BETTER, LossMatrix, all_metrics
 from nl.eval.expert_use import expert_use
+from nl.eval.memorize import rows_at_once
 from nl.eval.rows import make_row, mean_and_stderr, save_text
 
 Mode = Literal["off", "context"]
@@ -204,9 +205,10 @@ def window_losses(
     """Mean nats per scored token of every window, each read with a fresh State."""
     found: list[float] = []
     model.eval()
+    rows = rows_at_once(model, context.batch_size, write=mode == "context")
     for batch in batches:
-        for first in range(0, len(batch.inputs), context.batch_size):
-            part = slice(first, first + context.batch_size)
+        for first in range(0, len(batch.inputs), rows):
+            part = slice(first, first + rows)
             inputs, targets = batch.inputs[part].long(), batch.targets[part].long()
             more = {} if batch.starts is None else {"starts": batch.starts[part]}
             here = inputs.to(context.device), targets.to(context.device)

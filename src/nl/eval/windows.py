@@ -23,6 +23,7 @@ from nl.config.groups import EvaluatorConfig
 from nl.core.protocols import EvalRow
 from nl.eval.causality import require_causal
 from nl.eval.context import EvalContext, evaluating
+from nl.eval.memorize import rows_at_once
 from nl.eval.rows import make_row, ratio_and_stderr, save_text
 
 Mode = Literal["context", "off"]
@@ -110,12 +111,13 @@ class WindowLosses:
 
     def _read(self, model: Any, found: Any, context: EvalContext) -> npt.NDArray[np.float32]:
         """(windows, positions) -ln p of every target, each window with a fresh State."""
-        size, parts = max(ROWS, context.batch_size), []
+        write, parts = self.config.memorize == "context", []
+        size = rows_at_once(model, max(ROWS, context.batch_size), write=write)
         with evaluating(model):
             for first in range(0, len(found.inputs), size):
                 rows = slice(first, first + size)
                 here = [t[rows].long().to(context.device) for t in (found.inputs, found.targets)]
-                nats, _ = model.nll(*here, write=self.config.memorize == "context", keep=False)
+                nats, _ = model.nll(*here, write=write, keep=False)
                 parts.append(nats.float().cpu())
         whole: npt.NDArray[np.float32] = torch.cat(parts).numpy()
         return whole

@@ -181,6 +181,8 @@ class LanguageModel(Memories, nn.Module):
         self.through = self.taught and config.cms.write_gradient == "through"
         self.inner = self.taught and config.cms.signal == "block"
         self.labelled = config.cms.signal != "self"
+        # Rows of a call write into one memory, so that what one reads depends on the others.
+        self.shares_rows = self.taught and config.cms.scope == "batch"
         # Rates and targets of a write get no gradient in a call that reads nothing after it.
         self.may_skip_parameters = any(
             b.levels is not None or not all(isinstance(m, Attention) for m in b.mixers)
@@ -202,7 +204,7 @@ class LanguageModel(Memories, nn.Module):
             rows: indices, or (B,) bool on the device of the State.
         """
         require(
-            not self.taught or self.config.cms.scope == "row",
+            not self.shares_rows,
             "model.cms.scope: batch; rows share their memories, so none can begin a document: set "
             "model.cms.scope=row or leave starts out.",
         )

@@ -11,6 +11,9 @@ import torch
 
 from nl.eval.context import EvalContext
 from nl.eval.scoring import Item, Score, primed, scorer
+from nl.models.language import LanguageConfig
+from nl.nn.attention import AttentionConfig
+from nl.nn.cms_config import CMSConfig
 
 
 def naive(model: torch.nn.Module, item: Item, write: bool) -> Score:
@@ -50,6 +53,20 @@ def test_equals_naive(
         wanted = naive(model, item, write=memorize == "context")
         torch.testing.assert_close(score.logprobs, wanted.logprobs, rtol=0, atol=1e-6)
         assert score.greedy == wanted.greedy
+
+
+def test_texts_do_not_see_each_other_in_a_memory_that_rows_share(context: EvalContext) -> None:
+    torch.manual_seed(0)
+    levels = CMSConfig(periods=(4,), scope="batch", allow_short_periods=True)
+    heads = AttentionConfig(heads=2)
+    model = LanguageConfig(vocab_size=128, dim=8, layers=1, attention=heads, cms=levels).build()
+    items = [Item(tuple(range(7 * n, 7 * n + 20 + n)), (1, 2, 3)) for n in range(4)]
+    items.append(Item(items[0].context, (4, 5, 6)))
+    for mode in ("off", "context"):
+        judge = scorer(model, replace(context, batch_size=3), mode)
+        for item, score in zip(items, judge.score(items), strict=True):
+            alone = naive(model, item, write=mode == "context")
+            torch.testing.assert_close(score.logprobs, alone.logprobs, rtol=0, atol=1e-5)
 
 
 def test_memorisation_off_is_write_false(fakes: ModuleType, context: EvalContext) -> None:
