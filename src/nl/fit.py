@@ -107,10 +107,24 @@ def _check_controller(run: RunConfig) -> None:
                 f"signals.every: {run.signals.every}; controller={controller and controller.kind} "
                 f"follows signals every {every} steps: set signals.every={every} or a divisor."
             )
+    _check_observed(run)
     if getattr(stream, "memory", "") == "loss" and not getattr(run.objective, "tells_rows", False):
         raise ConfigError(
             f"stream.memory: loss; objective={run.objective.kind} does not tell the losses of rows."
         )
+
+
+def _check_observed(run: RunConfig) -> None:
+    """Refuse turns that would follow a row of some steps ago: ``logging`` decides no numbers."""
+    controller: Any = run.controller
+    followed = getattr(controller, "signal", None)
+    if followed is None or controller.reads_signals() or controller.every % run.logging.every == 0:
+        return
+    raise ConfigError(
+        f"logging.every: {run.logging.every}; controller={controller.kind} follows {followed} of "
+        f"logged steps every {controller.every} steps: set logging.every={controller.every} or a "
+        "divisor."
+    )
 
 
 def _check_write_scale(run: RunConfig, turned: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ class PIController:
 
     def __init__(self, config: PIControllerConfig) -> None:
         self.config = config
-        self.total, self.share = 0.0, config.start
+        self.total, self.share, self.step = 0.0, config.start, -1
 
     def act(self, observations: Mapping[str, float], step: int) -> Knobs:
         """Knobs for 0-based ``step``.
@@ -35,13 +35,14 @@ class PIController:
                 for, as there is none of earlier tasks in the first.
         """
         config, found = self.config, observations.get(self.config.signal)
-        turn = bool(observations) and step % config.every == 0
+        turn = bool(observations) and step % config.every == 0 and step != self.step
         if turn and found is None and not config.reads_signals():
             raise ConfigError(
                 f"controller.signal: {config.signal!r} is not measured. Measured: "
                 f"{', '.join(sorted(observations))}."
             )
         if turn and found is not None:
+            self.step = step  # one that is tried again is no new turn
             error = found - config.target
             error = error if config.direction == "up" else -error
             total = self.total + config.integral * error
@@ -52,12 +53,13 @@ class PIController:
         return config.ranges.knobs(dict.fromkeys(config.ranges.turned(), self.share))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum and where the knob stands."""
-        return {"total": self.total, "share": self.share}
+        """The sum, where the knob stands, and the step of the last turn."""
+        return {"total": self.total, "share": self.share, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse."""
         self.total, self.share = float(state["total"]), float(state["share"])
+        self.step = int(state.get("step", -1))
 
 
 @register("controller", "pi")

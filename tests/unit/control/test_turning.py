@@ -74,6 +74,8 @@ def test_pi_does_not_wind_up_and_resumes() -> None:
     other.load_state_dict(state)
     found = [c.act({"signal/memory_loss": 1.0}, 501).replay for c in (controller, other)]
     assert found[0] == found[1] == pytest.approx(0.1 + 0.4 * (state["total"] - 0.1))
+    again = [c.act({"signal/memory_loss": 1.0}, 501).replay for c in (controller, other)]
+    assert again == found, "a step that is tried again is no new turn"
 
 
 def test_pi_turns_the_other_way_and_waits_for_a_measurement() -> None:
