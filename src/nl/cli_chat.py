@@ -25,9 +25,9 @@ def chat(options: argparse.Namespace) -> int:
     template, stop = unescaped(options.template), unescaped(options.stop)
     if "{text}" not in template:
         raise ConfigError(f"--template: {options.template!r}; it needs {{text}}.")
-    sampling = sampling_of(options, ())
+    sampling_of(options)  # refused before anything is read
     talk = opened(options)
-    sampling = replace(sampling, stop=(talk.tokenizer.eos_id,))
+    sampling = sampling_of(options, talk.tokenizer)
     say(introduction(talk))
     code, turn = 0, 0
     try:

@@ -161,8 +161,8 @@ def check_state_file(path: Path, where: str) -> None:
     writable_folder(path.parent, where)
 
 
-def sampling_of(options: argparse.Namespace, stop: tuple[int, ...]) -> Any:
-    """How tokens are chosen."""
+def sampling_of(options: argparse.Namespace, tokenizer: Any = None) -> Any:
+    """How tokens are chosen: those that the tokenizer knows, up to its end mark."""
     from nl.models.generate import Sampling
 
     return Sampling(
@@ -171,7 +171,8 @@ def sampling_of(options: argparse.Namespace, stop: tuple[int, ...]) -> Any:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
-        stop=stop,
+        stop=() if tokenizer is None else (tokenizer.eos_id,),
+        vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
     )
 
 
@@ -181,7 +182,7 @@ def generate(options: argparse.Namespace) -> int:
 
     samples = samples_file(Path(options.path)) if options.save else None
     told = None if options.read is None else read_file(Path(options.read))
-    sampling_of(options, ())  # refused before anything is read
+    sampling_of(options)  # refused before anything is read
     talk = opened(options)
     prompt = given_prompt(options, sys.stdin)
     if told is not None:
@@ -194,7 +195,7 @@ def generate(options: argparse.Namespace) -> int:
     sys.stdout.flush()
     text = ""
     try:
-        for piece in talk.text(ids, sampling_of(options, (talk.tokenizer.eos_id,))):
+        for piece in talk.text(ids, sampling_of(options, talk.tokenizer)):
             sys.stdout.write(piece)
             sys.stdout.flush()
             text += piece

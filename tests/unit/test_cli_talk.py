@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from nl.cli import main
 from nl.core import state as states
 from nl.data.manifest import data_tokenizer
 from nl.dist.state_file import read_state
+from nl.models.generate import pick
 from tests.unit import test_cli_model
 
 data = test_cli_model.data
@@ -55,6 +57,18 @@ def test_half_and_half_is_the_whole(trained: Path, tmp_path: Path, capsys: Captu
         assert want.keys() == got.keys()
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor)
+
+
+def test_only_what_the_tokenizer_knows_is_written() -> None:
+    """A model may have more rows than the tokenizer has ids."""
+    tokenizer = SimpleNamespace(eos_id=1, vocab_size=2)
+    options = SimpleNamespace(
+        max_new_tokens=1, greedy=False, temperature=1, top_k=0, top_p=1, seed=0
+    )
+    likeliest, random = torch.tensor([[0.0, 1.0, 9.0]]), torch.Generator().manual_seed(0)
+    for options.greedy in (True, False):
+        sampling = cli_talk.sampling_of(options, tokenizer)
+        assert {int(pick(likeliest, sampling, random)) for _ in range(20)} <= {0, 1}
 
 
 def test_a_prompt_from_stdin(

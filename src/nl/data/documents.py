@@ -157,6 +157,11 @@ def read_corpus(corpus: Path) -> CorpusManifest:
     """
     path = corpus / "manifest.json"
     data = read_json(path, RECIPE)
+    if isinstance(data, dict) and "tokenizer" in data:
+        raise ConfigError(
+            f"{corpus}: is a data directory of shards, not a corpus of text; what it was made from "
+            f"is usually {corpus / 'corpus'}."
+        )
     if isinstance(data, dict) and data.get("schema") == 1:
         data = upgraded(data, lambda text: [text])
     manifest = structure(CorpusManifest, data, str(path))

@@ -87,6 +87,11 @@ def read_manifest(path: str | Path) -> DataManifest:
     """
     file = Path(path) / "manifest.json"
     data = read_json(file, RECIPE)
+    if isinstance(data, dict) and "tokenizer" not in data and "recipe" in data:
+        raise ConfigError(
+            f"{path}: is a corpus of text, not a data directory of shards; make one of it with "
+            f"scripts/data/shard_corpus.py --corpus {path}."
+        )
     if isinstance(data, dict) and data.get("schema") == 1:
         data = upgraded(data, _with_texts)
     manifest = structure(DataManifest, data, str(file))

@@ -99,18 +99,20 @@ def load_hf(path: Path) -> HFTokenizer:
 
 def _special(path: Path, inner: Any) -> dict[str, str]:
     named = _configured(path.with_name(CONFIG))
-    found, missing = {}, []
+    found, missing = {}, dict[str, str]()
     for role, usual in ROLES.items():
         names = [named[role]] if role in named else usual
         known = [name for name in names if inner.token_to_id(name) is not None]
         if known:
             found[role] = known[0]
         else:
-            missing.append(f"{role}_token")
+            said = f" ({named[role]!r} is not in its vocabulary)" if role in named else ""
+            missing[f"{role}_token"] = said
     if missing:
+        wanted = ", ".join(role + said for role, said in missing.items())
         example = json.dumps(dict.fromkeys(missing, "<a token of its vocabulary>"))
         raise ConfigError(
-            f"{path}: no {', '.join(missing)} known; name them in {path.with_name(CONFIG)}: "
+            f"{path}: no {wanted} known; name them in {path.with_name(CONFIG)}: "
             f"{example}. One token may have several roles."
         )
     return found

@@ -71,7 +71,7 @@ def write_answers(
             for at in range(0, len(group), judge.batch_size):
                 rows = group[at : at + judge.batch_size]
                 steps = max(len(answers[row]) for row in rows) + MORE
-                decoded = _greedy(judge, [prompts[row] for row in rows], steps, tokenizer.eos_id)
+                decoded = _greedy(judge, [prompts[row] for row in rows], steps, tokenizer)
                 for row, ids in zip(rows, decoded, strict=True):
                     kept = ids[: len(answers[row]) + MORE]
                     wanted = tokenizer.decode(list(answers[row]))
@@ -81,13 +81,16 @@ def write_answers(
     return [written[index] for index in range(len(prompts))]
 
 
-def _greedy(judge: Scorer, prompts: Sequence[Tokens], steps: int, end: int) -> list[list[int]]:
-    """The likeliest token again and again, up to the end mark; prompts are of one length."""
+def _greedy(
+    judge: Scorer, prompts: Sequence[Tokens], steps: int, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """The likeliest known token again and again, up to the end mark; prompts are of one length."""
+    end = tokenizer.eos_id
     last, state = judge.advance(torch.tensor(prompts))
     found: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     for step in range(steps):
-        tokens = last.float().argmax(-1).tolist()
+        tokens = last[:, : tokenizer.vocab_size].float().argmax(-1).tolist()
         going = [place for place, token in enumerate(tokens) if token != end]
         for place in going:
             found[alive[place]].append(tokens[place])

@@ -232,6 +232,7 @@ def generate_rows(
             max_new_tokens=min(PIECE, limit - done),
             temperature=temperature,
             seed=context.seed + done,
+            vocab_size=context.tokenizer.vocab_size,
             state=state,
             write=judge.write,
             **frozen,

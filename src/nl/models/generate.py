@@ -28,12 +28,15 @@ class Sampling:
     """Seed of the sampling stream."""
     stop: tuple[int, ...] = ()
     """Token ids that end a row; the row is filled up with the first of them."""
+    vocab_size: int = 0
+    """Ids below it can be chosen: a tokenizer's, where the model has more than it; 0: all."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, f"max_new_tokens: {self.max_new_tokens}; must be >= 1.")
         require(self.temperature >= 0, f"temperature: {self.temperature}; must be >= 0.")
         require(self.top_k >= 0, f"top_k: {self.top_k}; must be >= 0.")
         require(0 < self.top_p <= 1, f"top_p: {self.top_p}; must be in (0, 1].")
+        require(self.vocab_size >= 0, f"vocab_size: {self.vocab_size}; must be >= 0.")
 
 
 @torch.no_grad()
@@ -74,6 +77,7 @@ def generate(
 
 def pick(logits: Tensor, sampling: Sampling, random: torch.Generator) -> Tensor:
     """One token id per row from (B, S) logits."""
+    logits = logits[:, : sampling.vocab_size or None]
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits / sampling.temperature

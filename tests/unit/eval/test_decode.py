@@ -48,13 +48,17 @@ def test_items_end_where_the_sentence_ends() -> None:
 
 
 class Parrot(nn.Module):
-    """Writes the last ``#answer#`` of what it has read, then the end mark; state: all it read."""
+    """Writes the last ``#answer#`` of what it has read, then the end mark; state: all it read.
 
-    vocab = 128
+    Likelier than both is an id that no tokenizer knows.
+    """
+
+    vocab = 130
 
     def forward(self, tokens: torch.Tensor, state: Any = None, write: bool = True) -> Any:
         seen = tokens if state is None else torch.cat([state, tokens], 1)
         logits = torch.zeros(*tokens.shape, self.vocab)
+        logits[..., 129] = 9.0
         for row, ids in enumerate(seen.tolist()):
             text = "".join(map(chr, ids))
             if "?" not in text:

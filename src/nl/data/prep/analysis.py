@@ -152,6 +152,7 @@ def analyse_hdf5(path: Path) -> dict[str, Any]:
         ConfigError: not such a file, or its rows, attributes and names disagree.
     """
     h5py = needed("h5py", "hdf5")
+    require(path.is_file(), f"{path}: no such file.")
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -16,6 +16,7 @@ import yaml
 
 from nl.config import ConfigError, structure, unstructure
 from nl.data.documents import read_corpus, total_bytes, total_documents
+from nl.data.manifest import read_manifest
 from nl.data.prep.command import LOG
 from nl.data.prep.dedup import DedupOptions, dedup_corpus
 from nl.data.prep.divide import DivideOptions, divide_corpus
@@ -229,9 +230,10 @@ def table(found: list[Row]) -> Iterator[str]:
 
 
 def stream_overrides(mixture: Mixture) -> str:
-    """What ``stream=shards`` needs to train on the result with the manifest's weights."""
+    """What a run needs to train on the result: the tokenizer's ids, the manifest's weights."""
     names = [entry.name for entry in mixture.datasets]
-    words = f"stream=shards stream.path={mixture.output} stream.domains=[{','.join(names)}]"
+    ids = f"model.vocab_size={read_manifest(mixture.output).tokenizer.vocab_size}"
+    words = f"{ids} stream=shards stream.path={mixture.output} stream.domains=[{','.join(names)}]"
     weights = mixture.weights
     if weights is None:
         return words

@@ -125,6 +125,9 @@ def test_unknown_special_tokens_are_refused_with_what_to_do(tmp_path: Path) -> N
     path = byte_level(tmp_path / "tokenizer.json", ["<end>"])
     with pytest.raises(ConfigError, match=r"no eos_token, bos_token, pad_token known; name them"):
         load_tokenizer(path)
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
+    with pytest.raises(ConfigError, match=r"no eos_token \('</s>' is not in its vocabulary\), bos"):
+        load_tokenizer(path)
     names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<end>")
     write_json(tmp_path / "tokenizer_config.json", names)
     assert load_tokenizer(path).eos_id == 0

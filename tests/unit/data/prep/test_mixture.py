@@ -142,6 +142,11 @@ def test_streams_train_on_the_result(manifest: Path) -> None:
     run(mixture)
     words = stream_overrides(mixture).split()
     assert words[-1] == "stream.weights=[0.75,0.25]"
+    assert words[0] == f"model.vocab_size={read_manifest(mixture.output).tokenizer.vocab_size}"
+    with pytest.raises(ConfigError, match="is a corpus of text, not a data directory"):
+        read_manifest(mixture.output / "corpus")
+    with pytest.raises(ConfigError, match="is a data directory of shards, not a corpus"):
+        read_corpus(mixture.output)
     small = ["stream.seq_len=32", "stream.batch_size=4"]
     stream = run_config(compose("pilot_smoke", [*words, *small])).stream
     batch = next(iter(stream.build("train", seed=0, rank=0, world=1)))  # type: ignore[attr-defined]
