@@ -38,6 +38,11 @@ class SurpriseConfig:
 
     def __post_init__(self) -> None:
         require(
+            self.gate != "none" or (self.threshold is None and self.quantile is None),
+            f"threshold, quantile: {self.threshold}, {self.quantile}; with gate=none every token "
+            "writes: set gate=hard (or soft), or leave them out.",
+        )
+        require(
             self.gate == "none" or (self.threshold is None) != (self.quantile is None),
             "gate: hard and soft need either threshold or quantile, not both.",
         )

@@ -23,7 +23,8 @@ class TitanConfig:
     conv: int = 4
     """Width of the causal convolution over queries, keys and values; 0 = none."""
     gate: bool = False
-    """Gate what the memory answers per channel; recall is learned later with it."""
+    """Gate what the memory answers per channel (titan_mac has a gate of its own instead); recall is
+    learned later with it."""
     momentum: bool = True
     """Keep a momentum of past surprise (equation 14)."""
     step: Literal["normalised", "plain"] = "normalised"

@@ -91,8 +91,11 @@ class Der(Ranked):
         if len(self.numbers):
             dark = self._dark(self._drawn(number, 0))
             again = self._again(self._drawn(number, 1))
-            metrics |= {"der/mse": dark.detach(), "der/stored_nats": again.detach()}
-            loss = loss + batch.weight * (self.options.alpha * dark + self.options.beta * again)
+            # Parts of means over what all ranks draw; what is logged is a mean over ranks.
+            metrics["der/mse"] = dark.detach() * self.world
+            metrics["der/stored_nats"] = again.detach() * self.world
+            stored = self.options.alpha * dark + self.options.beta * again
+            loss = loss + self.summed(batch.weight, stored.detach()) * stored
         self._store(batch, number, knobs)
         return StepOut(loss, out.state, metrics, out.rows)
 
@@ -106,31 +109,42 @@ class Der(Ranked):
         return found
 
     def _dark(self, drawn: Tensor) -> Tensor:
-        """Mean squared difference of the stored logits of scored tokens."""
-        rows = self.tokens[drawn]
-        now = self._read(rows).gather(-1, self.ids[drawn].long())
-        scored = rows[:, 1] != IGNORE
-        return (now - self.logits[drawn]).square()[scored].mean()
+        """Squared difference of stored logits of scored tokens: this rank's part of the mean."""
+        mine = self._share(drawn)
+        rows, found = self.tokens[mine], self.logits[mine]
+        now = self._read(rows).gather(-1, self.ids[mine].long())
+        part = (now - found).square()[rows[:, 1] != IGNORE].sum()
+        return part / (self._scored(drawn) * found.shape[-1])
 
     def _again(self, drawn: Tensor) -> Tensor:
-        """Mean nats of scored tokens."""
-        rows = self.tokens[drawn]
+        """Nats of scored tokens: this rank's part of the mean."""
+        rows = self.tokens[self._share(drawn)]
         targets = rows[:, 1].long()
         logits = self._read(rows).float().flatten(0, 1)
-        return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE)
+        part = nn.functional.cross_entropy(
+            logits, targets.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        return part / self._scored(drawn)
 
-    def _drawn(self, number: int, term: int) -> Tensor:
-        """Places in the store of this rank's share of the drawn rows, with replacement."""
+    def _scored(self, drawn: Tensor) -> Tensor:
+        """Scored tokens of the rows that all ranks drew."""
+        return (self.tokens[drawn, 1] != IGNORE).sum().clamp(min=1)
+
+    def _share(self, drawn: Tensor) -> Tensor:
+        """This rank's share of the drawn rows."""
         require(
             self.options.rows % self.world == 0,
             f"objective.rows: {self.options.rows}; must be a multiple of the {self.world} ranks.",
         )
         share = self.options.rows // self.world
+        return drawn[self.rank * share : (self.rank + 1) * share]
+
+    def _drawn(self, number: int, term: int) -> Tensor:
+        """Places in the store of the rows that all ranks draw, with replacement."""
         key = SeedBook(self.options.key).seed("der", term)
         rng = np.random.Generator(np.random.Philox(key=key, counter=number << 64))
         drawn = rng.integers(len(self.numbers), size=self.options.rows)
-        mine = drawn[self.rank * share : (self.rank + 1) * share]
-        return torch.from_numpy(mine).to(self.numbers.device)
+        return torch.from_numpy(drawn).to(self.numbers.device)
 
     @torch.no_grad()
     def _store(self, batch: Batch, number: int, knobs: Knobs | None) -> None:

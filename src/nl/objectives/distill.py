@@ -74,9 +74,10 @@ class Distill(Ranked):
             return out
         rows = self._held(batch)
         metrics = {**out.metrics, "distill/nats_sum": out.loss.detach()}
-        if not rows.any():
+        if self.options.on == "replayed" and not batch.tags.get("replayed"):
             return out._replace(metrics=metrics)
-        held = self.divergence(batch, rows, knobs)
+        # Every rank tells of it, whoever has the rows: what is logged is summed over ranks.
+        held = self.divergence(batch, rows, knobs) if rows.any() else torch.zeros_like(out.loss)
         metrics["distill/kl_sum"] = held.detach()
         return StepOut(out.loss + self.options.strength * held, out.state, metrics, out.rows)
 

@@ -23,6 +23,10 @@ class Ranked(NextToken):
         """Work as one of several ranks; ``reduce`` sums a tensor over them."""
         self.reduce, self.rank, self.world = (reduce if world > 1 else None), rank, world
 
+    def summed(self, value: int, like: Tensor) -> Tensor | int:
+        """The sum of a number of every rank (collective), where ``like`` is."""
+        return value if self.reduce is None else self.reduce(like.new_full((), value))
+
     def everyones(self, rows: Tensor) -> Tensor:
         """This rank's rows (B, ...) -> those of all ranks in order, (B world, ...)."""
         if self.reduce is None:

@@ -86,6 +86,7 @@ def test_a_running_threshold_finds_its_quantile() -> None:
     [
         ({"gate": "hard"}, "either threshold or quantile"),
         ({"gate": "soft", "threshold": 1.0, "quantile": 0.5}, "not both"),
+        ({"threshold": 1.0}, "1.0, None; with gate=none every token writes: set gate=hard"),
         ({"gate": "hard", "threshold": -1.0}, "threshold: -1.0; must be >= 0"),
         ({"gate": "hard", "quantile": 1.0}, "quantile: 1.0; must be in (0, 1)"),
         ({"gate": "hrd", "threshold": 1.0}, "Did you mean 'hard'?"),
