@@ -20,8 +20,8 @@ class DataCorpus:
         return tuple(self._splits)
 
     def domains(self, split: str) -> tuple[str, ...]:
-        """Names of the domains of a split."""
-        return tuple(self._splits[split])
+        """Domains of a split that have documents: of a small one none may be held out."""
+        return tuple(name for name, domain in self._splits[split].items() if domain.documents)
 
     def documents(self, split: str, domain: str) -> Iterator[str]:
         """Texts, in the order of the data."""

@@ -261,7 +261,9 @@ class EvalContext:
         if split not in self.corpus.splits():
             known = ", ".join(self.corpus.splits())
             raise ConfigError(f"splits: unknown {split!r}; the data has {known}.")
-        return self.corpus.domains(split)
+        found = self.corpus.domains(split)
+        require(bool(found), f"splits: {split!r} of the data holds no documents; hold out more.")
+        return found
 
     def capped(self, own: int) -> int:
         """The smaller of an evaluator's own limit and ``limit``; 0 means no limit in both."""

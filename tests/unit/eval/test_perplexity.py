@@ -132,6 +132,9 @@ def test_refusals(fakes: ModuleType, context: EvalContext) -> None:
     model = fakes.UniformModel()
     with pytest.raises(ConfigError, match="unknown 'val'; the data has test"):
         PerplexityConfig().build()(model, context)
+    empty = replace(context, corpus=fakes.ListCorpus({}, "val"))
+    with pytest.raises(ConfigError, match="'val' of the data holds no documents"):
+        PerplexityConfig().build()(model, empty)
     with pytest.raises(ConfigError, match="--data"):
         PerplexityConfig().build()(model, replace(context, corpus=None))
     with pytest.raises(ConfigError, match="memorize: empty"):

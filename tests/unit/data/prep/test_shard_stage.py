@@ -12,6 +12,7 @@ import pytest
 from nl.config import ConfigError, unstructure
 from nl.data.documents import SCHEMA, CorpusManifest, Document, TextFile, encode_jsonl
 from nl.data.files import sha256_file, write_json
+from nl.data.held_out import DataCorpus
 from nl.data.manifest import DataManifest, documents, read_manifest
 from nl.data.prep import shard as stage
 from nl.data.prep.engine import Executor
@@ -173,6 +174,8 @@ def test_empty_domains_and_domains_of_one_document(
     assert manifest.splits["train"]["none"].shards == ()
     assert manifest.splits["train"]["one"].documents == 1
     assert set(manifest.splits["test"]) == {"code", "one"}
+    held_out = DataCorpus(tmp_path / "out")
+    assert (held_out.domains("val"), held_out.domains("test")) == (("code",), ())
     config = ShardStreamConfig(path=str(tmp_path / "out"), seq_len=16, batch_size=2)
     assert config.splits() == ("train", "val/code")
     assert "'one' is left out, no shard of it holds stream.seq_len + 1 = 17" in caplog.text
