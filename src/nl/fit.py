@@ -19,6 +19,13 @@ from nl.models.compiled import check_compile
 from nl.objectives.next_token import check_losses
 from nl.train.sinks import check_logging
 
+ROWS = {
+    "tokens": ("ids of tokens", "model=language", "objective=next_token"),
+    "examples": ("features with a label", "model=ladder", "objective=classify"),
+    "words": ("words of a group", "model=quadratic_rnn", "objective=regress"),
+}
+"""What a batch may hold: in words, a model that reads it, an objective that learns from it."""
+
 
 def check(run: RunConfig, strategy: Strategy) -> None:
     """What no part can see alone: vocabularies, splits, what the strategy can do, the log.
@@ -27,6 +34,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         ConfigError: naming the keys to change.
     """
     _check_strategy(run, strategy)
+    _check_rows(run)
     stream: Any = run.stream
     tokens, known = stream.vocab_size(), getattr(run.model, "vocab_size", None)
     if tokens is not None and known is not None and tokens > known:
@@ -63,6 +71,36 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         raise ConfigError(
             f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
         )
+
+
+def _check_rows(run: RunConfig) -> None:
+    """Refuse a model or an objective for something else than what the stream has."""
+    stream: Any = run.stream
+    model: Any = run.model
+    has = stream.row_kind or ("tokens" if stream.vocab_size() is not None else "")
+    reads = model.row_kind or ("tokens" if hasattr(model, "vocab_size") else "")
+    if not has:
+        return
+    words, *remedies = ROWS[has]
+    parts = (
+        (f"model: {model.kind}", reads),
+        (f"objective: {run.objective.kind}", run.objective.row_kind),
+    )
+    for (part, wanted), remedy in zip(parts, remedies, strict=True):
+        if wanted not in ("", has):
+            raise ConfigError(
+                f"{part}; made for {ROWS[wanted][0]}, and stream={stream.kind} has {words}: set "
+                f"{remedy}, or choose another stream."
+            )
+    if has == reads == "examples":
+        rule = stream.rule()
+        for key, size in (("steps", rule.steps), ("features", rule.features)):
+            found = getattr(model, key)
+            require(
+                found == size,
+                f"model.{key}: {found}; examples of stream.task={stream.task} have {size}: set "
+                f"model.{key}={size}.",
+            )
 
 
 def _check_controller(run: RunConfig) -> None:

@@ -15,6 +15,8 @@ class ModelConfig(Group):
     """What the network is. ``build() -> nl.core.protocols.Model``."""
 
     group: ClassVar[str] = "model"
+    row_kind: ClassVar[str] = ""
+    """What it reads, one of ``nl.fit.ROWS``; empty: ids where it has a ``vocab_size``."""
 
 
 class BlockConfig(Group):
@@ -33,12 +35,16 @@ class StreamConfig(Group):
     """Where batches come from. ``build(split, seed=, rank=, world=) -> Stream``."""
 
     group: ClassVar[str] = "stream"
+    row_kind: ClassVar[str] = ""
+    """What its rows are, one of ``nl.fit.ROWS``; empty: ids where it has a vocabulary."""
 
 
 class ObjectiveConfig(Group):
     """How a batch becomes a summed loss. ``build(model) -> nn.Module``."""
 
     group: ClassVar[str] = "objective"
+    row_kind: ClassVar[str] = ""
+    """What it learns from, one of ``nl.fit.ROWS``; empty: anything."""
 
 
 class OptimConfig(Group):

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,9 @@ Template = Literal["onehot", "fourier", "gaussian", "powers", "file"]
 @dataclass(frozen=True, kw_only=True)
 class GroupCompositionConfig(StreamConfig):
     """Compose k elements of a group of N. Inputs (B, k, N), targets (B, N) or (B, k - 1, N)."""
+
+    row_kind: ClassVar[str] = "words"
+    """Elements of a group."""
 
     group_name: str = "C5"
     """C10, C3xC3, D3, S4, A5, O (rotations of the cube), Q8, H3, products, or a JSON file with a

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,9 @@ class Examples(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig(StreamConfig):
     """Is the sequence of class 1? Inputs (B, T, F) floats, targets (B,) 0 or 1."""
+
+    row_kind: ClassVar[str] = "examples"
+    """Vectors with a label."""
 
     task: Task = "sign_of_winner"
     """Which rule."""

@@ -37,6 +37,9 @@ DEGREES = {"square": 3, "relu": 2, "linear": 2}
 class SequentialMLPConfig(ModelConfig):
     """One hidden layer over all elements at once, raised to their number."""
 
+    row_kind: ClassVar[str] = "words"
+    """Elements of a group."""
+
     size: int = 10
     """Numbers per input vector and per output vector: the order of the group."""
     length: int = 2
@@ -102,6 +105,9 @@ class SequentialMLP(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class TwoLayerConfig(ModelConfig):
     """One hidden layer over two elements."""
+
+    row_kind: ClassVar[str] = "words"
+    """Elements of a group."""
 
     size: int = 6
     """Numbers per input vector and per output vector: the order of the group."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, kw_only=True)
 class LadderModelConfig(ModelConfig):
     """One rung of the ladder."""
+
+    row_kind: ClassVar[str] = "examples"
+    """Vectors with a label."""
 
     network: Network = "mlp"
     """Which network."""

@@ -25,6 +25,9 @@ from nl.ops.recurrent import Transform
 class QuadraticRNNConfig(ModelConfig):
     """A recurrent network without biases; every step multiplies."""
 
+    row_kind: ClassVar[str] = "words"
+    """Elements of a group."""
+
     size: int = 5
     """Numbers per input vector and per output vector: the order of the group."""
     hidden: int = 48

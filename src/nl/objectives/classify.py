@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +19,9 @@ from nl.core.state import detach
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(ObjectiveConfig):
     """One label per example: one logit means two classes, more mean one each."""
+
+    row_kind: ClassVar[str] = "examples"
+    """A label per example."""
 
     def build(self, model: nn.Module) -> Classify:
         """Wrap ``model``, whose prediction is (B, 1) or (B, classes) logits."""

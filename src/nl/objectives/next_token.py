@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from nl.core.state import detach
 @dataclass(frozen=True, kw_only=True)
 class NextTokenConfig(ObjectiveConfig):
     """Predict the next token."""
+
+    row_kind: ClassVar[str] = "tokens"
+    """Ids, the next of which is predicted."""
 
     write: bool = True
     """False trains with all memories frozen (the ablation)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from nl.core.state import detach
 @dataclass(frozen=True, kw_only=True)
 class RegressConfig(ObjectiveConfig):
     """Predict vectors; the mean that is reported is over examples and coordinates."""
+
+    row_kind: ClassVar[str] = "words"
+    """Vectors that stand for elements of a group."""
 
     spectrum: str | None = None
     """Name of a finite group: report the mean power of predictions, functions on it, per irrep and

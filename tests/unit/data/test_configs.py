@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import nl.assembly  # noqa: F401 - registers every part
+from nl.config import ConfigError
 from nl.config.hydra import compose, run_config
 from nl.data.phases import PhaseStreamConfig
 from nl.data.shard_stream import ShardStreamConfig
+from nl.dist.single import Single
+from nl.fit import check
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,25 @@ def test_experiments(experiment: str, kinds: tuple[str, str, str]) -> None:
         batch = next(iter(stream))
         assert objective(batch).loss.isfinite()
         assert batch.weight > 0
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("experiment=ladder/base objective=next_token",
+         "objective: next_token; made for ids of tokens, and stream=ladder has features with a "
+         "label: set objective=classify"),
+        ("experiment=groups/c5 model=ladder", "model: ladder; made for .* set model=quadratic_rnn"),
+        ("experiment=groups/c5 objective=classify", "objective: classify; .* has words of a group"),
+        ("experiment=recall/pairs8 objective=regress", "objective: regress; .* has ids of tokens"),
+        ("experiment=ladder/base stream.task=has_all_tokens",
+         "model.features: 2; examples of stream.task=has_all_tokens have 4: set model.features=4"),
+    ],
+)  # fmt: skip
+def test_parts_of_different_systems_are_refused_at_the_start(told: str, message: str) -> None:
+    run = run_config(compose("pilot_smoke", told.split()))
+    with pytest.raises(ConfigError, match=message):
+        check(run, Single(torch.device("cpu")))
 
 
 def test_streams() -> None:
