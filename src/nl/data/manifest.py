@@ -126,8 +126,9 @@ def documents(
     Raises:
         ConfigError: unknown split or domain, or the text is missing or was changed.
     """
-    texts = read_manifest(path).domain(split, domain, Path(path)).texts
-    if not texts:
+    info = read_manifest(path).domain(split, domain, Path(path))
+    texts = info.texts
+    if info.documents and not texts:
         raise ConfigError(f"{path}: its shards were imported; the text of {domain!r} is not here.")
     files = [Path(path) / text.file for text in texts]
     for file, text in zip(files, texts, strict=True):

@@ -174,6 +174,7 @@ def test_empty_domains_and_domains_of_one_document(
     assert manifest.splits["train"]["none"].shards == ()
     assert manifest.splits["train"]["one"].documents == 1
     assert set(manifest.splits["test"]) == {"code", "one"}
+    assert list(documents(tmp_path / "out", "test", "one")) == []
     held_out = DataCorpus(tmp_path / "out")
     assert (held_out.domains("val"), held_out.domains("test")) == (("code",), ())
     config = ShardStreamConfig(path=str(tmp_path / "out"), seq_len=16, batch_size=2)
