@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -158,6 +159,18 @@ class Mixture:
         return {name: weight / whole for name, weight in given.items()} or None
 
 
+def parsed(text: str | bytes, where: str) -> Any:
+    """The value of a text in YAML.
+
+    Raises:
+        ConfigError: it is none, or not UTF-8.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())}).") from error
+
+
 def read_mixture(path: Path) -> Mixture:
     """Read a manifest; a bare list of data sets is one named like its file.
 
@@ -167,10 +180,7 @@ def read_mixture(path: Path) -> Mixture:
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "no such file"
         raise ConfigError(f"{path}: {what}. {RECIPE}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    data = parsed(path.read_bytes(), str(path))
     if isinstance(data, list):
         data = {"name": path.stem, "datasets": data}
     if not isinstance(data, Mapping) or "datasets" not in data:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nl.config import ConfigError, structure, unstructure
 from nl.data.documents import read_corpus, total_bytes, total_documents
 from nl.data.manifest import read_manifest
@@ -24,7 +22,7 @@ from nl.data.prep.engine import Executor
 from nl.data.prep.filters import filter_corpus
 from nl.data.prep.ingest import PART_MB, IngestOptions, ingest
 from nl.data.prep.join import join_corpora
-from nl.data.prep.mixture import STAGES, Mixture
+from nl.data.prep.mixture import STAGES, Mixture, parsed
 from nl.data.prep.mixture_layout import Layout
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.sources import units
@@ -209,7 +207,7 @@ def overridden(mixture: Mixture, changes: list[str]) -> Mixture:
                 f"--set: {change}; write key=value, {', '.join(f'{g}.key=value' for g in groups)} "
                 f"or <data set>.key=value. Data sets: {', '.join(by_name)}."
             )
-        places[name][key] = yaml.safe_load(text)
+        places[name][key] = parsed(text, f"--set: {change}")
     return structure(Mixture, data, "--set")
 
 

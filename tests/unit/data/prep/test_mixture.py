@@ -266,6 +266,11 @@ def test_a_bare_list_and_changes(tmp_path: Path) -> None:
         overridden(mixture, ["c.limit=3"])
     with pytest.raises(ConfigError, match="--set"):
         overridden(mixture, ["a.limits=3"])
+    with pytest.raises(ConfigError, match=r"--set: a.quality=\[: not YAML"):
+        overridden(mixture, ["a.quality=["])
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match=r"pair.yaml: not YAML"):
+        read_mixture(path)
     with pytest.raises(ConfigError, match="--until: sharding"):
         RunOptions(until="sharding")
     with pytest.raises(ConfigError, match=r"none.yaml: no such file"):
