@@ -80,7 +80,8 @@ def test_a_device_finds_what_the_cpu_finds(cases: list[str], tmp_path: Path) -> 
 
 
 def test_every_optimizer_on_a_device(tmp_path: Path) -> None:
-    cases = [f"hope_selfmod {{}} {kind}" for kind in sorted(table("optim"))]
+    kinds = sorted(table("optim").keys() - {"scaled_sgd"})  # that one is for other models
+    cases = [f"hope_selfmod {{}} {kind}" for kind in kinds]
     assert {case: said for case, said in complaints(cases, tmp_path).items() if said} == {}
 
 

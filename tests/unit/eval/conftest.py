@@ -117,10 +117,11 @@ def greedy(model: nn.Module, tokens: Tensor, max_new_tokens: int, **how: Any) ->
     """Naive greedy decoding by the contract of ``model.generate``."""
     assert how.pop("temperature") == 0
     how.pop("seed")
+    ids = how.pop("vocab_size", None)
     new = []
     for _ in range(max_new_tokens):
         out = model(tokens, **how)
-        how["state"], tokens = out.state, out.pred[:, -1:].argmax(-1)
+        how["state"], tokens = out.state, out.pred[:, -1:, :ids].argmax(-1)
         new.append(tokens)
     return torch.cat(new, 1), how["state"]
 
