@@ -74,6 +74,12 @@ class Disguised(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 
+    def data_ptr(self) -> int:
+        return self.raw.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.raw.untyped_storage()
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 

@@ -58,6 +58,8 @@ RUNS = [
     f"run stream.path=DATA {TINY} model.block=titan_mac evals={{}} optim=muon train.grad_accum=2",
     "run experiment=probes/smoke/mqar_update train.steps=3 train.validate_batches=2",
     "run experiment=groups/c10 train.steps=3",
+    "run experiment=probes/smoke/cl_remap train.steps=2 stream.phase_steps=1 checkpoint.every=1 "
+    "checkpoint.keep=0",
 ]
 
 
