@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from nl.cli_page import write_page
@@ -43,7 +44,11 @@ def asked(options: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: no such thing, or values for keys of what is already made.
     """
-    places = [text for text in options.given if "=" not in text and not text.startswith("~")]
+    places = [
+        text
+        for text in options.given
+        if Path(text).exists() or not ("=" in text or text.startswith("~"))
+    ]
     if not places:
         return run_config(compose(options.config_name or "pilot", options.given))
     if len(options.given) > 1 or options.config_name:

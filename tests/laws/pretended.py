@@ -115,7 +115,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     device = kwargs.get("device")
     there = any(isinstance(x, Disguised) for x in flat)
     if there:
-        _check(name, args)
+        _check(name, args, kwargs)
     if device is not None:
         there = torch.device(device).type == NAME
     given: dict[int, Tensor] = {}
@@ -140,12 +140,12 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     return tree_map(disguised, func(*own, **more))
 
 
-def _check(name: str, args: Any) -> None:
+def _check(name: str, args: Any, kwargs: Any) -> None:
     """Refuse tensors of two devices, and waiting where nothing may wait."""
     used = [x for i, x in enumerate(args) if not (name in INDEXED and i == 1)]
     here = [
         tuple(x.shape)
-        for x in tree_flatten(used)[0]
+        for x in tree_flatten((used, kwargs))[0]
         if isinstance(x, Tensor) and not isinstance(x, Disguised) and x.dim()
     ]
     if here and name not in ACROSS:
@@ -190,7 +190,7 @@ def streamed(model: Any, place: torch.device) -> Found:
     state = model(x[:, :5], out.state, write=False).state
     found: Found = {"first": out.pred, **states.flatten(state)[0]}
     assert all(tensor.device.type == place.type for tensor in found.values())
-    if not (model.taught and model.config.cms.scope == "batch"):
+    if not model.shares_rows:
         found["two"] = model(x[:2], states.select_rows(state, [0, 2])).pred
         found["fresh"] = model(x, model.reset_rows(state, [1])).pred
         found["documents"] = model(x, starts=[[], [5], [1, 7]]).pred

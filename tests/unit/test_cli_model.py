@@ -338,7 +338,9 @@ def test_help_names_every_topic_once(capsys: pytest.CaptureFixture[str]) -> None
 def test_audit_shows_what_a_run_was_made_with(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", str(trained), "--json"]) == 0
+    named = trained.parent / "lr=0.1"  # as sweeps name directories
+    named.symlink_to(trained)
+    assert main(["audit", str(named), "--json"]) == 0
     of_run = capsys.readouterr().out
     assert main(["audit", "--config-name", "pilot_smoke", *SMALL, "--json"]) == 0
     assert capsys.readouterr().out == of_run

@@ -250,17 +250,22 @@ def test_a_stream_that_ends_is_an_error(tiny: ModuleType, tmp_path: Path) -> Non
     assert RunDir(tmp_path / "r").read_status()["state"] == "failed"
 
 
-def test_a_failed_periodic_save_does_not_stop_training(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The checkpoint of this name cannot be written."""
     real = Single.save
 
     def full(self: Single, folder: Path) -> None:
-        if "step_000008" in folder.name:
+        if name in folder.name:
             raise OSError(28, "No space left on device")
         real(self, folder)
 
     monkeypatch.setattr(Single, "save", full)
+
+
+def test_a_failed_periodic_save_does_not_stop_training(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, "step_000008")
     nl.launch(tiny.tiny_run(run__dir=str(tmp_path / "r"), checkpoint__keep=0))
     names = sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir())
     assert "step_000008" not in names
@@ -271,16 +276,9 @@ def test_a_failed_periodic_save_does_not_stop_training(
 def test_a_failed_last_save_says_from_where_to_go_on(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Single.save
-
-    def full(self: Single, folder: Path) -> None:
-        if "step_000006" in folder.name:
-            raise OSError(28, "No space left on device")
-        real(self, folder)
-
     changes = {"train__steps": 6, "checkpoint__every": 4, "run__dir": str(tmp_path / "r")}
     with monkeypatch.context() as patch:
-        patch.setattr(Single, "save", full)
+        fill_disk(patch, "step_000006")
         with pytest.raises(ConfigError, match=r"after step 5 is not saved; make room in .*/r, "):
             nl.launch(tiny.tiny_run(**changes))
     assert RunDir(tmp_path / "r").read_status()["state"] == "failed"

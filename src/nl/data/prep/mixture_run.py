@@ -80,8 +80,6 @@ def run_mixture(mixture: Mixture, options: RunOptions) -> Iterator[Row]:
         ConfigError: whatever a stage complains about; files that are not there, before any work.
     """
     at = Layout(mixture=mixture, work=options.work or mixture.output / "work")
-    for stage in options.force:
-        at.forget(stage)
     if options.tokenizer_path is not None:
         load_tokenizer(options.tokenizer_path)
     for entry in mixture.datasets:
@@ -89,6 +87,8 @@ def run_mixture(mixture: Mixture, options: RunOptions) -> Iterator[Row]:
             units(entry.source)
         if entry.output_dir is not None:
             LOG.info("%s: output_dir is not used; all shards go to %s", entry.name, mixture.output)
+    for stage in options.force:
+        at.forget(stage)
     steps = (_ingest, _filter, _dedup, _divide, _tokenizer, _shard)
     for stage, step in zip(STAGES, steps, strict=True):
         yield from step(at, options)
