@@ -25,6 +25,7 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("hope_attention", {"cms": {"inner": {"kind": "muon"}, "activation": "swiglu"}}),
     ("hope_attention", {"cms": {"inner": {"kind": "deep"}}}),
     ("hope_attention", {"cms": {"surprise": {"gate": "soft", "quantile": 0.6}}}),
+    ("hope_attention", {"dim": 48, "cms": {"hidden": 48}}),
     ("hope_selfmod", {"selfmod": {"adaptive_q": True, "period_other": 8, "activation": "gelu"}}),
     ("hope_selfmod", {"selfmod": {"compat": "literal"}}),
     ("titan_lmm", {"titan": {"depth": 4, "momentum": False, "step": "plain"}}),

@@ -26,7 +26,7 @@ def kept_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> i
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # the result itself would hold the graph that holds it
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()

@@ -60,6 +60,9 @@ def recompute_units(model: nn.Module) -> int:
     )
     for unit in units:
         unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+        for part in unit.modules():  # the weights that a unit is called with stay anyway
+            if hasattr(part, "rebuilds"):
+                part.rebuilds = [False] * len(part.rebuilds)
     return len(units)
 
 

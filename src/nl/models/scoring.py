@@ -14,6 +14,7 @@ from nl.models.block_signal import TileRead, gather, tile_of
 from nl.models.documents import Part
 from nl.models.language_state import LanguageState, Read, each_token
 from nl.models.writing import absorb
+from nl.nn.rebuilt import anchored
 from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy
 
 
@@ -47,12 +48,12 @@ def score(
     losses, hits = list[Tensor](), list[Tensor]()
     for parts in segments(call.parts, every):
         if not every or parts[-1] is call.parts[-1]:  # the last would be read again at once
-            found = score_tiles(model, state, call, parts)
+            found = score_tiles(model, anchored(state), call, parts)
         else:
             found = checkpoint(
                 score_tiles,
                 model,
-                state,
+                anchored(state),
                 call,
                 parts,
                 use_reentrant=False,

@@ -30,6 +30,7 @@ from nl.nn.level import (
     WriteRule,
     restart,
 )
+from nl.nn.rebuilt import worth_rebuilding
 from nl.nn.router import RouteContext, Routing
 from nl.ops.level import LevelForm, level_pull_back
 
@@ -65,6 +66,11 @@ class ContinuumMemory(nn.Module):
             Level(dim, shape._replace(salt=i), config.rate, scale, write)
             for i in range(len(config.periods))
         )
+        levels: list[Any] = list(self.levels)
+        self.rebuilds = [
+            config.rebuilds and worth_rebuilding(level.up.weight, level.down.weight, period)
+            for level, period in zip(levels, config.periods, strict=True)
+        ]
         self.gains: nn.Parameter | None = None
         if config.arrangement == "independent":
             self.gains = nn.Parameter(torch.ones(len(config.periods)))
@@ -122,17 +128,18 @@ class ContinuumMemory(nn.Module):
             (needed is None or -(-end // period) * period <= needed) and (only is None or i in only)
             for i, period in enumerate(self.config.periods)
         ]
-        differentiate = self.through and torch.is_grad_enabled()
+        learning = torch.is_grad_enabled()
+        differentiate = self.through and learning
         with (
             torch.set_grad_enabled(differentiate),
             torch.autocast(signal_BTD.device.type, enabled=False),
         ):
             if not self.shared:
-                return self._absorb(state, trace, signal_BTD, end, wanted)
+                return self._absorb(state, trace, signal_BTD, end, wanted, learning)
             # Rows hold views of one memory: work on the first, hand out views again.
             rows = len(signal_BTD)
             one = map_tensors(lambda t: t[:1], state)
-            new = self._absorb(one, trace, signal_BTD, end, wanted)
+            new = self._absorb(one, trace, signal_BTD, end, wanted, learning)
             return tuple(map_tensors(lambda t: t.expand(rows, *t.shape[1:]), new))
 
     def _absorb(
@@ -142,6 +149,7 @@ class ContinuumMemory(nn.Module):
         signal_BTD: Tensor,
         end: int,
         wanted: list[bool],
+        learning: bool,
     ) -> tuple[LevelState, ...]:
         first: Any = self.levels[0]
         signal = signal_BTD.to(torch.promote_types(first.up.weight.dtype, torch.float32))
@@ -165,7 +173,9 @@ class ContinuumMemory(nn.Module):
                 closes = end % self.config.periods[i] == 0
                 base = None if slower is None else new[slower]
                 reduce = self.reduce if self.shared and self.training else None
-                new[i], rows = level.absorb(state[i], tokens, weights, closes, base, reduce)
+                read = seen if learning and self.rebuilds[i] else None
+                given = (state[i], tokens, weights, closes, base, reduce, read)
+                new[i], rows = level.absorb(*given)
                 if slower is not None and wrote is not None:
                     new[i] = restart(new[i], new[slower], wrote)
                 wrote = rows

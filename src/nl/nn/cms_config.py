@@ -56,6 +56,9 @@ class CMSConfig:
     """Inner optimizer of every level: sgd, momentum, delta, adam, muon or deep."""
     surprise: SurpriseConfig = field(default_factory=SurpriseConfig)
     """Which tokens may write."""
+    recompute: bool = True
+    """Make what was written by sgd again in the backward pass, where a write has at least six
+    times the numbers of what it is made of (wide levels of short periods); false keeps it all."""
     allow_short_periods: bool = False
     """Allow periods below 16, which run an order of magnitude slower."""
 
@@ -84,6 +87,13 @@ class CMSConfig:
         require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
         require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether what a write adds can be, and may be, made again from its tokens."""
+        inner: Any = self.inner
+        alone = self.arrangement != "nested" and self.scope == "row"
+        return self.recompute and inner.linear and alone and self.write_gradient == "stop"
 
     @property
     def requires(self) -> dict[str, str]:

@@ -31,6 +31,8 @@ class Inner(InnerConfig):
     """Whether the rule acts on every token instead of the period's sum."""
     differentiable: ClassVar[bool] = True
     """Whether a step has a gradient everywhere, also where there was no signal."""
+    linear: ClassVar[bool] = False
+    """Whether the step is the gradient itself and nothing is kept between writes."""
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -54,6 +56,9 @@ class Inner(InnerConfig):
 class SGD(Inner):
     """The gradient itself."""
 
+    linear: ClassVar[bool] = True
+    """It is."""
+
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
     ) -> tuple[Tensor, Slots]:
@@ -67,6 +72,8 @@ class Delta(SGD):
 
     per_token: ClassVar[bool] = True
     """The level applies the rule itself, token by token."""
+    linear: ClassVar[bool] = False
+    """The step is that of the tokens one after the other."""
 
 
 @register("inner", "momentum")

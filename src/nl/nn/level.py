@@ -12,6 +12,7 @@ from nl.config.groups import InnerConfig
 from nl.core.state import state_type
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.init import init_linear
+from nl.nn.rebuilt import Gathered, Move, gathered, moved, note_sums, note_write, rebuilding
 from nl.nn.router import RouteContext, Router, Routing
 from nl.ops.delta_rule import delta_chunk
 from nl.ops.level import (
@@ -149,13 +150,13 @@ class Level(nn.Module):
         self, x_BTD: Tensor, memory: LevelState, route: RouteContext | None
     ) -> tuple[Tensor, LevelTrace, Routing | None]:
         """The branch to add, what a write needs of it, and what its router chose."""
-        w = self.weights(memory)
+        w, again = self.weights(memory), rebuilding(memory.fast_up, memory.fast_down)
         if self.router is None:
-            y, z = level_branch(x_BTD, w)
+            y, z = level_branch(x_BTD, w, None, again)
             return y, LevelTrace(x_BTD, z), None
         assert route is not None
         gate, found = self.router.gates(level_normalize(x_BTD, w.form), route)
-        y, z = level_branch(x_BTD, w, unit_gates(gate, w))
+        y, z = level_branch(x_BTD, w, unit_gates(gate, w), again)
         return y, LevelTrace(x_BTD, z, gate), found
 
     def weights(self, state: LevelState) -> LevelWeights:
@@ -197,6 +198,7 @@ class Level(nn.Module):
         closes: bool,
         base: LevelState | None = None,
         reduce: Reduce | None = None,
+        read: LevelTrace | None = None,
     ) -> tuple[LevelState, Tensor | None]:
         """Gather what the tokens say; write if they close the period.
 
@@ -207,6 +209,8 @@ class Level(nn.Module):
             closes: whether the last of them is the last of the period.
             base: the memory that this one decays toward; None: toward its meta weights.
             reduce: sums the gradients of a shared memory over ranks before it is written.
+            read: the trace of the tokens, if what is written may be made again of it going back
+                (a ``linear`` inner optimizer without base and reduce); None: it is kept.
 
         Returns:
             The new state and, after a write, which rows had a signal (B, 1, 1).
@@ -230,7 +234,9 @@ class Level(nn.Module):
             grads = level_gradients(*seen[:-1], w.form, seen.unit)
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
+        known = _known(memory, tokens, read)
         if not closes:
+            note_sums(sums[0], known)
             return memory._replace(sum_up=sums[0], sum_down=sums[1]), None
         if inner.per_token:
             fast = (memory.fast_up, memory.fast_down)
@@ -239,13 +245,15 @@ class Level(nn.Module):
             sums = tuple(reduce(s) for s in sums)
         up_sum, down_sum = (s.detach() for s in sums)
         active = (up_sum.abs().amax((1, 2)) + down_sum.abs().amax((1, 2)) > 0)[:, None, None]
-        fast_up, slots_up = self._write(sums[0], up, active)
-        fast_down, slots_down = self._write(sums[1], down, active)
+        fast_up, slots_up, by_up = self._write(sums[0], up, active)
+        fast_down, slots_down, by_down = self._write(sums[1], down, active)
+        before = memory.fast_up, memory.fast_down
+        note_write(before, fast_up, known, (by_up, by_down), w.form)
         return LevelState(fast_up, fast_down, None, None, slots_up, slots_down), active
 
     def _write(
         self, grad: Tensor, side: _Side, active: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Move]:
         """fast <- retention * fast + clip(step); rows without any signal stay as they are."""
         inner: Any = self.rule.inner
         step, slots = inner.step(grad, side.slots, side.meta, side.scale)
@@ -261,17 +269,15 @@ class Level(nn.Module):
         fast = side.fast
         if fast is None and side.base is not None:
             fast = torch.zeros_like(step)  # the slower level wrote while this one was frozen
-        if fast is None:
-            step = step * shrink
-        else:  # factors of a row, not torch.where of its matrices: a third of the time
-            lost = (1 - self.rule.retention) * on
-            kept = (1 - lost) * fast
-            if side.base is not None:
-                kept = torch.addcmul(kept, lost, side.base)
-            step = torch.addcmul(kept, shrink, step)
+        # Factors of a row, not torch.where of its matrices: a third of the time.
+        lost = (1 - self.rule.retention) * on
+        move = Move(None if fast is None else 1 - lost, shrink)
+        step = moved(fast, move, step)
+        if side.base is not None:
+            step = torch.addcmul(step, lost, side.base)
         old = side.slots or tuple(torch.zeros_like(s) for s in slots)
         slots = tuple(torch.where(active, n, o) for n, o in zip(slots, old, strict=True))
-        return step, slots or None
+        return step, slots or None, move
 
 
 def restart(memory: LevelState, slower: LevelState, rows: Tensor) -> LevelState:
@@ -296,6 +302,16 @@ def restart(memory: LevelState, slower: LevelState, rows: Tensor) -> LevelState:
         clear(old.slots_up),
         clear(old.slots_down),
     )
+
+
+def _known(
+    memory: LevelState, tokens: LevelTokens, read: LevelTrace | None
+) -> tuple[Gathered, ...] | None:
+    """The tokens that the sums of the period are made of, if all of them are known."""
+    if read is None:
+        return None
+    one = Gathered(read.x, read.z, tokens.unit, tokens.signal, tokens.hidden_signal)
+    return gathered(memory.sum_up, one)
 
 
 class _Side(NamedTuple):

@@ -9,6 +9,7 @@ With a gate g per token and hidden unit (experts: zero where they do not read) a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -78,6 +79,18 @@ class LevelWeights(NamedTuple):
         return self._replace(**moved)
 
 
+class Again(NamedTuple):
+    """Fast weights that a backward pass does not keep but makes again.
+
+    Attributes:
+        tensors: what they are made of.
+        make: of these, when they are needed, the fast weights (up, down); holds no tensors.
+    """
+
+    tensors: tuple[Tensor | None, ...]
+    make: Callable[[Sequence[Any]], tuple[Tensor | None, Tensor | None]]
+
+
 def level_normalize(x: Tensor, form: LevelForm) -> Tensor:
     """What the first layer reads."""
     norm = F.rms_norm if form.norm == "rms" else F.layer_norm
@@ -108,13 +121,17 @@ def level_read(x_BTD: Tensor, w: LevelWeights) -> tuple[Tensor, Tensor]:
 
 
 def level_branch(
-    x_BTD: Tensor, w: LevelWeights, gate_BTF: Tensor | None = None
+    x_BTD: Tensor,
+    w: LevelWeights,
+    gate_BTF: Tensor | None = None,
+    again: Again | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a level adds to its input: phi(z) V^T + c (B, T, D), and z (B, T, F).
 
-    Differentiable once. Input, z, gate and the weights are all that is kept for it.
+    Differentiable once. Input, z, gate and the weights are all that is kept for it; with ``again``
+    what the fast weights are made of in their place, which then get no gradient.
     """
-    y, z = _Branch.apply(w.form, x_BTD, gate_BTF, *w.tensors())
+    y, z = _Branch.apply(w.form, again, x_BTD, gate_BTF, *w.tensors())
     return y, z
 
 
@@ -255,14 +272,21 @@ class _Branch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: LevelForm, x: Tensor, unit: Tensor | None, *weights: Any
+        ctx: Any,
+        form: LevelForm,
+        again: Again | None,
+        x: Tensor,
+        unit: Tensor | None,
+        *weights: Any,
     ) -> tuple[Tensor, Tensor]:
         device = x.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
         with torch.autocast(device, enabled=False):
             y, z = _branch((dtype, form), x, unit, *weights, tokens=x.shape[1])
-        ctx.form = form
+        ctx.form, ctx.make = form, None if again is None else again.make
+        if again is not None:
+            weights = (*weights[:2], None, None, *weights[4:], *again.tensors)
         ctx.save_for_backward(x, z, unit, *weights)
         ctx.set_materialize_grads(False)
         return y, z
@@ -271,10 +295,12 @@ class _Branch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None) -> tuple[Any, ...]:
         kept = ctx.saved_tensors
-        spec = (ctx.form, ctx.needs_input_grad[5], ctx.needs_input_grad[6])
+        spec = (ctx.form, ctx.needs_input_grad[6], ctx.needs_input_grad[7])
         with torch.autocast(kept[0].device.type, enabled=False):
+            if ctx.make is not None:
+                kept = (*kept[:5], *ctx.make(kept[11:]), *kept[7:11])
             found = _branch_adjoints(spec, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
-        return None, *found
+        return None, None, *found
 
 
 def level_hidden_signal(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,20 @@ def test_kept_bytes_counts_storages_once_and_no_parameters() -> None:
     sigmoid, exp = 8 * 4 * 4, 2 * 4 * 4
     assert kept_bytes(forward, layer.parameters()) == x.nbytes + sigmoid + exp
     assert kept_bytes(lambda: layer(x.detach()).sum(), [x, *layer.parameters()]) == 0
+
+
+def test_kept_bytes_lets_go_of_what_it_counted() -> None:
+    x = torch.randn(8, 16, requires_grad=True)
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> object:
+        y = x.sigmoid()  # its result is what it keeps
+        made.append(weakref.ref(y))
+        return y.sum()
+
+    assert kept_bytes(forward, [x]) == 8 * 16 * 4
+    gc.collect()
+    assert made[0]() is None
 
 
 def test_peak_that_moves_is_refused_unless_noisy() -> None:

@@ -58,8 +58,9 @@ def every_option() -> list[dict[str, Any]]:
     through = {"model": {"cms": cms | {"write_gradient": "through"}}, "train__grad_accum": 2}
     shared = {"model": {"cms": cms | {"scope": "batch"}}, "train__carry": False}
     frozen = {"optim": {"policy": "memory_only"}}
+    rebuilt = {"model": {"dim": 24, "cms": cms | {"hidden": 48}}, "train__grad_accum": 2}
     more = {"strategy": "fsdp2", "kind": "hope_attention"}
-    options = (again, own, through, shared, frozen)
+    options = (again, own, through, shared, frozen, rebuilt)
     segments = {"strategy": "ddp", "changes": {"train__recompute_every": 4}}
     keeps = [more | kept, more | kept | {"changes": {"train__grad_accum": 2}}]
     cases = [*keeps, *(more | {"changes": changes} for changes in options)]
