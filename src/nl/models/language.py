@@ -38,6 +38,7 @@ from nl.nn.experts import SparseExperts, idle_parameters
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.gated_delta import GatedDeltaConfig
 from nl.nn.mlp import MLPKind, NormKind, make_mlp, make_norm
+from nl.nn.rebuilt import anchored
 from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise
@@ -270,7 +271,7 @@ class LanguageModel(Memories, nn.Module):
                 pending = PendingLabel(hidden[:, newest], cut(traces, newest))
                 pending = pending if self.through else detach(pending)
                 state = state._replace(pending=pending)
-        state = settled(state)
+        state = anchored(settled(state))
         return Output(torch.cat(logits, 1), state, self._report(state, reading, learn=False))
 
     def nll(
@@ -299,7 +300,7 @@ class LanguageModel(Memories, nn.Module):
         needed = None if read.keep else state.position + parts[-1].tokens.start
         call = Call(inputs, targets, read, parts, needed)
         losses, hits, state = score(self, state, call)
-        state = settled(state) if keep else state
+        state = anchored(settled(state)) if keep else state
         aux = self._report(state, read, learn=self.training and torch.is_grad_enabled())
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 
