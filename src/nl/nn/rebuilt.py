@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nl.core.state import map_tensors
 from nl.ops.level import Again, LevelForm, level_gradients
 
-SPAN = 6
+SPAN = 4
 """Writes from one whose weights are kept to the next."""
 WORTH = 6
 """A write has at least so many times the numbers of its tokens' signals."""
