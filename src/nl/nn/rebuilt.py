@@ -136,7 +136,7 @@ def rebuilding(fast_up: Tensor | None, fast_down: Tensor | None) -> Again | None
 
 def anchored(state: Any) -> Any:
     """The State with its weights kept as they are, not as what they were made of."""
-    return map_tensors(lambda t: t if t.requires_grad else t.detach(), state)
+    return map_tensors(lambda t: t.detach() if t in _writes or t in _sums else t, state)
 
 
 def gathered(sum_up: Tensor | None, tokens: Gathered) -> tuple[Gathered, ...] | None:
