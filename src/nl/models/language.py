@@ -300,7 +300,7 @@ class LanguageModel(Memories, nn.Module):
         needed = None if read.keep else state.position + parts[-1].tokens.start
         call = Call(inputs, targets, read, parts, needed)
         losses, hits, state = score(self, state, call)
-        state = anchored(settled(state)) if keep else state
+        state = settled(state) if keep else state
         aux = self._report(state, read, learn=self.training and torch.is_grad_enabled())
         return torch.cat(losses, 1), Output(torch.cat(hits, 1), state, aux)
 

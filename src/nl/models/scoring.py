@@ -48,12 +48,12 @@ def score(
     losses, hits = list[Tensor](), list[Tensor]()
     for parts in segments(call.parts, every):
         if not every or parts[-1] is call.parts[-1]:  # the last would be read again at once
-            found = score_tiles(model, anchored(state), call, parts)
+            found = score_tiles(model, state, call, parts)
         else:
             found = checkpoint(
                 score_tiles,
                 model,
-                anchored(state),
+                state,
                 call,
                 parts,
                 use_reentrant=False,
@@ -61,7 +61,7 @@ def score(
             )
         losses += found[0]
         hits += found[1]
-        state = found[2]
+        state = anchored(found[2])
     return losses, hits, state
 
 

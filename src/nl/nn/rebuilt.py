@@ -70,6 +70,10 @@ def worth_rebuilding(up: Tensor, down: Tensor, period: int) -> bool:
     return up.numel() + down.numel() >= WORTH * period * sum(up.shape)
 
 
+_TOKENS, _MOVES = len(Gathered._fields), 2 * len(Move._fields)
+"""Tensors of a group of tokens, and of how both layers moved."""
+
+
 class _Step(NamedTuple):
     """One write of a plan: what its result is known by, and how many groups of tokens it has."""
 
@@ -95,7 +99,7 @@ class _Plan(NamedTuple):
         up, down = saved[:2]
         place = 2
         for key, groups in self.steps:
-            begin, place = place, place + 5 * groups + 4
+            begin, place = place, place + _TOKENS * groups + _MOVES
             if key not in self.made:
                 self.made[key] = up, down = self._write(up, down, saved[begin:place])
             up, down = self.made[key]
@@ -104,8 +108,8 @@ class _Plan(NamedTuple):
     def _write(self, up: Tensor | None, down: Tensor | None, parts: Sequence[Any]) -> Pair:
         *tokens, kept_up, by_up, kept_down, by_down = parts
         sums: tuple[Tensor, ...] | None = None
-        for i in range(0, len(tokens), 5):
-            grads = Gathered(*tokens[i : i + 5]).gradients(self.form)
+        for i in range(0, len(tokens), _TOKENS):
+            grads = Gathered(*tokens[i : i + _TOKENS]).gradients(self.form)
             sums = grads if sums is None else tuple(map(torch.add, sums, grads))
         assert sums is not None
         to_up, to_down = Move(kept_up, by_up), Move(kept_down, by_down)
@@ -136,6 +140,8 @@ def rebuilding(fast_up: Tensor | None, fast_down: Tensor | None) -> Again | None
 
 def anchored(state: Any) -> Any:
     """The State with its weights kept as they are, not as what they were made of."""
+    if not len(_writes) and not len(_sums):  # nothing learns: a token of a stream costs nothing
+        return state
     return map_tensors(lambda t: t.detach() if t in _writes or t in _sums else t, state)
 
 
