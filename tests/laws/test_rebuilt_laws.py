@@ -106,11 +106,15 @@ def test_documents_begin_inside_a_span(always: None) -> None:
 
 
 @pytest.mark.parametrize("how", ["segments", "units"])
-def test_beside_what_else_is_read_again(always: None, how: str) -> None:
+def test_beside_what_else_is_read_again(
+    always: None, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     found = []
     for model in pair():
         on = any(rebuilds(model))
-        recompute_segments(model, 12) if how == "segments" else recompute_units(model)
+        with caplog.at_level("WARNING", "nl"):
+            recompute_segments(model, 12) if how == "segments" else recompute_units(model)
+        assert ("train.recompute_every=512 keeps" in caplog.text) == (how == "units")
         assert any(rebuilds(model)) == (on and how == "segments")
         found.append(trained(model))
     equal(*found)

@@ -14,6 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nl.config import require
+from nl.core.logs import get_logger
+
+log = get_logger(__name__)
 
 
 def check_recompute(wanted: bool, needs: Container[str] = (), *, compiled: bool) -> None:
@@ -46,6 +49,9 @@ def check_recompute(wanted: bool, needs: Container[str] = (), *, compiled: bool)
 def recompute_units(model: nn.Module) -> int:
     """Checkpoint every shard unit in place; names of parameters do not change.
 
+    A unit with written levels is called once per tile, and the State of every call stays: that is
+    allowed, and the log says what keeps less.
+
     Returns:
         How many units there are.
 
@@ -58,11 +64,21 @@ def recompute_units(model: nn.Module) -> int:
         f"train.activation_checkpointing: true; {type(model).__name__} has no shard units: set "
         "train.activation_checkpointing=false.",
     )
+    writing = 0
     for unit in units:
         unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
-        for part in unit.modules():  # the weights that a unit is called with stay anyway
-            if hasattr(part, "rebuilds"):
-                part.rebuilds = [False] * len(part.rebuilds)
+        for part in unit.modules():
+            if hasattr(part, "keep_writes"):
+                part.keep_writes()
+                writing += 1
+    if writing:
+        log.warning(
+            "train.activation_checkpointing: true; the written weights that each tile enters with "
+            "stay in %d of %d blocks, often more than is saved: train.recompute_every=512 keeps "
+            "less (nl plan says how much)",
+            writing,
+            len(units),
+        )
     return len(units)
 
 

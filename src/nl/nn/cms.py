@@ -82,6 +82,10 @@ class ContinuumMemory(nn.Module):
         """Nothing written yet (the same for any batch size)."""
         return tuple(LevelState() for _ in self.config.periods)
 
+    def keep_writes(self) -> None:
+        """Make no weights again: whoever calls holds them for its own backward pass."""
+        self.rebuilds = [False] * len(self.rebuilds)
+
     def forward(
         self, x_BTD: Tensor, state: tuple[LevelState, ...], route: RouteContext | None = None
     ) -> tuple[Tensor, tuple[LevelTrace, ...], tuple[Routing, ...]]:

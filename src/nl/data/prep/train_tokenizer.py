@@ -141,16 +141,16 @@ def train_on(
         whether a model was trained.
 
     Raises:
-        ConfigError: a vocabulary larger than the text supports, no write access.
+        ConfigError: a vocabulary larger than the text supports, no write access, a model of
+            another origin in its place.
     """
     model, log = output / MODELS[options.model_type], log_file or output / "tokenizer_log.json"
     inputs = {domain.name: domain.identity for domain in domains}
     record: dict[str, Any] = {"options": asdict(options), "inputs": inputs}
     record = json.loads(json.dumps(record))
-    if model.is_file() and log.is_file():
-        old = earlier(log)
-        same = all(old.get(key) == value for key, value in record.items())
-        if same and old.get("sha256") == sha256_file(model):
+    if model.is_file():
+        old = own_record(model, log)
+        if all(old.get(key) == value for key, value in record.items()):
             return old, False
     check_writable(model)
     check_writable(log)
@@ -167,9 +167,6 @@ def train_on(
     size = sum(int(str(row["bytes"])) for row in rows)
     LOG.info("training %s %d on %.1f MB", options.model_type, options.vocab_size, size / 1e6)
     data = fit(sentences, options)
-    write_atomic(model, data)
-    if model.name == HF_FILE:
-        write_json(output / HF_CONFIG, {f"{role}_token": name for role, name in SPECIAL.items()})
     record |= {
         "model": model.name,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -178,7 +175,10 @@ def train_on(
         "datasets": rows,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    write_json(log, record)
+    write_json(log, record)  # first: a model without its record is taken for somebody else's
+    write_atomic(model, data)
+    if model.name == HF_FILE:
+        write_json(output / HF_CONFIG, {f"{role}_token": name for role, name in SPECIAL.items()})
     return record, True
 
 
@@ -186,13 +186,24 @@ def _chained(paths: Sequence[Path]) -> Iterator[Document]:
     return itertools.chain.from_iterable(map(read_jsonl, paths))
 
 
-def earlier(log: Path) -> dict[str, Any]:
-    """The record of an earlier training; empty if the file is torn or something else."""
-    try:
-        old = json.loads(log.read_bytes())
-    except ValueError:
-        return {}
-    return old if isinstance(old, dict) else {}
+def own_record(model: Path, log: Path) -> dict[str, Any]:
+    """The record of the training that made a model; empty if the file is torn.
+
+    Raises:
+        ConfigError: nothing says that the model was trained here, so it must not be replaced.
+    """
+    old: Any = None
+    if log.is_file():
+        try:
+            old = json.loads(log.read_bytes())
+        except ValueError:
+            return {}
+    if not isinstance(old, dict) or old.get("sha256") != sha256_file(model):
+        raise ConfigError(
+            f"{model}: is there and {log} does not record that it was trained here; move it away "
+            "or choose another directory for the new one."
+        )
+    return old
 
 
 def sample(domains: Sequence[Sequence[Path]], limit: int) -> Iterator[str]:

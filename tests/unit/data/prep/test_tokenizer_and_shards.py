@@ -82,6 +82,22 @@ def test_training_sees_the_train_split_only(corpus: Path, tmp_path: Path) -> Non
     assert train_tokenizer(copy, tmp_path, OPTIONS)[1]
 
 
+def test_a_model_of_another_origin_is_not_replaced(corpus: Path, tmp_path: Path) -> None:
+    model, log = tmp_path / "tokenizer.model", tmp_path / "tokenizer_log.json"
+    model.write_bytes(b"somebody's work")
+    with pytest.raises(ConfigError, match=r"tokenizer\.model: is there and .*_log\.json does not"):
+        train_tokenizer(corpus, tmp_path, OPTIONS)
+    assert model.read_bytes() == b"somebody's work"
+    assert not log.exists()
+    model.unlink()
+    assert train_tokenizer(corpus, tmp_path, OPTIONS)[1]
+    changed = model.read_bytes() + b"\n"
+    model.write_bytes(changed)
+    with pytest.raises(ConfigError, match="move it away"):
+        train_tokenizer(corpus, tmp_path, OPTIONS)
+    assert model.read_bytes() == changed
+
+
 def test_sample_takes_whole_documents_equally_from_each_domain(corpus: Path) -> None:
     paths = [corpus / "train/a.jsonl", corpus / "train/b.jsonl"]
     texts = ["".join(sentences_of(d.text)) for p in paths for d in read_jsonl(p)]
