@@ -32,6 +32,9 @@ from nl.config.structure import defaults_of, structure, unstructure
 # Groups whose kinds are selected by name inside another config, not as a Hydra option.
 NOT_PUBLISHED = {"block", "inner"}
 
+LISTED = {"evals", "hooks"}
+"""Mappings of any number of named parts."""
+
 MOST_VALUES = 100_000
 """Values in one configuration file, aliases unfolded."""
 
@@ -156,13 +159,19 @@ def quoted(overrides: Sequence[str]) -> list[str]:
 
 
 def _replaced(overrides: Sequence[str]) -> list[str]:
-    """Overrides of old keys as overrides of the new ones, after all others."""
+    """Overrides of old keys as overrides of the new ones, after all others.
+
+    Hydra merges mappings, so that an empty one changes nothing: ``evals={}`` takes all out.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     kept: list[str] = []
     old: dict[str, Any] = {}
     for text in overrides:
-        key, equals, _ = text.lstrip("+").partition("=")
+        key, equals, value = text.lstrip("+").partition("=")
+        if key in LISTED and value.replace(" ", "") == "{}":
+            kept.append(f"~{key}")
+            continue
         if not equals or owner(key) is None:
             kept.append(text)
             continue

@@ -233,6 +233,15 @@ def test_compositions_share_the_published_defaults_and_leave_them_as_they_were()
     assert store.repo == before
 
 
+def test_an_empty_mapping_takes_all_parts_out() -> None:
+    name = "experiment=ergodic/synthetic"
+    assert run_config(compose("pilot_smoke", [name])).evals
+    for given in (["evals={}"], ["hooks={}", "evals={ }"]):
+        assert run_config(compose("pilot_smoke", [name, *given])).evals == {}
+    after = ["evals={}", "+evals.nats={kind: perplexity}"]
+    assert list(run_config(compose("pilot_smoke", [name, *after])).evals) == ["nats"]
+
+
 def test_the_hash_covers_what_decides_the_numbers() -> None:
     def of(*overrides: str) -> str:
         return config_hash(run_config(compose("pilot_smoke", overrides)))
