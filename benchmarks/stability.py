@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -41,13 +42,14 @@ def blocks() -> list[str]:
 
 
 def periods(block: str) -> tuple[int, ...]:
-    """Chunks that a block is trained at: attention alone has none and is trained once."""
+    """Chunks that a block is trained at; attention and recurrent layers have none: one run."""
     import nl.assembly  # noqa: F401 - registers the parts
     from nl.config import lookup
-    from nl.models.blocks import attention
+    from nl.models import blocks
 
+    whole = {blocks.attention, blocks.sliding_window, blocks.lstm, blocks.gru, blocks.quadratic_rnn}
     kind = lookup("block", block, "block")
-    chunked = kind.levels or kind.mixers != (attention,)
+    chunked = kind.levels or not whole.issuperset(kind.mixers)
     return PERIODS if chunked else (STREAM_PERIOD,)
 
 
@@ -168,9 +170,10 @@ def training_line(root: Path, block: str, period: int) -> list[str] | None:
     norms = study.curve(root, run, "grad_norm")[1]
     fine = finite(losses) and finite(norms) and study.result(root, run) is not None
     last = losses[-20:]
-    shown = [losses[0], sum(last) / len(last), max(losses[20:], default=math.nan), max(norms)]
+    shown = [losses[0], sum(last) / len(last), max(losses[20:], default=math.nan)]
+    shown += [statistics.median(norms), max(norms)]
     chunk = str(period) if len(periods(block)) > 1 else "-"
-    digits = (3, 3, 3, 2)
+    digits = (3, 3, 3, 2, 2)
     numbers = [f"{value:.{n}f}" for value, n in zip(shown, digits, strict=True)]
     return [block, chunk, str(len(steps)), "yes" if fine else "NO", *numbers]
 
@@ -221,13 +224,13 @@ def page(args: argparse.Namespace) -> list[str]:
         f"Made by `{study.call('stability')}`: config `pilot_smoke` at width {args.dim}, "
         f"{args.steps} steps of {args.batch_size} x 256 tokens, one seed; the chunk is the period "
         "of every memory of the block and of the fastest level (levels at 1, 2, 4 and 8 times the "
-        "chunk). Losses in nats per token.",
+        "chunk; - where nothing has one). Losses in nats per token; gradients before clipping.",
     ]
     body = [training_line(args.root, block, p) for block in args.only for p in periods(block)]
     names = [name(block, period) for block in args.only for period in periods(block)]
     lines[-1] += f" Commits: {', '.join(study.commits(args.root, names)) or 'none yet'}."
     head = ["block", "chunk", "steps", "all finite", "first loss", "mean of last 20"]
-    head += ["largest after step 20", "largest gradient norm"]
+    head += ["largest after step 20", "median gradient norm", "largest"]
     lines += study.table(head, [line for line in body if line])
     for block in args.only:
         drawn = training_figure(args.root, block)
