@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 from typing import NamedTuple
@@ -78,6 +79,7 @@ def rows(args: argparse.Namespace, lines: dict[Key, Line], task: Task) -> list[s
         if not found:
             continue
         ends = [line.accuracy[-1] for line in found]
+        known = [line.cpu_seconds for line in found if not math.isnan(line.cpu_seconds)]
         row = [
             label,
             f"{found[0].parameters:,}",
@@ -85,7 +87,7 @@ def rows(args: argparse.Namespace, lines: dict[Key, Line], task: Task) -> list[s
             study.interval(ends, 3),
             ", ".join(f"{end:.3f}" for end in ends),
             ", ".join(line.half() for line in found),
-            f"{statistics.fmean(line.cpu_seconds for line in found):.0f}",
+            f"{statistics.fmean(known):.0f}" if known else "-",
         ]
         table.append((-statistics.fmean(ends), row))
     head = ["model", "parameters", "seeds", "accuracy", "by seed", "step at which half is right"]
