@@ -175,10 +175,11 @@ def train_on(
         "datasets": rows,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    write_json(log, record)  # first: a model without its record is taken for somebody else's
-    write_atomic(model, data)
+    # The model comes last: without its record it would be taken for somebody else's.
+    write_json(log, record)
     if model.name == HF_FILE:
         write_json(output / HF_CONFIG, {f"{role}_token": name for role, name in SPECIAL.items()})
+    write_atomic(model, data)
     return record, True
 
 

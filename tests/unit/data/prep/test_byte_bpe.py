@@ -64,6 +64,21 @@ def test_every_byte_and_any_text_comes_back(made: Path) -> None:
     assert len(tokenizer.encode("def function_7(x):\n")) < len("def function_7(x):\n") / 2
 
 
+def test_a_killed_training_is_done_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt(path, len(data))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nl.data.prep.train_tokenizer.write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(made / "corpus", tmp_path, OPTIONS)
+    assert train_tokenizer(made / "corpus", tmp_path, OPTIONS)[1]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
+
+
 def test_held_out_text_is_not_read_and_the_digest_is_the_same(made: Path, tmp_path: Path) -> None:
     """Without the files of val and test; recorded, and not trained again."""
     shutil.copytree(made / "corpus", tmp_path / "corpus")
