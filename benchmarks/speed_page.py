@@ -76,7 +76,7 @@ def page(result: dict[str, Any], name: str) -> str:
 
 def conditions(result: dict[str, Any]) -> list[str]:
     """Command, commit, load, peaks; and what disqualifies the run."""
-    first, last = result["gemm_gflops"]
+    peaks = ", ".join(f"{peak:.0f}" for peak in result["gemm_gflops"])
     load = ", ".join("unknown" if x is None else f"{x:.1f}" for x in result["load"])
     peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
     sha = result["git"]["sha"] or "unknown"
@@ -85,8 +85,8 @@ def conditions(result: dict[str, Any]) -> list[str]:
     lines = [
         f"Made by `{result['command']}` in {result['minutes']:.1f} minutes: commit {sha[:12]}"
         f"{dirty}, torch {result['torch']}, Python {result['python']}, {peers}; "
-        f"{result['rounds']} rounds, one thread, {result['clock']} time. GEMM peak {first:.0f} "
-        f"GFLOP/s before, {last:.0f} after (fp32, 1024^3); load average {load}; processor with "
+        f"{result['rounds']} rounds, one thread, {result['clock']} time. GEMM peak before and "
+        f"after each group: {peaks} GFLOP/s (fp32, 1024^3); load average {load}; processor with "
         f"{flags or 'unknown flags'}.",
     ]
     if result["quick"]:
