@@ -167,9 +167,11 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
         )
         steps[f"titans-pytorch, boundary {name}"] = forward_backward(peer, x)
     full = TitanConfig(head_size=head, period=chunk)
-    same = replace(full, conv=0, step="plain")
+    rate = 0.5 / chunk  # plain steps of a whole chunk must not run away: numbers stay numbers
+    same = replace(full, conv=0, step="plain", rate=rate, rate_hidden=rate / 50)
     configs = {
         "ours": replace(same, recompute=False),
+        "ours, compiled": replace(same, recompute=False),
         "ours, recomputing": same,
         "ours, default options": full,
     }
@@ -177,7 +179,15 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
         torch.manual_seed(0)
         memory = TitanMemory(config, heads * head)
         randomize_zeros(memory)
-        steps[name] = forward_backward(memory, x, position=0)
+        backend = None
+        if "compiled" in name:
+            backend = "inductor"
+            memory.compile()
+        steps[name] = compiled(backend)(forward_backward(memory, x, position=0))
+    for name, step in steps.items():
+        gradient = step()
+        if not (isinstance(gradient, torch.Tensor) and gradient.isfinite().all()):
+            raise RuntimeError(f"{name}: gradients are not finite")
     return steps
 
 

@@ -50,6 +50,11 @@ def compiled(backend: str | None = "inductor") -> Iterator[None]:
         set_compiled(before)
 
 
+def _plain(x: Tensor) -> bool:
+    """Whether a tensor is what ``detach`` makes of it."""
+    return type(x) is Tensor and not x.requires_grad
+
+
 class Program:
     """A function ``(spec, *tensors) -> tensors``, compiled where that is asked for.
 
@@ -65,23 +70,26 @@ class Program:
 
     def __call__(self, spec: Any, *tensors: Tensor | None, tokens: int) -> Any:
         """Run; ``tokens`` is how many there are."""
-        if torch.compiler.is_compiling() or _backend is None:
+        backend = _backend
+        if backend is None or not self.wanted(tokens) or not self._allowed(backend, spec, tensors):
             return self.function(spec, *tensors)
-        if tokens % TOKEN_MULTIPLE:
-            if not self._pieces:
-                log.warning(PIECES, self.function.__qualname__, tokens, TOKEN_MULTIPLE)
-            self._pieces = True
-            return self.function(spec, *tensors)
-        if not self._allowed(_backend, spec, tensors):
-            return self.function(spec, *tensors)
-        if _backend not in self._compiled:
-            self._compiled[_backend] = torch.compile(
-                self.function, fullgraph=True, dynamic=False, backend=_backend
+        if backend not in self._compiled:
+            self._compiled[backend] = torch.compile(
+                self.function, fullgraph=True, dynamic=False, backend=backend
             )
         # What has no gradient here must not make two variants of itself.
-        given = (None if t is None else t.detach() for t in tensors)
+        given = (t if t is None or _plain(t) else t.detach() for t in tensors)
         with torch.no_grad():
-            return self._compiled[_backend](spec, *given)
+            return self._compiled[backend](spec, *given)
+
+    def wanted(self, tokens: int) -> bool:
+        """Whether calls of this many tokens are to be compiled; if not for their number, say so."""
+        if torch.compiler.is_compiling() or _backend is None:
+            return False
+        if tokens % TOKEN_MULTIPLE and not self._pieces:
+            log.warning(PIECES, self.function.__qualname__, tokens, TOKEN_MULTIPLE)
+            self._pieces = True
+        return tokens % TOKEN_MULTIPLE == 0
 
     def _allowed(self, backend: str, spec: Any, tensors: tuple[Tensor | None, ...]) -> bool:
         """Whether this call is compiled: no autograd is needed and there is room."""

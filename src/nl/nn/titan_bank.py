@@ -22,6 +22,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
+from nl.ops.titans_compiled import CHUNK, compiled_scan
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan
 
 _UNIT_EPS = 1e-6
@@ -47,6 +48,19 @@ class TitanBankState(NamedTuple):
     waiting: Tensor
     tail: Tensor | None
     writes: int
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _scanned(
+    memory: ScanMemory,
+    queries: Tensor,
+    tokens: TitansTokens,
+    hidden_share: Tensor | None,
+    rule: ScanRule,
+) -> tuple[Tensor, ScanMemory]:
+    """Whole chunks, each a program: a compiled block does not unroll the loop over them."""
+    run = compiled_scan if CHUNK.wanted(rule.chunk) else titans_scan
+    return run(memory, queries, tokens, hidden_share, rule)
 
 
 class OpenBank(NamedTuple):
@@ -216,7 +230,7 @@ class TitanBank(nn.Module):
             start = ScanMemory(tuple(base), memory.added, memory.surprise)
         rule = ScanRule(self.period, c.step == "normalised", c.recompute)
         share = self._hidden_share(rows)
-        read, end = titans_scan(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
+        read, end = _scanned(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
         added = self._beside_initial(end.added) if whole else end.added
         memory = TitansMemory(self._in_force(added), added, end.surprise)
         writes = bank.writes + tokens.shape[-1] // self.period

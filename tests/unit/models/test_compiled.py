@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nl.config import ConfigError
+from nl.config.registry import table
 from nl.core.output import Knobs
 from nl.core.program import set_compiled
 from nl.dist.single import Single
@@ -21,13 +22,21 @@ from nl.models.compiled import check_compile, compile_units, cpp_compiler
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.experts_config import ExpertsConfig
+from nl.ops.titans_compiled import CHUNK, CHUNK_BACK
 
 # The tracer looks at .grad of activations itself.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
+BY_PARTS = {"titan_lmm", "titan_mag", "titan_mal", "hope_selfmod", "hope_hybrid"}
+BY_PARTS |= {"gru", "lstm", "quadratic_rnn"}
+"""Blocks with loops that are not unrolled: what is around them is several graphs, or eager."""
+
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.utils.counters.clear()
+    for program in (CHUNK, CHUNK_BACK):
+        program.variants.clear()
     yield
     set_compiled(None)
     torch.compiler.reset()
@@ -61,9 +70,25 @@ def check_equal(block: str, backend: str) -> None:
     assert calls > 0
 
 
-@pytest.mark.parametrize("block", ["transformer", "titan_lmm", "hope_selfmod"])
+@pytest.mark.parametrize("block", ["transformer", "hope_selfmod"])
 def test_a_traced_step_equals_the_eager_one(block: str) -> None:
     check_equal(block, "aot_eager")
+
+
+@pytest.mark.parametrize("block", ["titan_lmm", "titan_mag"])
+def test_titans_memories_are_traced_chunk_by_chunk(block: str) -> None:
+    check_equal(block, "aot_eager")
+    assert len(CHUNK.variants) == len(CHUNK_BACK.variants) == 1
+
+
+@pytest.mark.parametrize("block", sorted(table("block").keys() - BY_PARTS))
+def test_a_block_is_one_graph(block: str) -> None:
+    model = language(block)
+    for unit in model.shard_units():
+        unit.compile(backend="eager", fullgraph=True)
+    step(model)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_knobs_of_experts_compile_nothing_anew() -> None:

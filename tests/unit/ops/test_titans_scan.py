@@ -1,6 +1,11 @@
-"""Titans memories over many chunks: answers, states and gradients against the token loop."""
+"""Titans memories over many chunks: answers, states and gradients against the token loop.
+
+Every test runs with the scan written by hand and with the one whose chunks are programs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nl.ops.titans import TitansTokens
+from nl.ops.titans_compiled import compiled_scan
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_reference
 from tests.unit.ops.twins import EXACT, assert_twins
 
@@ -17,6 +23,15 @@ WIDTHS = {1: [K, K], 2: [K, K, K], 3: [K, F, F, K], 4: [K, K, F, F, K]}
 each_depth = pytest.mark.parametrize("depth", WIDTHS)
 each_step = pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "plain"])
 each_memory = pytest.mark.parametrize("recompute", [True, False], ids=["again", "kept"])
+
+
+@pytest.fixture(params=[titans_scan, compiled_scan], ids=["by_hand", "by_chunk"], autouse=True)
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan that ``run`` compares with the loop."""
+    monkeypatch.setitem(globals(), "fast_scan", request.param)
+
+
+fast_scan: Callable[..., tuple[Tensor, ScanMemory]] = titans_scan
 
 
 def draw(size: int, depth: int) -> list[Tensor]:
@@ -39,7 +54,7 @@ def run(
     base, added, surprise = (tuple(layers[i * depth : (i + 1) * depth]) for i in range(3))
     memory = ScanMemory(base if anchored else (), added, surprise if momentum else ())
     tokens = TitansTokens(keys, values, rate, log_kept, log_inertia if momentum else None)
-    scan = titans_scan_reference if loop else titans_scan
+    scan = titans_scan_reference if loop else fast_scan
     read, end = scan(memory, queries, tokens, share if depth > 1 else None, rule)
     assert len(end.surprise) == (depth if momentum else 0)
     return [read, *end.added, *end.surprise]
