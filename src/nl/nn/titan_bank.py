@@ -22,8 +22,8 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
-from nl.ops.titans_compiled import CHUNK, compiled_scan
-from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan
+from nl.ops.titans_programs import CHUNK
+from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_programs
 
 _UNIT_EPS = 1e-6
 _OUTPUT_SCALE = 0.3
@@ -59,7 +59,7 @@ def _scanned(
     rule: ScanRule,
 ) -> tuple[Tensor, ScanMemory]:
     """Whole chunks, each a program: a compiled block does not unroll the loop over them."""
-    run = compiled_scan if CHUNK.wanted(rule.chunk) else titans_scan
+    run = titans_scan_programs if CHUNK.wanted(rule.chunk) else titans_scan
     return run(memory, queries, tokens, hidden_share, rule)
 
 

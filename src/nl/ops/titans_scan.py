@@ -30,6 +30,7 @@ from nl.ops.titans import (
     titans_write_reference,
 )
 from nl.ops.titans_chunk import ChunkPass, Plan, Tape
+from nl.ops.titans_programs import ChunkSpec, ProgramScan
 
 SEGMENT = 64
 """Tokens of a segment, at least one chunk: run forward again together, or kept together."""
@@ -251,6 +252,38 @@ def _scales(log_kept: Tensor, log_inertia: Tensor | None) -> tuple[Tensor, Tenso
     none = torch.zeros_like(kept)
     rows = [torch.stack([kept, scales.carried], -1), torch.stack([none, scales.inertia], -1)]
     return torch.stack(rows, -2), torch.stack([write, scales.push], -1)
+
+
+def titans_scan_programs(
+    memory: ScanMemory,
+    queries: Tensor,
+    tokens: TitansTokens,
+    hidden_share: Tensor | None,
+    rule: ScanRule,
+) -> tuple[Tensor, ScanMemory]:
+    """``titans_scan`` by programs of one chunk, compiled where ``train.compile`` is on."""
+    spec = ChunkSpec(
+        size=rule.chunk,
+        depth=len(memory.added),
+        momentum=tokens.log_inertia is not None,
+        shared=hidden_share is not None,
+        anchored=bool(memory.base),
+        normalised=rule.normalised,
+    )
+    by_token = [queries, *(t for t in tokens if t is not None)]
+    common = [*([] if hidden_share is None else [hidden_share]), *memory.base]
+    every = max(1, SEGMENT // rule.chunk) if rule.recompute else 1
+    if not torch.is_grad_enabled():
+        every = queries.shape[-1]  # nothing is kept
+    answers, *state = ProgramScan.apply(
+        spec,
+        every,
+        *(t.unflatten(-1, (-1, rule.chunk)).movedim(-2, 0).contiguous() for t in by_token),
+        *(t.contiguous() for t in (*common, *memory.added, *memory.surprise)),
+    )
+    read = answers.movedim(0, -2).flatten(-2)
+    added, surprise = tuple(state[: spec.depth]), tuple(state[spec.depth :])
+    return read, ScanMemory(memory.base, added, surprise)
 
 
 def titans_scan_reference(

@@ -22,7 +22,7 @@ from nl.models.compiled import check_compile, compile_units, cpp_compiler
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.experts_config import ExpertsConfig
-from nl.ops.titans_compiled import CHUNK, CHUNK_BACK
+from nl.ops.titans_programs import CHUNK, CHUNK_BACK
 
 # The tracer looks at .grad of activations itself.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")

@@ -13,8 +13,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nl.ops.titans import TitansTokens
-from nl.ops.titans_compiled import compiled_scan
-from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_reference
+from nl.ops.titans_scan import (
+    ScanMemory,
+    ScanRule,
+    titans_scan,
+    titans_scan_programs,
+    titans_scan_reference,
+)
 from tests.unit.ops.twins import EXACT, assert_twins
 
 SINGLE = 2e-5
@@ -25,7 +30,9 @@ each_step = pytest.mark.parametrize("normalised", [True, False], ids=["normalise
 each_memory = pytest.mark.parametrize("recompute", [True, False], ids=["again", "kept"])
 
 
-@pytest.fixture(params=[titans_scan, compiled_scan], ids=["by_hand", "by_chunk"], autouse=True)
+@pytest.fixture(
+    params=[titans_scan, titans_scan_programs], ids=["by_hand", "by_chunk"], autouse=True
+)
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan that ``run`` compares with the loop."""
     monkeypatch.setitem(globals(), "fast_scan", request.param)

@@ -1,10 +1,9 @@
-"""A scan over Titans memories by compiled chunks: ``titans_scan`` under ``train.compile``. Floor 1.
+"""Chunks of Titans memories as programs: what ``train.compile`` makes of a scan. Floor 1.
 
 One chunk, read and written by the closed form of ``nl.ops.titans``, is a program
 (``nl.core.program``), and so is the way back through it: the chunk is computed again and taken
 back in one piece of machine code, so that nothing of a chunk's inside is ever kept. What is kept
-is the memory at chunk starts: at all of them, or, with ``ScanRule.recompute``, at the first of
-every ``SEGMENT`` tokens, from where the others are computed once more.
+is the memory before some chunks, from where those before the others are computed once more.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from nl.core.program import Program
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
-from nl.ops.titans_scan import SEGMENT, ScanMemory, ScanRule
 
 
-class _Spec(NamedTuple):
+class ChunkSpec(NamedTuple):
     """What the tensors of a chunk are: see ``_chunk``.
 
     Attributes:
@@ -57,7 +55,7 @@ class _Spec(NamedTuple):
         return self.depth * (1 + self.momentum)
 
 
-def _chunk(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
+def _chunk(spec: ChunkSpec, *flat: Tensor) -> tuple[Tensor, ...]:
     """Read and write one chunk.
 
     ``flat``: queries, keys and values (N, K, C), rate, log kept and, with momentum, log inertia
@@ -77,7 +75,7 @@ def _chunk(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
     return read, *more, *surprise
 
 
-def _chunk_back(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
+def _chunk_back(spec: ChunkSpec, *flat: Tensor) -> tuple[Tensor, ...]:
     """Adjoints of what ``_chunk`` was given; ``flat``: those of what it gave, then its own."""
     adjoints, given = flat[: 1 + spec.moved], flat[1 + spec.moved :]
     if torch.compiler.is_compiling():
@@ -91,17 +89,22 @@ def _chunk_back(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
 CHUNK, CHUNK_BACK = Program(_chunk), Program(_chunk_back)
 
 
-def _parted(spec: _Spec, flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _parted(
+    spec: ChunkSpec, flat: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Tensors by chunk, tensors in common, memory."""
     first, last = spec.cut, spec.cut + spec.held
     return list(flat[:first]), list(flat[first:last]), list(flat[last:])
 
 
-class _Scan(torch.autograd.Function):
-    """As ``_chunk``, of n chunks: tensors by chunk and the answer have a first dimension n."""
+class ProgramScan(torch.autograd.Function):
+    """As ``_chunk``, of n chunks: tensors by chunk and the answers have a first dimension n.
+
+    ``every``: chunks from one kept memory to the next.
+    """
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, every: int, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, spec: ChunkSpec, every: int, *flat: Tensor) -> tuple[Tensor, ...]:
         cut, held, state = _parted(spec, flat)
         answers, kept = [], list[Tensor]()
         for at, chunk in enumerate(zip(*cut, strict=True)):
@@ -116,7 +119,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_answers: Tensor, *to_state: Tensor) -> Any:
-        spec: _Spec = ctx.spec
+        spec: ChunkSpec = ctx.spec
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         cut, held, first = _parted(spec, saved[: ctx.count])
         starts = _split([*first, *saved[ctx.count :]], spec.moved)
@@ -143,35 +146,3 @@ class _Scan(torch.autograd.Function):
 
 def _split(tensors: Sequence[Tensor], size: int) -> list[list[Tensor]]:
     return [list(tensors[i : i + size]) for i in range(0, len(tensors), size)]
-
-
-def compiled_scan(
-    memory: ScanMemory,
-    queries: Tensor,
-    tokens: TitansTokens,
-    hidden_share: Tensor | None,
-    rule: ScanRule,
-) -> tuple[Tensor, ScanMemory]:
-    """``nl.ops.titans_scan.titans_scan`` by chunks, compiled where ``train.compile`` is on."""
-    spec = _Spec(
-        size=rule.chunk,
-        depth=len(memory.added),
-        momentum=tokens.log_inertia is not None,
-        shared=hidden_share is not None,
-        anchored=bool(memory.base),
-        normalised=rule.normalised,
-    )
-    by_token = [queries, *(t for t in tokens if t is not None)]
-    common = [*([] if hidden_share is None else [hidden_share]), *memory.base]
-    every = max(1, SEGMENT // rule.chunk) if rule.recompute else 1
-    if not torch.is_grad_enabled():
-        every = queries.shape[-1]  # nothing is kept
-    answers, *state = _Scan.apply(
-        spec,
-        every,
-        *(t.unflatten(-1, (-1, rule.chunk)).movedim(-2, 0).contiguous() for t in by_token),
-        *(t.contiguous() for t in (*common, *memory.added, *memory.surprise)),
-    )
-    read = answers.movedim(0, -2).flatten(-2)
-    added, surprise = tuple(state[: spec.depth]), tuple(state[spec.depth :])
-    return read, ScanMemory(memory.base, added, surprise)

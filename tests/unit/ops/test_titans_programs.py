@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from nl.core.program import compiled
-from nl.ops.titans_compiled import CHUNK, CHUNK_BACK, compiled_scan
-from nl.ops.titans_scan import ScanRule
+from nl.ops.titans_programs import CHUNK, CHUNK_BACK
+from nl.ops.titans_scan import ScanRule, titans_scan_programs
 from tests.unit.ops import test_titans_scan
 
 
 @pytest.fixture(autouse=True)
 def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(test_titans_scan, "fast_scan", compiled_scan)
+    monkeypatch.setattr(test_titans_scan, "fast_scan", titans_scan_programs)
     yield
     CHUNK.variants.clear()
     CHUNK_BACK.variants.clear()
