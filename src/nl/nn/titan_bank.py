@@ -22,7 +22,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
-from nl.ops.titans_programs import CHUNK
+from nl.ops.titans_programs import CHUNK, WORTH
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_programs
 
 _UNIT_EPS = 1e-6
@@ -58,8 +58,9 @@ def _scanned(
     hidden_share: Tensor | None,
     rule: ScanRule,
 ) -> tuple[Tensor, ScanMemory]:
-    """Whole chunks, each a program: a compiled block does not unroll the loop over them."""
-    run = titans_scan_programs if CHUNK.wanted(rule.chunk) else titans_scan
+    """Whole chunks; a compiled block does not unroll the loop over them."""
+    programs = rule.chunk >= WORTH and CHUNK.wanted(rule.chunk)
+    run = titans_scan_programs if programs else titans_scan
     return run(memory, queries, tokens, hidden_share, rule)
 
 

@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 from nl.core.program import Program
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
 
+WORTH = 32
+"""Tokens of a chunk from which on the programs are faster than ``titans_scan`` written by hand."""
+
 
 class ChunkSpec(NamedTuple):
     """What the tensors of a chunk are: see ``_chunk``.

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from nl.core.program import compiled
-from nl.ops.titans_programs import CHUNK, CHUNK_BACK
+from nl.nn.titan import TitanMemory
+from nl.nn.titan_config import TitanConfig
+from nl.ops.titans_programs import CHUNK, CHUNK_BACK, WORTH
 from nl.ops.titans_scan import ScanRule, titans_scan_programs
 from tests.unit.ops import test_titans_scan
 
@@ -30,3 +32,13 @@ def test_traced_chunks_equal_the_token_loop(momentum: bool, anchored: bool) -> N
     with compiled("aot_eager"):
         test_titans_scan.compare(inputs, ScanRule(8, True), momentum, anchored)
     assert (len(CHUNK.variants), len(CHUNK_BACK.variants)) == (before[0] + 1, before[1] + 1)
+
+
+@torch.no_grad()
+def test_chunks_that_are_slower_as_programs_are_left_to_the_scan() -> None:
+    before = len(CHUNK.variants)
+    for period in (WORTH - 8, WORTH):
+        memory = TitanMemory(TitanConfig(head_size=8, period=period), 16)
+        with compiled("aot_eager"):
+            memory(torch.randn(1, 2 * period, 16), position=0)
+        assert len(CHUNK.variants) == before + (period == WORTH)
