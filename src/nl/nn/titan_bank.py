@@ -50,20 +50,6 @@ class TitanBankState(NamedTuple):
     writes: int
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _scanned(
-    memory: ScanMemory,
-    queries: Tensor,
-    tokens: TitansTokens,
-    hidden_share: Tensor | None,
-    rule: ScanRule,
-) -> tuple[Tensor, ScanMemory]:
-    """Whole chunks; a compiled block does not unroll the loop over them."""
-    programs = rule.chunk >= WORTH and CHUNK.wanted(rule.chunk)
-    run = titans_scan_programs if programs else titans_scan
-    return run(memory, queries, tokens, hidden_share, rule)
-
-
 class OpenBank(NamedTuple):
     """A bank while a call reads: rows and heads as one dimension N.
 
@@ -219,8 +205,9 @@ class TitanBank(nn.Module):
             answers.append(read.to(torch.promote_types(read.dtype, torch.float32)))
         return answers[0] if len(answers) == 1 else torch.cat(answers, -1), bank
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _chunks(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
-        """``scan`` of whole chunks from a chunk's start."""
+        """``scan`` of whole chunks from a chunk's start; a compiled block must not unroll it."""
         memory, c = bank.memory, self.config
         tokens = tokens.to(bank.waiting.dtype)
         whole = c.retention == "zero"
@@ -231,7 +218,9 @@ class TitanBank(nn.Module):
             start = ScanMemory(tuple(base), memory.added, memory.surprise)
         rule = ScanRule(self.period, c.step == "normalised", c.recompute)
         share = self._hidden_share(rows)
-        read, end = _scanned(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
+        programs = self.period >= WORTH and CHUNK.wanted(self.period)
+        run = titans_scan_programs if programs else titans_scan
+        read, end = run(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
         added = self._beside_initial(end.added) if whole else end.added
         memory = TitansMemory(self._in_force(added), added, end.surprise)
         writes = bank.writes + tokens.shape[-1] // self.period
