@@ -11,7 +11,7 @@ with everything asked of the memory as it was when the segment began:
 
     h_t = norm(M(q(x_t)))                                         recalled, stands where t stands
     a_t = attention of x_t over persistent keys and, in its segment, over h_j and x_j for j <= t
-    o_t = W_o a_t * 2 sigmoid(W_m norm(M(q'(y_t))))               y_t = norm(a_t)
+    o_t = W_o a_t * 2 sigmoid(W_m norm(M(q'(y_t))))               y_t = norm(x_t + a_t)
 
 and y_1 ... y_period are written to the memory when the segment is complete. Norms have learned
 gains; queries, keys and values of the memory go through causal convolutions. The paper asks the
@@ -216,7 +216,7 @@ class MemoryAsContext(nn.Module):
             fresh = AttentionState(_pair(rk, k[:, :, part]), _pair(rv, v[:, :, part]))
             found, segment = self.attention.attend(q[:, :, part], fresh, segment)
             found = found.to(x_BTD.dtype)
-            content = _norm(found, self.gain[1])
+            content = _norm(found + x_BTD[:, part], self.gain[1])
             doubts, tail = convolve(self.conv_found, self.ask_again(content), tail)
             gate = self._answer(bank, doubts, self.gain[2]).to(x_BTD.dtype)
             out.append(self.attention.out(found) * (2 * torch.sigmoid(self.gate(gate))))

@@ -94,7 +94,7 @@ def context_reference(m: MemoryAsContext, x: Tensor) -> tuple[Tensor, ...]:
             k, v = torch.cat([front[0], k], 2), torch.cat([front[1], v], 2)
         score = (k @ query.unsqueeze(-1)).squeeze(-1) / query.shape[-1] ** 0.5
         seen = (score.softmax(-1).unsqueeze(-2) @ v).flatten(1)
-        content = rms_norm(seen, (DIM,)) * m.gain[1]
+        content = rms_norm(seen + x[:, t], (DIM,)) * m.gain[1]
         found.append(m.ask_again(content))
         gate = m.gate(answer(convolved(m.conv_found, found), m.gain[2]))
         out.append(m.attention.out(seen) * 2 * torch.sigmoid(gate))
