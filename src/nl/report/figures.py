@@ -180,9 +180,19 @@ def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
         axes.axhline(value, color=tone, lw=1.1, ls=DASHES[2], label=name)
     entries = sum(not line.faint for line in figure.lines) + len(figure.levels)
     if entries > 1:
-        columns = min(4, entries)
-        canvas.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.4)
+        _legend(canvas, min(4, entries))
     return canvas
+
+
+def _legend(canvas: Any, columns: int) -> None:
+    """A legend above the axes, in as many columns as the canvas has room for."""
+    for count in range(columns, 0, -1):
+        legend = canvas.legend(
+            loc="outside upper left", ncols=count, frameon=False, handlelength=2.4
+        )
+        if count == 1 or legend.get_window_extent().width <= canvas.bbox.width:
+            return
+        legend.remove()
 
 
 def svg_text(canvas: Any, name: str) -> str:

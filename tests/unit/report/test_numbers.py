@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_marks_are_drawn_and_in_the_csv() -> None:
     assert "(mark),40," in figure_csv(marked).splitlines()
     assert "(mark)" not in figure_csv(plain)
     assert draw(marked).count("<path") == draw(plain).count("<path") + 1
+
+
+@pytest.mark.parametrize("name", ["c", "chunk 128", "a name that fills a row by itself, nearly"])
+def test_a_legend_stays_on_its_canvas(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    lines = [Line(f"{name} {i}", [0.0, 1.0], [0.0, i], colour=i) for i in range(5)]
+    svg = draw(Figure("knob", "Replay", lines))
+    width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
+    places = re.findall(r'font-size: ([\d.]+)px[^>]* x="([\d.]+)"[^>]*>' + name, svg)
+    assert len(places) == len(lines)
+    assert all(float(x) + 0.5 * float(size) * len(name) < width for size, x in places)
