@@ -17,6 +17,7 @@ from nl.bench.config import BenchConfig
 from nl.bench.layers import randomize_zeros
 from nl.bench.steps import language, train_step
 from nl.core.program import compiled
+from nl.models.compiled import compile_module
 from nl.models.language import LanguageConfig
 from nl.nn.selfmod import SelfMod, SelfModConfig
 from nl.nn.titan import TitanConfig, TitanMemory
@@ -182,7 +183,7 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
         backend = None
         if "compiled" in name:
             backend = "inductor"
-            memory.compile()
+            compile_module(memory)
         steps[name] = compiled(backend)(forward_backward(memory, x, position=0))
     for name, step in steps.items():
         gradient = step()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 LIGHT = ("nl", "nl.config", "nl.run", "nl.report", "nl.cli")
 HEAVY = ("torch", "hydra", "matplotlib", "jinja2", "lm_eval", "datasets", "wandb", "sentencepiece")
+TRACER = ("torch._dynamo", "torch._inductor")
+"""Seconds at the start of every command; loaded where something is compiled or optimised."""
 PROBE = """
 import importlib, sys
 for name in sys.argv[1].split(","):
@@ -18,11 +20,13 @@ for name in sys.argv[1].split(","):
 """
 
 
-def heavy_imports(names: tuple[str, ...], path: str | None = None) -> str:
+def heavy_imports(
+    names: tuple[str, ...], path: str | None = None, heavy: tuple[str, ...] = HEAVY
+) -> str:
     """What the first offender among ``names`` imports; empty if none does."""
     code = PROBE if path is None else f"import sys; sys.path.insert(0, {path!r})\n{PROBE}"
     done = subprocess.run(
-        [sys.executable, "-c", code, ",".join(names), ",".join(HEAVY)],
+        [sys.executable, "-c", code, ",".join(names), ",".join(heavy)],
         capture_output=True,
         text=True,
         check=False,
@@ -33,6 +37,10 @@ def heavy_imports(names: tuple[str, ...], path: str | None = None) -> str:
 
 def test_light_imports_stay_light() -> None:
     assert heavy_imports(LIGHT) == ""
+
+
+def test_launchers_start_without_the_tracer() -> None:
+    assert heavy_imports(("nl.assembly",), heavy=TRACER) == ""
 
 
 def test_import_check_finds_a_planted_violation(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from nl.bench.config import BenchConfig
 from nl.config import lookup
 from nl.core.program import compiled
+from nl.models.compiled import compile_module
 from nl.models.language import LanguageConfig
 from nl.nn.context import ReadContext
 from nl.nn.router import RouteContext
@@ -42,7 +43,7 @@ def layer_steps(
 
     backend = "inductor" if config.compile else None
     if config.compile and block.compile_whole:
-        block.compile()
+        compile_module(block)
 
     @compiled(backend)
     def forward() -> object:

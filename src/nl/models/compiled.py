@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Container
 from typing import Any
 
+import torch
 from torch import nn
 
 from nl.config import require
@@ -25,6 +26,9 @@ log = get_logger(__name__)
 RECOMPILE_LIMIT = 32
 """Variants of one function: a level that has not been written is another one than after."""
 COMPILERS = ("g++", "clang++", "c++")
+
+_left_out: set[Any] = set()
+"""Methods that are wrapped already."""
 
 
 def cpp_compiler() -> str | None:
@@ -53,6 +57,27 @@ def check_compile(wanted: bool, needs: Container[str] = ()) -> None:
         "train.compile: true; no C++ compiler found ($CXX, g++, clang++, c++): install one, name "
         "it in CXX, or set train.compile=false.",
     )
+
+
+def compile_module(module: nn.Module, backend: str = "inductor", **told: Any) -> None:
+    """``module.compile``, with what its parts keep from the tracer left out.
+
+    A part names such methods in ``untraced``. They are wrapped here and not where they are defined,
+    so that nothing loads the tracer, seconds of every command, before something is compiled.
+
+    Args:
+        module: compiled in place.
+        backend: of torch.compile.
+        told: more of its arguments.
+    """
+    for part in module.modules():
+        for name in getattr(part, "untraced", ()):
+            method = getattr(type(part), name)
+            if method not in _left_out:
+                left = torch.compiler.disable(method)
+                _left_out.add(left)
+                setattr(type(part), name, left)
+    module.compile(backend=backend, **told)
 
 
 def compile_units(model: nn.Module, backend: str = "inductor") -> int:
@@ -84,6 +109,6 @@ def compile_units(model: nn.Module, backend: str = "inductor") -> int:
     set_compiled(backend)
     for unit in units:
         if getattr(unit, "compile_whole", True):
-            unit.compile(backend=backend)
+            compile_module(unit, backend)
     log.info("torch.compile: %d units, at their first call", len(units))
     return len(units)

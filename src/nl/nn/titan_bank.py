@@ -93,6 +93,9 @@ class TitanBank(nn.Module):
 
     hidden_matrices: ClassVar[dict[str, bool]] = {"gates.weight": False}
 
+    untraced = ("_chunks",)
+    """Methods that ``torch.compile`` calls and does not look into."""
+
     def __init__(self, config: TitanConfig, dim: int) -> None:
         super().__init__()
         require(
@@ -205,7 +208,6 @@ class TitanBank(nn.Module):
             answers.append(read.to(torch.promote_types(read.dtype, torch.float32)))
         return answers[0] if len(answers) == 1 else torch.cat(answers, -1), bank
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _chunks(self, bank: OpenBank, queries: Tensor, tokens: Tensor) -> tuple[Tensor, OpenBank]:
         """``scan`` of whole chunks from a chunk's start; a compiled block must not unroll it."""
         memory, c = bank.memory, self.config
