@@ -25,16 +25,12 @@ from nl.data.held_out import DataCorpus
 from nl.data.held_rows import HeldRows
 from nl.data.manifest import data_tokenizer, read_manifest
 from nl.dist.base import Strategy
-from nl.dist.ddp import DDP
-from nl.dist.deepspeed import DeepSpeed
 from nl.dist.earlier import model_after
 from nl.dist.env import number, without_local_rank
-from nl.dist.fsdp import FSDP2
 from nl.dist.leaving import leaving
 from nl.dist.meeting import agreeing, forget, meet, met, naming_rank, tell
 from nl.dist.origin import begin, fill, read_weights, resolve_model
 from nl.dist.recompute import recompute_segments, recompute_units
-from nl.dist.single import Single
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext, NoText, OwnRows, offered
 from nl.eval.suite import run_suite
@@ -67,12 +63,13 @@ __all__ = [
 ]
 
 PACKAGES = ("models", "objectives", "data", "optim", "control", "eval", "train.hooks")
-STRATEGIES: dict[str, Any] = {
-    "single": Single,
-    "ddp": DDP,
-    "fsdp2": FSDP2,
-    "deepspeed": DeepSpeed,
+STRATEGIES = {
+    "single": "nl.dist.single:Single",
+    "ddp": "nl.dist.ddp:DDP",
+    "fsdp2": "nl.dist.fsdp:FSDP2",
+    "deepspeed": "nl.dist.deepspeed:DeepSpeed",
 }
+"""Places of their classes, imported by ``strategy_class`` when one is chosen."""
 
 
 def register() -> None:
@@ -85,6 +82,12 @@ def register() -> None:
 
 
 register()
+
+
+def strategy_class(name: str) -> Any:
+    """The class of a key of ``STRATEGIES``."""
+    module, _, kind = STRATEGIES[name].partition(":")
+    return getattr(import_module(module), kind)
 
 
 def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
@@ -287,7 +290,7 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
         ConfigError: something the user can mend; nothing was written.
         SystemExit: stopped by a signal after saving: 143, 130 or 0.
     """
-    kind = STRATEGIES[strategy]
+    kind = strategy_class(strategy)
     forget()
     try:
         meeting = None if strategy == "single" else meet()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from nl.assembly import STRATEGIES
+from nl.assembly import STRATEGIES, strategy_class
 from nl.core.protocols import Capabilities
 
 
@@ -28,7 +28,7 @@ def documented(text: str) -> dict[str, dict[str, bool]]:
 def declared() -> dict[str, dict[str, bool]]:
     """The same from the classes."""
     return {
-        field.name: {n: getattr(s.capabilities, field.name) for n, s in STRATEGIES.items()}
+        field.name: {n: getattr(strategy_class(n).capabilities, field.name) for n in STRATEGIES}
         for field in fields(Capabilities)
     }
 

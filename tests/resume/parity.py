@@ -18,7 +18,7 @@ from typing import Any
 import tiny
 import torch
 
-from nl.assembly import STRATEGIES, build
+from nl.assembly import build, strategy_class
 from nl.config.run import RunConfig
 from nl.core.output import Knobs
 from nl.dist.base import Strategy
@@ -95,7 +95,7 @@ def rank(number: int, port: int, cases: list[dict[str, Any]]) -> list[Any]:
     meet()
     found, both = [], [None, None]
     for case in cases:
-        strategy = STRATEGIES[case["strategy"]].start("cpu")
+        strategy = strategy_class(case["strategy"]).start("cpu")
         found.append(numbers(strategy, spread(case)))
     torch.distributed.all_gather_object(both, single)
     alone: dict[str, Numbers] = {k: v for part in both for k, v in (part or {}).items()}

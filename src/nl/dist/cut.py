@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from nl.config import ConfigError
 from nl.dist.base import Write
-from nl.dist.dcp import entries, is_sharded, read_sharded
+from nl.dist.dcp import entries, read_sharded
+from nl.dist.layout import is_sharded
 from nl.dist.saved import (
     MODEL,
     OPTIM,

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from nl.config import ConfigError
+from nl.dist.layout import INDEX
 
-INDEX = ".metadata"
 LARGEST_INDEX = 1 << 30
 """Bytes: a larger index is refused unread."""
 _META = "torch.distributed.checkpoint.metadata"
@@ -58,11 +58,6 @@ class _Unpickler(pickle.Unpickler):
         ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
-
-
-def is_sharded(folder: Path) -> bool:
-    """Whether model and optimizer of a checkpoint are DCP files."""
-    return (folder / INDEX).is_file()
 
 
 def read_index(folder: Path) -> Metadata:

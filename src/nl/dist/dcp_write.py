@@ -25,11 +25,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.tensor import DTensor
 
-from nl.dist.dcp import INDEX
+from nl.dist.layout import INDEX, PART, PARTS
 from nl.run.files import read_json, write_json
 
-PART = "part_{:05d}.json"
-"""What a rank has written; gone once the index is there."""
 VERSION = "1.0.0"
 
 
@@ -111,7 +109,7 @@ def write_index(folder: Path) -> list[Any]:
     Returns:
         The facts of the ranks, in order; empty where no rank has written parts.
     """
-    parts = sorted(folder.glob("part_*.json"))
+    parts = sorted(folder.glob(PARTS))
     if not parts:
         return []
     tensors: dict[str, TensorStorageMetadata] = {}

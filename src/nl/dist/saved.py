@@ -1,4 +1,8 @@
-"""What a checkpoint says of model and optimizer, whatever its format. Floor 4."""
+"""What a checkpoint says of model and optimizer, whatever its format. Floor 4.
+
+PyTorch's sharded tensors take as long to import as the rest of PyTorch: only what reads or writes
+them does.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nl.config import ConfigError
-from nl.dist.dcp import INDEX, is_sharded, read_all
-from nl.dist.dcp_write import piece_of, write_index, write_part
+from nl.dist.layout import INDEX, PARTS, is_sharded
 from nl.dist.serial import load_tensors, pack, save_tensors, unpack
 from nl.run.files import read_json, write_json
 
@@ -69,6 +71,8 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
         ConfigError: missing or unreadable files.
     """
     if is_sharded(folder):
+        from nl.dist.dcp import read_all
+
         return read_all(folder, MODEL)
     return load_tensors(folder / "model.safetensors")[0]
 
@@ -80,6 +84,8 @@ def read_saved(folder: Path) -> Saved:
         ConfigError: missing or unreadable files.
     """
     if is_sharded(folder):
+        from nl.dist.dcp import read_all
+
         facts = read_facts(folder)
         slots = {name: dict(values) for name, values in facts.values.items()}
         for key, tensor in read_all(folder, OPTIM).items():
@@ -149,6 +155,10 @@ def capture_parts(
     Returns:
         What writes the copies, from any thread; ``seal`` has to follow when all ranks have.
     """
+    from torch.distributed.tensor import DTensor
+
+    from nl.dist.dcp_write import piece_of, write_part
+
     pieces = [piece_of(MODEL + name, tensor, rank == 0) for name, tensor in model.items()]
     values: dict[str, dict[str, Any]] = {}
     for name, held in slots.items():
@@ -167,6 +177,10 @@ def capture_parts(
 
 def seal(folder: Path) -> None:
     """Make one checkpoint of the parts of all ranks, if there are any (one process)."""
+    if not any(folder.glob(PARTS)):
+        return
+    from nl.dist.dcp_write import write_index
+
     facts = write_index(folder)
     if facts:
         values = {n: v for part in facts for n, v in unpack(part["values"], {}).items()}

@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 import nl
 from nl.config import ConfigError
 from nl.dist.checkpoint import reading
-from nl.dist.dcp import INDEX, entries, read_all, read_index, read_sharded
+from nl.dist.dcp import entries, read_all, read_index, read_sharded
 from nl.dist.dcp_write import Piece, piece_of, write_index, write_part
+from nl.dist.layout import INDEX
 from nl.dist.saved import read_saved, write_dcp, write_plain
 from nl.run.discover import newest_valid
 from nl.run.manifest import MANIFEST, write_manifest
