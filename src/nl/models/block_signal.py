@@ -137,7 +137,8 @@ def _hand_over(
         read = read if live else _again(model, read.tokens, knobs)
         assert read.loss is not None
         assert read.signal is not None
-        grads = torch.autograd.grad(read.loss, list(chain(*read.outputs)), retain_graph=live)
+        with torch.autocast(read.loss.device.type, enabled=False):  # as backward passes are run
+            grads = torch.autograd.grad(read.loss, list(chain(*read.outputs)), retain_graph=live)
     parts = [grads[i :: len(model.blocks)] for i in range(len(model.blocks))]
     own = tuple(torch.cat(part, 1) for part in parts)
     state = state._replace(pending=None)

@@ -157,7 +157,8 @@ class Ewc(Ranked):
         model: Any = self.model
         with torch.enable_grad():
             nll, _ = model.nll(inputs, targets, write=self.config.write, keep=False, **more)
-            return torch.autograd.grad(nll.sum(), list(trained.values()), allow_unused=True)
+            with torch.autocast(nll.device.type, enabled=False):  # as backward passes are run
+                return torch.autograd.grad(nll.sum(), list(trained.values()), allow_unused=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         """Rows that were read come in any number and length."""

@@ -111,7 +111,8 @@ class _UnitLowerInverse(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
         transposed = inverse.transpose(-1, -2)
-        return -(transposed @ grad @ transposed).tril(-1)
+        with torch.autocast(grad.device.type, enabled=False):
+            return -(transposed @ grad @ transposed).tril(-1)
 
 
 def unit_lower_inverse(strict: Tensor) -> Tensor:

@@ -127,7 +127,11 @@ class _Quadratic(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (grad_BTF,) = grads
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _Quadratic._adjoints(ctx, grads[0])
+
+    @staticmethod
+    def _adjoints(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         drive_BTF, mix_FF, out, met_BTF, scale_BT1 = ctx.saved_tensors
         now = out[:, 1:]
         # z is a^2 or a d: what a turn of z does to a and, for the product, to d.

@@ -121,7 +121,12 @@ class ProgramScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_answers: Tensor, *to_state: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return ProgramScan._adjoints(ctx, *grads)
+
+    @staticmethod
+    def _adjoints(ctx: Any, to_answers: Tensor, *to_state: Tensor) -> Any:
         spec: ChunkSpec = ctx.spec
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         cut, held, first = _parted(spec, saved[: ctx.count])

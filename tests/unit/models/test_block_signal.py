@@ -73,6 +73,20 @@ def test_is_the_derivative_of_the_tiles_loss(
     assert found[0][0, 1].any()  # unscored, but later tokens look at it
 
 
+@pytest.mark.parametrize("kind", ["hope_attention", "hope_selfmod", "hope_hybrid"])
+@pytest.mark.parametrize("live", [True, False])
+def test_under_bf16_it_is_taken_as_backward_passes_are(
+    kind: str, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, labels = block_model(kind).float(), tokens(2, 2 * TILE), tokens(2, 2 * TILE, 1)
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(live):
+            found.append(signals_of(model, monkeypatch, inputs=x, targets=labels))
+    for wanted, signal in zip(*found, strict=True):
+        assert (signal - wanted).norm() < 0.1 * wanted.norm()
+
+
 @pytest.mark.parametrize("kind", ["hope_selfmod", "hope_hybrid"])
 def test_the_graph_of_a_step_and_a_second_read_agree(kind: str) -> None:
     model, x, labels = block_model(kind), tokens(2, 22), tokens(2, 22, 1)

@@ -17,6 +17,7 @@ from nl.core.output import Output
 from nl.core.protocols import Capabilities
 from nl.dist.single import Single
 from nl.objectives.ewc import Ewc, EwcConfig
+from tests.laws.conftest import small, tokens
 
 
 class Squares(nn.Module):
@@ -83,6 +84,21 @@ def test_two_phases_by_hand() -> None:
     # d/dw: nll gives (2.5, 0, 9), the penalty 2 * 10 F (w - a).
     by_hand = [2.5 + 20 * 11.25 / 4, 20 / 4 * 2, 9.0]
     assert w.grad.tolist() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("kind", ["titan_lmm", "hope_hybrid", "gated_delta"])
+def test_gradients_of_rows_are_taken_outside_autocast(kind: str) -> None:
+    diagonals = []
+    for half in (False, True):
+        objective = EwcConfig(rows=2).build(small(kind)).train()
+        for phase in range(2):
+            rows = tokens(2, 13, phase).tolist()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                objective(batch(rows, phase))
+        diagonals.append(torch.cat([b.flatten() for b in objective.fisher.buffers()]))
+    full, half = diagonals
+    assert full.any()
+    assert (half - full).norm() < 0.2 * full.norm()
 
 
 def test_a_third_phase_adds_to_the_decayed_diagonal() -> None:
