@@ -158,7 +158,8 @@ BLOCKS: tuple[Mechanism, ...] = (
         part="Titans memory as context",
         source="Titans (arXiv 2501.00663), section 4.1 (MAC)",
         equation="h_t = M(q_t), a_t = attention over [persistent, h_j, x_j], j <= t in a segment\n"
-        "o_t = a_t * 2 sigmoid(W M(q'(a_t))); the segment's a_t are written when it is complete",
+        "y_t = norm(x_t + a_t), o_t = W_o a_t * 2 sigmoid(W M(q'(y_t))); the segment's y_t are "
+        "written when it is complete",
         code="nl.nn.titan_layouts:MemoryAsContext",
         tests=(
             f"{LAYERS}test_titan_layouts.py::test_context_equals_one_token_at_a_time",
@@ -166,8 +167,9 @@ BLOCKS: tuple[Mechanism, ...] = (
         ),
         where=_in("titan_mac"),
         options=("model.titan.period", "model.titan.persistent"),
-        differs="the gate asks the memory as it was when the segment began; asked after the write, "
-        "as printed, it would show a token what follows it",
+        differs="what is written and asked for the gate contains the token itself, not only what "
+        "attention found; the gate asks the memory as it was when the segment began: asked after "
+        "the write, as printed, it would show a token what follows it",
     ),
     Mechanism(
         part="Titans memory as gate",

@@ -94,7 +94,7 @@ class TitanBank(nn.Module):
     hidden_matrices: ClassVar[dict[str, bool]] = {"gates.weight": False}
 
     untraced = ("_chunks",)
-    """Methods that ``torch.compile`` calls and does not look into."""
+    """Methods that ``nl.models.compiled`` has called and not looked into."""
 
     def __init__(self, config: TitanConfig, dim: int) -> None:
         super().__init__()

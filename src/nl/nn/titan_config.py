@@ -45,7 +45,8 @@ class TitanConfig:
     window: int = 256
     """Tokens seen by the attention of titan_mag, titan_mal and sliding_window, itself included."""
     persistent: int = 4
-    """Learned keys and values without position that titan_mac, _mag and _mal attend to."""
+    """Learned keys and values without position that titan_mac, _mag, _mal and sliding_window attend
+    to."""
 
     def __post_init__(self) -> None:
         require(self.head_size >= 2, f"head_size: {self.head_size}; must be at least 2")

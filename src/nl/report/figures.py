@@ -185,14 +185,22 @@ def _canvas(figure: Figure, colour: Callable[[Any], Any]) -> Any:
 
 
 def _legend(canvas: Any, columns: int) -> None:
-    """A legend above the axes, in as many columns as the canvas has room for."""
+    """A legend above the axes, in as many columns as the canvas has room for.
+
+    The canvas grows by what it takes beyond two rows: the axes keep their height.
+    """
     for count in range(columns, 0, -1):
         legend = canvas.legend(
             loc="outside upper left", ncols=count, frameon=False, handlelength=2.4
         )
-        if count == 1 or legend.get_window_extent().width <= canvas.bbox.width:
-            return
+        place = legend.get_window_extent()
+        if count == 1 or place.width <= canvas.bbox.width:
+            break
         legend.remove()
+    rows = -(-len(legend.get_texts()) // count)
+    width, height = canvas.get_size_inches()
+    more = place.height * max(0, rows - 2) / rows / canvas.dpi
+    canvas.set_size_inches(width, height + more)
 
 
 def svg_text(canvas: Any, name: str) -> str:

@@ -7,7 +7,17 @@ import re
 
 import pytest
 
-from nl.report.figures import LONGEST, Figure, Line, draw, figure_csv, smooth, thin
+from nl.report.figures import (
+    LONGEST,
+    SETTINGS,
+    Figure,
+    Line,
+    _canvas,
+    draw,
+    figure_csv,
+    smooth,
+    thin,
+)
 from nl.report.numbers import count, duration, figure, with_error
 
 
@@ -95,3 +105,16 @@ def test_a_legend_stays_on_its_canvas(name: str) -> None:
     places = re.findall(r'font-size: ([\d.]+)px[^>]* x="([\d.]+)"[^>]*>' + name, svg)
     assert len(places) == len(lines)
     assert all(float(x) + 0.5 * float(size) * len(name) < width for size, x in places)
+
+
+@pytest.mark.parametrize("count", [2, 5, 13, 24])
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_legend_leaves_the_axes_their_height(count: int, wide: bool) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    lines = [Line(f"runs/hope_attention_seed{i}_rate_0.003", [0.0], [0.0]) for i in range(count)]
+    with matplotlib.rc_context(SETTINGS):
+        canvas = _canvas(Figure("knob", "Replay", lines, wide=wide), lambda colour: colour)
+        canvas.draw_without_rendering()
+        height = canvas.axes[0].get_window_extent().height
+        assert height > 0.55 * (3.4 if wide else 2.3) * canvas.dpi
+        assert canvas.legends[0].get_window_extent().y1 <= canvas.bbox.height
