@@ -35,7 +35,7 @@ from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext, NoText, OwnRows, offered
 from nl.eval.suite import run_suite
 from nl.fit import check, validation_splits
-from nl.models.compiled import compile_units
+from nl.models.compiled import RECOMPILE_LIMIT, compile_units, too_many_variants
 from nl.nn.cms import ContinuumMemory
 from nl.objectives.ranked import Ranked
 from nl.optim.policy import apply_policy
@@ -311,6 +311,11 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
                 house.close()
     except RunError as error:
         raise ConfigError(str(error)) from error
+    except too_many_variants() as error:
+        raise ConfigError(
+            f"train.compile: true; more than {RECOMPILE_LIMIT} compiled forms of one function were "
+            "asked for, by calls of ever other sizes: set train.compile=false and resume."
+        ) from error
 
 
 def _check_launcher(strategy: str) -> None:

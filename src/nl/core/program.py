@@ -1,16 +1,20 @@
-"""Functions of tensors alone that ``train.compile`` turns into machine code. Floor 0.
+"""Functions that ``train.compile`` turns into machine code, each on its own. Floor 0.
 
 A program is given plain data and tensors and gives tensors back: no side effects, and autograd does
 not look inside (it is called from the two passes of an ``autograd.Function``, or without
 gradients). Compiled code is for fixed sizes. Whether a call is compiled depends on its sizes alone,
 so that a continued run computes what the uninterrupted one would have.
+
+A step is what a loop does again and again, with autograd looking inside: in a compiled module the
+loop would be unrolled for every number of turns.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +22,9 @@ from torch import Tensor
 from nl.core.logs import get_logger
 
 log = get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TOKEN_MULTIPLE = 8
 """Calls with another number of tokens run as they are: pieces of chunks come in all sizes."""
@@ -53,6 +60,21 @@ def compiled(backend: str | None = "inductor") -> Iterator[None]:
 def _plain(x: Tensor) -> bool:
     """Whether a tensor is what ``detach`` makes of it."""
     return type(x) is Tensor and not x.requires_grad
+
+
+def step(function: Callable[P, R]) -> Callable[P, R]:
+    """A function or method, compiled where that is asked for; sizes that vary become variables."""
+    made: dict[str, Callable[P, R]] = {}
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _backend is None or torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if _backend not in made:
+            made[_backend] = torch.compile(function, backend=_backend)
+        return made[_backend](*args, **kwargs)
+
+    return run
 
 
 class Program:

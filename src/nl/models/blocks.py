@@ -49,7 +49,8 @@ class Block(nn.Module):
         self.mixers = nn.ModuleList(mixers)
         found = [path for m in mixers if (path := getattr(m, "memory_path", None)) is not None]
         self.memory_path: str | None = found[0] if found else None
-        # A loop over chunks or tokens in a compiled unit is unrolled, for every place in the row.
+        # A loop over chunks or tokens in a compiled unit is unrolled, for every place in the row,
+        # but for what a mixer keeps from the tracer (``untraced``).
         self.compile_whole = not any(isinstance(m, SelfMod | Recurrent) for m in mixers)
         self.levels: ContinuumMemory | None = None
         self.parallel = shape.parallel

@@ -3,14 +3,15 @@
 Units are compiled one by one, so that all layers of a kind share what was compiled, a chunk loop
 around them stays plain Python, and names of parameters do not change. A unit with a chunk loop of
 its own would become one program per place in the row: there, and outside units, the operations of
-memories are compiled instead (``nl.core.program``). A unit that is asked for more variants than
-torch keeps would run uncompiled from then on; that is an error here.
+memories and the steps of loops are compiled instead (``nl.core.program``). What is asked for more
+variants than torch keeps would run uncompiled from then on; that is an error here.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Container
 from typing import Any
 
@@ -57,6 +58,12 @@ def check_compile(wanted: bool, needs: Container[str] = ()) -> None:
         "train.compile: true; no C++ compiler found ($CXX, g++, clang++, c++): install one, name "
         "it in CXX, or set train.compile=false.",
     )
+
+
+def too_many_variants() -> tuple[type[Exception], ...]:
+    """What is raised where more variants are asked for; nothing as long as nothing is compiled."""
+    errors: Any = sys.modules.get("torch._dynamo.exc")
+    return () if errors is None else (errors.FailOnRecompileLimitHit,)
 
 
 def compile_module(module: nn.Module, backend: str = "inductor", **told: Any) -> None:

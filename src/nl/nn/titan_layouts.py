@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
+from nl.core.program import step
 from nl.core.state import state_type
 from nl.nn.attention import Attention, AttentionConfig, AttentionState
 from nl.nn.chunks import pieces
@@ -155,6 +156,34 @@ class ContextState(NamedTuple):
     frozen: int
 
 
+class Asking(NamedTuple):
+    """What a call of ``MemoryAsContext`` computes of all its tokens at once.
+
+    Attributes:
+        x, questions: (B, T, D), the input and what is asked of the memory.
+        queries, keys, values: (B, H, T, K) of the attention.
+    """
+
+    x: Tensor
+    questions: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def cut(self, part: slice) -> Asking:
+        """Some of the tokens."""
+        heads = (t[:, :, part] for t in self[2:])
+        return Asking(self.x[:, part], self.questions[:, part], *heads)
+
+
+class Known(NamedTuple):
+    """What ``MemoryAsContext`` knows between two parts of a call: see ``ContextState``."""
+
+    bank: OpenBank
+    segment: AttentionState
+    found: Tensor | None
+
+
 class MemoryAsContext(nn.Module):
     """(B, T, D) -> (B, T, D); see the module's equations.
 
@@ -168,6 +197,8 @@ class MemoryAsContext(nn.Module):
     memory_parameters = True
 
     memory_path = "titan"
+
+    untraced = ("_segments",)
 
     def __init__(
         self, config: TitanConfig, attention: AttentionConfig, dim: int, residual_scale: float
@@ -201,31 +232,54 @@ class MemoryAsContext(nn.Module):
         Returns:
             The branch to add to the residual, and the new state.
         """
-        length = x_BTD.shape[1]
+        questions, asked = convolve(self.conv_asked, self.ask(x_BTD), state.asked)
+        asking = Asking(x_BTD, questions, *self.attention.project(x_BTD, ctx))
+        y_BTD, state = self._segments(asking, state, ctx)
+        return y_BTD, state._replace(asked=asked)
+
+    def _segments(
+        self, asking: Asking, state: ContextState, ctx: ReadContext
+    ) -> tuple[Tensor, ContextState]:
+        """``forward`` after the projections; a compiled block must not unroll it."""
+        length = asking.x.shape[1]
         write = ctx.writes(length, self.period, state.frozen)
         clock = ctx.position - state.frozen
-        bank, segment, tail = self.bank.open(state.bank, clock), state.segment, state.found
-        questions, asked = convolve(self.conv_asked, self.ask(x_BTD), state.asked)
-        q, k, v = self.attention.project(x_BTD, ctx)
+        known = Known(self.bank.open(state.bank, clock), state.segment, state.found)
         out = []
         for part in self._parts(ctx.position, clock if write else None, length):
             if (ctx.position + part.start) % self.period == 0:
-                segment = self.attention.init_state(len(x_BTD))
-            recalled = self._answer(bank, questions[:, part], self.gain[0]).to(x_BTD.dtype)
-            _, rk, rv = self.attention.project(recalled, _at(ctx, part))
-            fresh = AttentionState(_pair(rk, k[:, :, part]), _pair(rv, v[:, :, part]))
-            found, segment = self.attention.attend(q[:, :, part], fresh, segment)
-            found = found.to(x_BTD.dtype)
-            content = _norm(found + x_BTD[:, part], self.gain[1])
-            doubts, tail = convolve(self.conv_found, self.ask_again(content), tail)
-            gate = self._answer(bank, doubts, self.gain[2]).to(x_BTD.dtype)
-            out.append(self.attention.out(found) * (2 * torch.sigmoid(self.gate(gate))))
-            if write:
-                tokens, bank = self.bank.tokens(bank, content)
-                bank = self.bank.absorb(bank, tokens)
+                known = known._replace(segment=self.attention.init_state(len(asking.x)))
+            writes = known.bank.writes
+            known = known._replace(bank=known.bank._replace(writes=0))  # no variant per number
+            y_BcD, known = self._part(asking.cut(part), known, _at(ctx, part), write)
+            known = known._replace(bank=known.bank._replace(writes=writes + known.bank.writes))
+            out.append(y_BcD)
         frozen = state.frozen + (0 if write else length)
-        held = self.bank.close(bank) if write else state.bank
-        return torch.cat(out, 1), ContextState(held, segment, asked, tail, frozen)
+        held = self.bank.close(known.bank) if write else state.bank
+        return torch.cat(out, 1), ContextState(
+            held, known.segment, state.asked, known.found, frozen
+        )
+
+    @step
+    def _part(
+        self, asking: Asking, known: Known, ctx: ReadContext, write: bool
+    ) -> tuple[Tensor, Known]:
+        """Tokens between two cuts (B, c, D): what they are answered, and what is known then."""
+        x_BcD, questions, q, k, v = asking
+        bank, segment, tail = known
+        recalled = self._answer(bank, questions, self.gain[0]).to(x_BcD.dtype)
+        _, rk, rv = self.attention.project(recalled, ctx)
+        fresh = AttentionState(_pair(rk, k), _pair(rv, v))
+        found, segment = self.attention.attend(q, fresh, segment)
+        found = found.to(x_BcD.dtype)
+        content = _norm(found + x_BcD, self.gain[1])
+        doubts, tail = convolve(self.conv_found, self.ask_again(content), tail)
+        gate = self._answer(bank, doubts, self.gain[2]).to(x_BcD.dtype)
+        y_BcD = self.attention.out(found) * (2 * torch.sigmoid(self.gate(gate)))
+        if write:
+            tokens, bank = self.bank.tokens(bank, content)
+            bank = self.bank.absorb(bank, tokens)
+        return y_BcD, Known(bank, segment, tail)
 
     def _parts(self, position: int, clock: int | None, length: int) -> list[slice]:
         """Cut a call where segments end and, if a clock is given, where chunks do."""

@@ -12,22 +12,29 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import nl.assembly
 from nl.config import ConfigError
 from nl.config.registry import table
 from nl.core.output import Knobs
 from nl.core.program import set_compiled
 from nl.dist.single import Single
 from nl.fit import check
-from nl.models.compiled import check_compile, compile_units, cpp_compiler
+from nl.models.compiled import (
+    check_compile,
+    compile_units,
+    cpp_compiler,
+    too_many_variants,
+)
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.experts_config import ExpertsConfig
+from nl.nn.titan_config import TitanConfig
 from nl.ops.titans_programs import CHUNK, CHUNK_BACK
 
 # The tracer looks at .grad of activations itself.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
-BY_PARTS = {"titan_lmm", "titan_mag", "titan_mal", "hope_selfmod", "hope_hybrid"}
+BY_PARTS = {"titan_lmm", "titan_mac", "titan_mag", "titan_mal", "hope_selfmod", "hope_hybrid"}
 BY_PARTS |= {"gru", "lstm", "quadratic_rnn"}
 """Blocks with loops that are not unrolled: what is around them is several graphs, or eager."""
 
@@ -70,7 +77,7 @@ def check_equal(block: str, backend: str) -> None:
     assert calls > 0
 
 
-@pytest.mark.parametrize("block", ["transformer", "hope_selfmod"])
+@pytest.mark.parametrize("block", ["transformer", "titan_mac", "hope_selfmod"])
 def test_a_traced_step_equals_the_eager_one(block: str) -> None:
     check_equal(block, "aot_eager")
 
@@ -89,6 +96,36 @@ def test_a_block_is_one_graph(block: str) -> None:
     step(model)
     assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_documents_of_any_length_share_what_was_compiled() -> None:
+    titan = TitanConfig(head_size=8, period=16)
+    sizes: dict[str, Any] = {"vocab_size": 16, "dim": 16, "layers": 1, "block": "titan_mac"}
+    torch.manual_seed(0)
+    model = LanguageConfig(**sizes, attention=AttentionConfig(heads=2), titan=titan).build()
+    tokens = torch.randint(0, 16, (1, 65))
+    begins = [sorted(torch.randperm(63)[:count].add(1).tolist()) for count in range(8)]
+
+    def losses() -> list[torch.Tensor]:
+        given = tokens[:, :-1], tokens[:, 1:]
+        return [model.nll(*given, keep=False, starts=[b])[0].detach() for b in begins]
+
+    eager, counter = losses(), CompileCounterWithBackend("eager")
+    compile_units(model, counter)
+    for a, b in zip(losses(), eager, strict=True):
+        torch.testing.assert_close(a, b)
+    assert 0 < counter.frame_count < 24  # there are 28 pieces of rows, most of other lengths
+
+
+def test_too_many_variants_end_a_run_with_the_key(
+    tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise too_many_variants()[0]("limit")
+
+    monkeypatch.setattr(nl.assembly, "train", fail)
+    with pytest.raises(ConfigError, match=r"train\.compile: true; more than 32 compiled forms"):
+        nl.assembly.launch(tiny.tiny_run(train__compile=True))
 
 
 def test_knobs_of_experts_compile_nothing_anew() -> None:
