@@ -66,13 +66,18 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return _Scan._adjoints(ctx, *grads)
+        saved: tuple[Tensor, ...] = ctx.saved_tensors  # once: checkpoints hand them out once
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return _Scan._adjoints(ctx, saved, *grads)
 
     @staticmethod
-    def _adjoints(ctx: Any, to_answers: Tensor | None, *to_states: Tensor | None) -> Any:
+    def _adjoints(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        to_answers: Tensor | None,
+        *to_states: Tensor | None,
+    ) -> Any:
         plan: Plan = ctx.plan
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
         flat, kept = saved[: ctx.count], saved[ctx.count :]
         chunks, first = _opened(plan, flat)
         if to_answers is None:
