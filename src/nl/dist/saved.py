@@ -182,10 +182,9 @@ def seal(folder: Path) -> None:
     from nl.dist.dcp_write import write_index
 
     facts = write_index(folder)
-    if facts:
-        values = {n: v for part in facts for n, v in unpack(part["values"], {}).items()}
-        whole = {"parameters": facts[0]["parameters"], "groups": facts[0]["groups"]}
-        write_json(folder / "optim.json", whole | {"values": pack(values, {})})
+    values = {n: v for part in facts for n, v in unpack(part["values"], {}).items()}
+    whole = {"parameters": facts[0]["parameters"], "groups": facts[0]["groups"]}
+    write_json(folder / "optim.json", whole | {"values": pack(values, {})})
 
 
 def check_names(where: Path, wanted: set[str], found: set[str]) -> None:
