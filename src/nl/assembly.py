@@ -287,7 +287,8 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
         The run directory.
 
     Raises:
-        ConfigError: something the user can mend; nothing was written.
+        ConfigError: something the user can mend. But for a compiler that gives up in the middle
+            (train.compile), nothing was written.
         SystemExit: stopped by a signal after saving: 143, 130 or 0.
     """
     kind = strategy_class(strategy)
@@ -314,7 +315,8 @@ def launch(cfg: Any, *, strategy: str = "single") -> Path:
     except too_many_variants() as error:
         raise ConfigError(
             f"train.compile: true; more than {RECOMPILE_LIMIT} compiled forms of one function were "
-            "asked for, by calls of ever other sizes: set train.compile=false and resume."
+            "asked for, by calls of ever other sizes: start anew with train.compile=false; "
+            "init_from=<run directory> takes the weights that were saved."
         ) from error
 
 

@@ -32,6 +32,8 @@ from nl.config.structure import defaults_of, structure, unstructure
 # Groups whose kinds are selected by name inside another config, not as a Hydra option.
 NOT_PUBLISHED = {"block", "inner"}
 
+INSIDE = re.compile(r"model\.cms\.inner[.=]")  # Hydra knows the keys of one kind, we of all
+
 LISTED = {"evals", "hooks"}
 """Mappings of any number of named parts."""
 
@@ -173,7 +175,7 @@ def _replaced(overrides: Sequence[str]) -> list[str]:
             kept.append(f"~{key}")
             continue
         if not equals or owner(key) is None:
-            kept.append(text)
+            kept.append(f"++{text}" if INSIDE.match(text) else text)
             continue
         override = OverridesParser.create().parse_override(text)
         if override.is_sweep_override():

@@ -144,7 +144,7 @@ def _fill(tp: Any, data: dict[str, Any], path: str, problems: list[str]) -> Any:
     before = len(problems)
     fields = {f.name: f for f in dataclasses.fields(tp)}
     hints = typing.get_type_hints(tp)
-    problems.extend(unknown(path or "config", str(k), fields) for k in data if k not in fields)
+    problems.extend(_not_there(tp, path, [str(k) for k in data if k not in fields], list(fields)))
     kwargs: dict[str, Any] = {}
     for name, field in fields.items():
         required = (
@@ -161,6 +161,26 @@ def _fill(tp: Any, data: dict[str, Any], path: str, problems: list[str]) -> Any:
     except ConfigError as error:
         problems.extend(_join(path, line) for line in str(error).splitlines())
         return None
+
+
+def _not_there(tp: Any, path: str, keys: list[str], known: list[str]) -> list[str]:
+    """What to say about keys without a field; in one line about those that other kinds have."""
+    others: dict[str, set[str]] = {}
+    if issubclass(tp, Group):
+        for name, cls in table(tp.group).items():
+            has = {f.name for f in dataclasses.fields(cls)} if name != tp.kind else ()
+            others |= {key: others.get(key, set()) | {name} for key in keys if key in has}
+    lines = [unknown(path or "config", key, known) for key in keys if key not in others]
+    if others:
+        kinds = ", ".join(sorted(set().union(*others.values())))
+        how = f"set {path}.kind to one of those or leave them out"
+        if path == tp.group:
+            how = f"choose with {path}={tp.kind}, which brings the options of that kind"
+        lines.append(
+            f"{path}: {', '.join(others)}: no option of kind={tp.kind} (but of {kinds}); {how}. "
+            f"Known: {', '.join(sorted(known)) or '(none)'}."
+        )
+    return lines
 
 
 def require(condition: bool, message: str) -> None:

@@ -63,8 +63,8 @@ class ContinuumMemory(nn.Module):
         form = LevelForm(config.activation, config.norm, config.norm_eps)
         shape = LevelShape(hidden, form, config.bias, experts)
         self.levels = nn.ModuleList(
-            Level(dim, shape._replace(salt=i), config.rate, scale, write)
-            for i in range(len(config.periods))
+            Level(dim, shape._replace(salt=i), config.first_rate(period, dim), scale, write)
+            for i, period in enumerate(config.periods)
         )
         levels: list[Any] = list(self.levels)
         self.rebuilds = [

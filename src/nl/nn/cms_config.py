@@ -47,7 +47,8 @@ class CMSConfig:
     """With through: every so many writes of a level one is cut off from what it was computed
     from; 0: none."""
     rate: float = 1.0
-    """Initial inner learning rate of every level, relative to the size of its input (learned)."""
+    """Initial inner learning rate of the levels, relative to the size of their input (learned). A
+    level that sums the gradients of more than dim / 4 tokens starts lower (``first_rate``)."""
     retention: float = 0.9
     """Share of the fast weights that a write keeps; 1 never forgets."""
     clip: float = 0.1
@@ -87,6 +88,17 @@ class CMSConfig:
         require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
         require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
+
+    def first_rate(self, period: int, dim: int) -> float:
+        """What the learned rate of a level starts from: ``rate`` * min(1, dim / (4 period)).
+
+        A write by ``sgd`` or ``momentum`` sums the steps of its tokens. Inputs of root mean square
+        1 in random directions add up to a largest curvature of (1 + sqrt(period / dim))^2 times
+        that of one token, 2.25 at dim / 4 tokens: from there on it grows with the period, and past
+        2 / rate a step overshoots, so that rounding errors grow from write to write.
+        """
+        inner: Any = self.inner
+        return self.rate * min(1.0, dim / (4 * period)) if inner.sums else self.rate
 
     @property
     def rebuilds(self) -> bool:

@@ -33,6 +33,8 @@ class Inner(InnerConfig):
     """Whether a step has a gradient everywhere, also where there was no signal."""
     linear: ClassVar[bool] = False
     """Whether the step is the gradient itself and nothing is kept between writes."""
+    sums: ClassVar[bool] = False
+    """Whether a step is as much longer as there are tokens in a period that say the same."""
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -58,6 +60,8 @@ class SGD(Inner):
 
     linear: ClassVar[bool] = True
     """It is."""
+    sums: ClassVar[bool] = True
+    """The gradient is that of the sum."""
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -74,6 +78,8 @@ class Delta(SGD):
     """The level applies the rule itself, token by token."""
     linear: ClassVar[bool] = False
     """The step is that of the tokens one after the other."""
+    sums: ClassVar[bool] = False
+    """Every token finds what those before it have written."""
 
 
 @register("inner", "momentum")
@@ -81,6 +87,8 @@ class Delta(SGD):
 class Momentum(Inner):
     """m <- beta m + g."""
 
+    sums: ClassVar[bool] = True
+    """Like the gradients it is made of."""
     beta: float = 0.9
     """Share of the momentum that a write keeps."""
 
