@@ -9,13 +9,16 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nl.cli_measure import check_device, check_vocabulary
 from nl.cli_model import data_of
 from nl.config import ConfigError, unstructure
 from nl.config.run import RunConfig
 from nl.run.files import writable_folder
+
+if TYPE_CHECKING:
+    from nl.dist.state_file import SavedState
 
 
 @dataclass
@@ -63,11 +66,12 @@ def stream(options: argparse.Namespace) -> int:
     tokenizer = data_tokenizer(data_of(run, options.data))
     check_vocabulary(tokenizer, run, options.run)
     ids = [tokenizer.eos_id, *tokenizer.encode(text)]
-    facts = {"model": model_digest(run), "text": _digest(text), "tokens": len(ids)}
-    reading = _begin(options, facts)
+    model.to(options.device)
+    facts = {"model": model_digest(run, model), "text": _digest(text), "tokens": len(ids)}
+    reading = _begin(options, facts, model)
     begun, first = time.monotonic(), reading.read
     with StopSignals() as stop:
-        _advance(model.to(options.device), ids, reading, options, stop)
+        _advance(model, ids, reading, options, stop)
     seconds = time.monotonic() - begun
     held = num_bytes(reading.state) if reading.state is not None else 0
     mean = reading.nats / reading.scored if reading.scored else math.nan
@@ -99,22 +103,58 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_digest(run: RunConfig) -> str:
-    """What a State must agree on: every option of the model."""
-    return _digest(repr(sorted(unstructure(run.model).items())))
+def model_digest(run: RunConfig, model: Any) -> str:
+    """What a State must agree on: every option of the model and every weight."""
+    import torch
+
+    found = hashlib.sha256(repr(sorted(unstructure(run.model).items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
-def _begin(options: argparse.Namespace, facts: dict[str, Any]) -> Reading:
-    """The State of ``--from``, at the token of the text where it stopped; else a fresh one."""
+def state_for(path: str | Path, model: Any, digest: str, flag: str = "--from") -> SavedState:
+    """A State from a file, if it is one of this model.
+
+    Files of ``nl.save_state`` do not say what they were made with: types and widths have to do.
+
+    Raises:
+        ConfigError: no such file, damaged, of another model or with numbers that are not finite.
+    """
     from nl.dist.state_file import read_state
+    from nl.models.language_state import check_state
 
+    found = read_state(path, next(model.parameters()).device)
+    if found.facts.get("model", digest) != digest:
+        raise ConfigError(
+            f"{flag}: {path} is the State of another model, of other options or weights; use the "
+            "run it was made with."
+        )
+    try:
+        check_state(model, found.state)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {path}: {error}") from error
+    check_finite(found.state, f"{flag}: {path}")
+    return found
+
+
+def check_finite(state: Any, what: object) -> None:
+    """Refuse a State with numbers that are not finite."""
+    from nl.core.state import tensors
+
+    if not all(bool(t.isfinite().all()) for t in tensors(state)):
+        raise ConfigError(
+            f"{what}: numbers of the State are not finite, the memories of the model diverged; "
+            "begin without it, or read with --no-write."
+        )
+
+
+def _begin(options: argparse.Namespace, facts: dict[str, Any], model: Any) -> Reading:
+    """The State of ``--from``, at the token of the text where it stopped; else a fresh one."""
     if not options.start:
         return Reading(0)
-    found = read_state(options.start, options.device)
-    if found.facts.get("model") != facts["model"]:
-        raise ConfigError(
-            f"--from: {options.start} is the State of another model; use the run it was made with."
-        )
+    found = state_for(options.start, model, facts["model"])
     same = found.facts.get("text") == facts["text"] and found.facts["read"] < facts["tokens"]
     begin = int(found.facts["read"]) if same else 0
     where = f"at token {begin}" if same else "at its beginning"
@@ -141,6 +181,12 @@ def _advance(
             wanted = tokens[0, 0 if before else 1 :]
             nats = torch.nn.functional.cross_entropy(logits[:-1], wanted, reduction="sum")
             reading.nats += float(nats)
+            if not math.isfinite(reading.nats):
+                raise ConfigError(
+                    f"--text: the loss of tokens {reading.read} to {reading.read + len(part)} is "
+                    f"{reading.nats}: the memories of this model diverge; nothing was saved. Read "
+                    "with --no-write, or train with a bound on writes (model.cms.clip=0.1)."
+                )
             reading.scored += len(wanted)
             reading.read += len(part)
             reading.state, reading.last = out.state, out.pred[0, -1]
@@ -150,6 +196,7 @@ def _advance(
 def _save(target: Path, reading: Reading, facts: dict[str, Any]) -> None:
     from nl.dist.state_file import save_state
 
+    check_finite(reading.state, target)
     save_state(target, reading.state, {**facts, "read": reading.read})
     print(f"State saved: {target}")
 

@@ -27,7 +27,7 @@ class Talk:
         tokenizer: the one it was trained with.
         write: False freezes every memory.
         segment: tokens per forward pass.
-        digest: of the model's options; a state file belongs to one model.
+        digest: of the model's options and weights; a state file belongs to one model.
         state: of everything read; None: nothing yet.
         unread: the token written last, which is read before what comes next.
     """
@@ -101,10 +101,12 @@ class Talk:
         Raises:
             ConfigError: nothing was read yet, or the file cannot be written.
         """
+        from nl.cli_stream import check_finite
         from nl.dist.state_file import save_state
 
         if self.state is None:
             raise ConfigError(f"{path}: nothing was read yet, so that there is no State to save.")
+        check_finite(self.state, path)
         save_state(path, self.state, {"model": self.digest, UNREAD: self.unread})
 
     def load(self, path: Path) -> None:
@@ -113,11 +115,9 @@ class Talk:
         Raises:
             ConfigError: no such file, damaged, or of another model.
         """
-        from nl.dist.state_file import read_state
+        from nl.cli_stream import state_for
 
-        found = read_state(path, next(self.model.parameters()).device)
-        if found.facts.get("model") != self.digest:
-            raise ConfigError(f"{path}: the State of another model; use the run it was made with.")
+        found = state_for(path, self.model, self.digest, "State")
         self.state, self.unread = found.state, list(found.facts.get(UNREAD, []))
 
 
@@ -146,7 +146,7 @@ def opened(options: argparse.Namespace) -> Talk:
         tokenizer = data_tokenizer(data_of(run, options.data))
     check_vocabulary(tokenizer, run, options.path)
     model.to(options.device)
-    talk = Talk(model, tokenizer, not options.no_write, options.segment, model_digest(run))
+    talk = Talk(model, tokenizer, not options.no_write, options.segment, model_digest(run, model))
     if options.start is not None:
         talk.load(Path(options.start))
     return talk

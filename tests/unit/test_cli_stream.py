@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import nl
+import nl.assembly
+import nl.cli_stream
 import nl.eval.progress
 from nl.cli import main
 from nl.core import state as states
@@ -114,3 +117,60 @@ def test_what_the_user_can_mend_is_refused(
     ):
         assert main(command(trained, text, *more)) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_state_belongs_to_weights_and_files_of_python_are_taken(
+    trained: Path,
+    data: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, plain = tmp_path / "s.safetensors", tmp_path / "plain.safetensors"
+    assert main(command(trained, text, "--save", kept)) == 0
+    load_run = nl.assembly.load_run
+
+    def other_weights(path: Path) -> Any:
+        run, model = load_run(path)
+        with torch.no_grad():
+            model.head.weight[0, 0] += 1
+        return run, model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nl.assembly, "load_run", other_weights)
+        assert main(command(trained, text, "--from", kept)) == 2
+    assert "of other options or weights" in capsys.readouterr().err
+    model: Any = nl.load_model(trained)
+    ids = torch.tensor([data_tokenizer(data).encode(TEXT)])
+    state = model(ids).state
+    nl.save_state(plain, state)
+    assert main(command(trained, text, "--from", plain, "--save", kept)) == 0
+    assert read_state(kept).state.position > state.position
+    assert main(["generate", str(trained), "--prompt", "a", "--from", str(plain)]) == 0
+    nl.save_state(plain, state._replace(blocks=state.blocks[:1]))
+    assert main(command(trained, text, "--from", plain)) == 2
+    assert "state.blocks: 1 parts, not 2: the State of another model" in capsys.readouterr().err
+
+
+def test_a_memory_that_diverges_is_neither_saved_nor_read(
+    trained: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, plain = tmp_path / "s.safetensors", tmp_path / "plain.safetensors"
+    assert main(command(trained, text, "--save", kept)) == 0
+    broken = states.map_tensors(lambda t: t * math.nan, read_state(kept).state)
+    nl.save_state(plain, broken)
+    for words in (command(trained, text), ["generate", str(trained), "--prompt", "a"]):
+        assert main([*words, "--from", str(plain)]) == 2
+        assert "numbers of the State are not finite" in capsys.readouterr().err
+    monkeypatch.setattr(nl.cli_stream, "check_finite", lambda *_: None)
+    assert main(["generate", str(trained), "--prompt", "a", "--from", str(plain)]) == 2
+    assert "the logits of the next token are not finite" in capsys.readouterr().err
+    before = kept.read_bytes()
+    assert main(command(trained, text, "--from", plain, "--save", kept)) == 2
+    assert "the memories of this model diverge; nothing was saved" in capsys.readouterr().err
+    assert kept.read_bytes() == before

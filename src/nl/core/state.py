@@ -90,21 +90,49 @@ def reset_rows(state: Any, fresh: Any, rows: Tensor | Sequence[int]) -> Any:
         rows: indices known to the host, or (B,) bool on the device of the State.
 
     Raises:
-        ValueError: ``fresh`` is the State of another model, or a row is not there.
+        ValueError: ``fresh`` is the State of another model, or ``rows`` are no rows of this one.
     """
     held = tensors(state)
     if not held:
         return state
     count, device = len(held[0]), held[0].device
     if isinstance(rows, Tensor):
+        if rows.dtype != torch.bool or rows.shape != (count,):
+            shape = tuple(rows.shape)
+            raise ValueError(f"rows: {rows.dtype} {shape}; a tensor of rows is ({count},) bool")
         return _reset(state, fresh, rows)
-    if not all(0 <= row < count for row in rows):
+    if any(isinstance(row, bool) or not 0 <= row < count for row in rows):
         raise ValueError(f"rows: {list(rows)}; the State has rows 0 to {count - 1}")
     if len(set(rows)) == count and all(len(t) == count for t in tensors(fresh)):
         return _keep_ints(state, fresh)
     mask = torch.zeros(count, dtype=torch.bool)
     mask[list(rows)] = True
     return _reset(state, fresh, send(mask, device))
+
+
+def check_fits(state: Any, fresh: Any, path: str = "state") -> None:
+    """Refuse a State that is not of the model whose fresh State is given.
+
+    Seen are the types and the widths of what a fresh State has already; rows do not count.
+
+    Raises:
+        ValueError: names the first part that is of another kind or size.
+    """
+    if state is None or fresh is None:
+        return
+    if type(state) is not type(fresh):
+        raise ValueError(f"{path}: {type(state).__name__}, not {type(fresh).__name__}")
+    if hasattr(state, "reset_rows"):
+        return
+    if isinstance(state, Tensor) and state.shape[1:] != fresh.shape[1:]:
+        sizes = tuple(state.shape[1:]), tuple(fresh.shape[1:])
+        raise ValueError(f"{path}: {sizes[0]} per row, not {sizes[1]}")
+    if isinstance(state, tuple) and not hasattr(state, "settled"):
+        if len(state) != len(fresh):
+            raise ValueError(f"{path}: {len(state)} parts, not {len(fresh)}")
+        names = getattr(state, "_fields", range(len(state)))
+        for name, part, other in zip(names, state, fresh, strict=True):
+            check_fits(part, other, f"{path}.{name}")
 
 
 def settled(state: Any) -> Any:

@@ -50,6 +50,12 @@ class PendingTile(NamedTuple):
                 next_B1 = next_B1.masked_fill(mask[:, None], IGNORE)
         return self._replace(labels=torch.cat([self.labels[:, :-1], next_B1], 1), waits=0)
 
+    def reset_rows(self, fresh: Any, mask: Tensor) -> PendingTile:
+        """Refused: what the blocks held when the tile began has to become fresh too."""
+        raise ValueError(
+            "signal=block: a tile waits in this State; use model.reset_rows(state, rows)"
+        )
+
     def restarted(self, fresh: Any, rows: Tensor | Sequence[int]) -> PendingTile:
         """Some rows begin a document: nothing of what they held is left."""
         if isinstance(rows, Tensor):

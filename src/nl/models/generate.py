@@ -57,6 +57,9 @@ def generate(
 
     Returns:
         (B, N) new tokens and the State after reading all but the last of them.
+
+    Raises:
+        ConfigError: no prompt, or logits that are not finite.
     """
     require(tokens.dim() == 2 and tokens.shape[1] >= 1, "tokens: the prompt needs at least 1 token")
     random = torch.Generator(tokens.device).manual_seed(sampling.seed)
@@ -76,7 +79,16 @@ def generate(
 
 
 def pick(logits: Tensor, sampling: Sampling, random: torch.Generator) -> Tensor:
-    """One token id per row from (B, S) logits."""
+    """One token id per row from (B, S) logits.
+
+    Raises:
+        ConfigError: logits that are not finite.
+    """
+    require(
+        bool(logits.isfinite().all()),
+        "the logits of the next token are not finite: the weights or the State are broken; begin "
+        "without the State, or with write=False (--no-write).",
+    )
     logits = logits[:, : sampling.vocab_size or None]
     if sampling.temperature == 0:
         return logits.argmax(-1)

@@ -192,6 +192,9 @@ class LanguageModel(Memories, nn.Module):
 
     def init_state(self, batch: int, *, position: int = 0) -> LanguageState:
         """Fresh State for ``batch`` rows that begin at ``position``, where chunks are counted."""
+        for name, value, least in (("batch", batch, 1), ("position", position, 0)):
+            whole = isinstance(value, int) and value >= least
+            require(whole, f"{name}: {value}; must be a whole number >= {least}.")
         blocks = tuple(block.init_state(batch) for block in self._blocks())
         gated = self.taught and self.config.cms.surprise.gate != "none"
         gate = fresh_surprise(batch, self.head.weight) if gated else None

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nl.config import require
+from nl.config import ConfigError, require
 from nl.core.batch import IGNORE
 from nl.core.output import Knobs
-from nl.core.state import map_tensors, state_type, tensors
+from nl.core.state import check_fits, map_tensors, state_type, tensors
 from nl.nn.surprise import SurpriseState
 
 
@@ -89,6 +89,20 @@ def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:
         f"inputs: {len(inputs)} rows, but the State is of {min(rows)}; start from "
         "init_state(rows) or choose rows of the State with nl.core.state.select_rows.",
     )
+
+
+def check_state(model: Any, state: LanguageState | None) -> None:
+    """Refuse the State of a model with other blocks or of another width."""
+    if state is None:
+        return
+    fresh = model.__dict__.get("_fresh")
+    if fresh is None:
+        fresh = map_tensors(lambda t: t.to("meta"), model.init_state(1))
+        model.__dict__["_fresh"] = fresh  # types and widths only
+    try:
+        check_fits(state, fresh)
+    except ValueError as error:
+        raise ConfigError(f"{error}: the State of another model.") from error
 
 
 def check_places(longest: int, length: int, state: LanguageState | None, starts: Any) -> None:

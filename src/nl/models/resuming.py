@@ -9,7 +9,7 @@ from torch import Tensor
 from nl.core.output import Knobs
 from nl.models.block_signal import PendingTile, resume
 from nl.models.documents import Starts, check_starts, first_rows
-from nl.models.language_state import LanguageState, check_inputs, check_places
+from nl.models.language_state import LanguageState, check_inputs, check_places, check_state
 from nl.models.memories import check_writes
 from nl.models.routes import check_experts
 from nl.models.writing import absorb
@@ -24,6 +24,7 @@ def begin_call(
     starts: Starts | None,
 ) -> LanguageState:
     """The State to read on from: the pending token, if any, has now got its label."""
+    check_state(model, state)
     check_inputs(inputs, state)
     check_writes(model, knobs)
     check_experts(model, knobs)

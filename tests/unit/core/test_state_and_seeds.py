@@ -91,3 +91,32 @@ def test_a_batch_widens_its_integers() -> None:
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     floats = Batch(torch.zeros(1, 2), torch.zeros(1), 1).to("cpu")
     assert floats.inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([True, False], r"rows: \[True, False\]; the State has rows 0 to 1"),
+        ([2], r"rows: \[2\]; the State has rows 0 to 1"),
+        (torch.tensor([0]), r"rows: torch\.int64 \(1,\); a tensor of rows is \(2,\) bool"),
+        (torch.tensor([True]), r"rows: torch\.bool \(1,\); a tensor of rows is \(2,\) bool"),
+    ],
+)
+def test_rows_that_are_none_are_refused(rows: Any, words: str) -> None:
+    state = torch.ones(2, 3), 4
+    with pytest.raises(ValueError, match=words):
+        states.reset_rows(state, (torch.zeros(1, 3), 0), rows)
+    one = states.reset_rows(state, (torch.zeros(1, 3), 0), torch.tensor([False, True]))
+    assert one[0].tolist() == [[1] * 3, [0] * 3]
+    assert one[1] == 4
+
+
+def test_the_first_part_of_another_model_is_named() -> None:
+    fresh = Pair(torch.zeros(1, 3), None)
+    states.check_fits(Pair(torch.ones(5, 3), torch.ones(5, 2)), fresh)
+    with pytest.raises(ValueError, match=r"state\.\w+: \(4,\) per row, not \(3,\)"):
+        states.check_fits(Pair(torch.ones(5, 4), None), fresh)
+    with pytest.raises(ValueError, match=r"state: tuple, not Pair"):
+        states.check_fits((torch.ones(5, 3), None), fresh)
+    with pytest.raises(ValueError, match=r"state: 1 parts, not 2"):
+        states.check_fits((1,), (1, 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nl.config import ConfigError
-from nl.core.state import flatten, num_bytes, select_rows
+from nl.core.state import flatten, num_bytes, reset_rows, select_rows
 from nl.models.block_signal import PendingTile
 from nl.nn.cms import ContinuumMemory
 from tests.laws.conftest import VOCAB, small, tokens
@@ -169,3 +169,13 @@ def test_what_waits_is_a_value() -> None:
 def test_gradients_of_it_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"cms\.signal: block; .* set model\.cms\.write_gradient"):
         block_model(write_gradient="through")
+
+
+def test_rows_of_a_waiting_tile_are_reset_by_the_model() -> None:
+    model = block_model()
+    state = model(tokens(2, TILE - 1)).state
+    assert isinstance(state.pending, PendingTile)
+    with pytest.raises(ValueError, match=r"signal=block: .* use model\.reset_rows"):
+        reset_rows(state, model.init_state(1, position=state.position), [1])
+    fresh = model.reset_rows(state, [1])
+    assert fresh.pending.labels[1].tolist() == [-100] * (TILE - 1)

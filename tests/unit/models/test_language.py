@@ -47,6 +47,11 @@ def test_inputs_that_do_not_fit_are_refused(block: str) -> None:
     for held in (state, model.init_state(2)):
         with pytest.raises(ConfigError, match=r"inputs: 3 rows.* State is of 2.*select_rows"):
             model(torch.zeros(3, 4, dtype=torch.long), held)
+    with pytest.raises(ConfigError, match=r"state.*: the State of another model"):
+        model(x, small(block=["transformer", "hope_selfmod"]).init_state(2))
+    for name, value in (("batch", 0), ("batch", 2.0), ("position", -3), ("position", 2.5)):
+        with pytest.raises(ConfigError, match=rf"{name}: {value}; must be a whole number"):
+            model.init_state(**{"batch": 2, name: value})
     for bad in (13, -1):
         x[1, 7] = bad
         with pytest.raises(ConfigError, match=rf"token ids .*{bad}.*model\.vocab_size is 13"):
