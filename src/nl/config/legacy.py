@@ -22,11 +22,13 @@ def _periods(levels: Any) -> Any:
     if not isinstance(levels, list) or not levels:
         return REFUSED
     for level in levels:
-        if not isinstance(level, dict) or "update_period" not in level:
+        period = level.get("update_period") if isinstance(level, dict) else None
+        if not isinstance(period, int) or isinstance(period, bool):
             return REFUSED
-        if any(level.get(key) for key in ("warmup_steps", "jitter", "optimizer_key")):
+        # A name names; whatever else says something has no counterpart.
+        if any(value for key, value in level.items() if key not in ("name", "update_period")):
             return REFUSED
-    return [int(level["update_period"]) for level in levels]
+    return [level["update_period"] for level in levels]
 
 
 def _inner(optimizers: Any) -> None:
@@ -81,8 +83,8 @@ LEGACY: dict[str, Rule] = {
     "model.teach_scale": only(1.0, hint="set model.cms.rate, the first rate of every level"),
     "model.teach_clip": only(0.0, hint="set model.cms.clip, relative to the weights' norm"),
     "model.teach_schedule": only(None, hint="rates are learned: set model.cms.rate"),
-    "model.gradient_checkpointing": only(
-        False, hint="lower stream.batch_size and raise train.grad_accum instead"
+    "model.gradient_checkpointing": Rule(
+        ("train.activation_checkpointing",), {False: GONE, True: True}, "true or false"
     ),
     "model.surprise_threshold": only(None, hint=_GATE),
     "model.surprise_metric": only("l2", hint=_GATE),
@@ -95,14 +97,16 @@ LEGACY: dict[str, Rule] = {
     "model.self_mod_stopgrad_vhat": only(True, hint="targets are constants; leave it out"),
     "model.self_mod_use_rank1_precond": only(True, hint="set model.selfmod.output_rule"),
     "model.self_mod_use_alpha": only(True, hint="set model.selfmod.retain near 1 instead"),
-    "model.self_mod_use_skip": only(True, hint="memories keep their skip; leave it out"),
+    "model.self_mod_use_skip": renamed("model.selfmod.direct_gates"),
     "model.self_mod_momentum": only(
         0.0, hint="memories with momentum are Titans: model.block=titan_lmm"
     ),
     "model.self_mod_adaptive_q": renamed("model.selfmod.adaptive_q"),
     "model.self_mod_local_conv_window": Rule(("model.selfmod.conv",), {None: 0, SAME: True}),
     "model.transformer_mlp_hidden_multiplier": refused("set model.mlp_hidden in units"),
-    "model.transformer_activation": refused("the layer is SwiGLU; leave it out"),
+    "model.transformer_activation": Rule(
+        ("model.mlp",), {"gelu": "gelu"}, "set model.mlp to swiglu, gelu or gelu_tanh"
+    ),
     "optim.type": Rule(
         ("optim.kind",), {k: k for k in ("adamw", "muon", "m3")}, "choose one of nl help optim"
     ),

@@ -167,8 +167,8 @@ def memory_as_context(shape: LanguageShape) -> nn.Module:
 
 ATTENTIONS = (attention, sliding_window, memory_as_gate, memory_as_context)
 """Mixers that read ``model.attention``."""
-TITANS = (titan_memory, sliding_window, memory_as_gate, memory_as_context)
-"""Mixers that read ``model.titan``."""
+TITANS = (titan_memory, memory_as_gate, memory_as_context)
+"""Mixers with a Titans memory, whose heads are ``model.titan.head_size`` wide."""
 
 
 def check_widths(config: LanguageShape, kinds: Sequence[Any]) -> None:

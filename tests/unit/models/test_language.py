@@ -10,7 +10,7 @@ import torch
 
 import nl
 from nl.assembly import build_objective
-from nl.config import ConfigError, structure
+from nl.config import ConfigError, structure, table
 from nl.config.groups import ModelConfig
 from nl.config.run import RunConfig
 from nl.core.batch import Batch
@@ -129,3 +129,18 @@ def test_ddp_takes_parameters_that_a_short_row_leaves_unused(ranks: list[Strateg
     one, two = (strategy.objective.parameters() for strategy in ranks)
     for p, q in zip(one, two, strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("block", [*table("block")])
+def test_every_block_fits_the_small_configuration(block: str) -> None:
+    model = nl.build_model("pilot_smoke", [f"model.block={block}"])
+    assert model(torch.zeros(1, 2, dtype=torch.long)).pred.shape == (1, 2, 4096)
+
+
+def test_a_window_has_no_titan_heads() -> None:
+    changes = {"titan": {"head_size": 5, "window": 4}}
+    assert small(block="sliding_window", **changes)(
+        torch.zeros(1, 3, dtype=torch.long)
+    ).pred.numel()
+    with pytest.raises(ConfigError, match=r"titan\.head_size: 5; must divide model\.dim = 8"):
+        small(block="titan_mag", **changes)
