@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nl.bench.footprint import Footprint, footprint
-from nl.bench.plan import GIB, Devices, plan
+from nl.bench.plan import GIB, Devices, check_devices, plan
 from nl.bench.show import aligned
 from nl.cli_page import docs_folder, write_page
 from nl.config import ConfigError
@@ -61,10 +61,13 @@ def show_plan(options: argparse.Namespace) -> int:
         return 0
     counts = numbers(options.gpus)
     run = configured(options.config_name, options.overrides)
-    found = footprint(run, build, lambda text: print(text, file=sys.stderr))
     names = ("memory", "tflops", "share", "bandwidth")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-    rows = [row for n in counts for row in plan(run, found, Devices(gpus=n, **chosen))]
+    planned = [Devices(gpus=n, **chosen) for n in counts]
+    for devices in planned:
+        check_devices(run, devices)  # before the minute that counting takes
+    found = footprint(run, build, lambda text: print(text, file=sys.stderr))
+    rows = [row for devices in planned for row in plan(run, found, devices)]
     if options.json:
         print(json.dumps({"footprint": vars(found), "rows": rows}, indent=1))
     else:

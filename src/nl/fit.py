@@ -49,6 +49,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
+    check_places(run)
     check_reads(run.evals, stream, run.model)
     check_phase_ends(run)
     check_task_ends(run)
@@ -71,6 +72,30 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         raise ConfigError(
             f"checkpoint.best: {run.checkpoint.best!r}; choose one of {', '.join(sorted(names))}."
         )
+
+
+def check_places(run: RunConfig) -> None:
+    """Refuse rows that learned positions have no vectors for."""
+    model: Any = run.model
+    stream: Any = run.stream
+    if getattr(model, "positions", "rope") != "learned":
+        return
+    longest, length = model.max_positions, getattr(stream, "seq_len", 0)
+    require(
+        length <= longest,
+        f"stream.seq_len: {length}; model.positions=learned has model.max_positions={longest}: "
+        "raise it, read shorter rows, or set model.positions=rope.",
+    )
+    require(
+        not run.train.carry,
+        "train.carry: true; a carried State has read more than model.positions=learned has "
+        f"places for ({longest}): set train.carry=false or model.positions=rope.",
+    )
+    require(
+        getattr(stream, "documents", "ignore") != "reset",
+        "stream.documents: reset; with model.positions=learned documents inside a row would begin "
+        "at a place that is not their first: set stream.documents=ignore or model.positions=rope.",
+    )
 
 
 def _check_rows(run: RunConfig) -> None:

@@ -73,6 +73,18 @@ class Devices:
         require(0 < self.share <= 1, f"--share: {self.share}; must be in (0, 1].")
 
 
+def check_devices(run: RunConfig, devices: Devices) -> int:
+    """The rows of a step; refuses a number of devices that does not divide them."""
+    stream: Any = run.stream
+    total: int = stream.batch_size * run.train.grad_accum
+    require(
+        total % devices.gpus == 0,
+        f"--gpus: {devices.gpus}; must divide the {total} rows of a step "
+        "(stream.batch_size * train.grad_accum).",
+    )
+    return total
+
+
 def plan(run: RunConfig, found: Footprint, devices: Devices) -> list[dict[str, Any]]:
     """One row per strategy that takes the run; memory in GiB, communication in GB.
 
@@ -83,12 +95,7 @@ def plan(run: RunConfig, found: Footprint, devices: Devices) -> list[dict[str, A
         ConfigError: the devices do not divide the rows of a step.
     """
     stream: Any = run.stream
-    total = stream.batch_size * run.train.grad_accum
-    require(
-        total % devices.gpus == 0,
-        f"--gpus: {devices.gpus}; must divide the {total} rows of a step "
-        "(stream.batch_size * train.grad_accum).",
-    )
+    total = check_devices(run, devices)
     found = replace(found, given_back=run.fsdp.reshard_after_forward)
     names = [name for name, kind in STRATEGIES.items() if takes(kind.capabilities, run)]
     return [row(name, found, devices, total, stream.seq_len) for name in names]

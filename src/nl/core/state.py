@@ -61,7 +61,14 @@ def detach(state: Any) -> Any:
 
 def clone(state: Any) -> Any:
     """A fork: an independent copy (detached) that can be advanced on its own."""
-    return map_tensors(lambda t: t.detach().clone(), state)
+    return map_tensors(lambda t: shared(t).detach().clone().expand(t.shape), state)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """The one row of a memory that all rows share (views of it), else the tensor as it is."""
+    if tensor.dim() and len(tensor) > 1 and tensor.stride(0) == 0:
+        return tensor[:1]
+    return tensor
 
 
 def to(state: Any, device: torch.device | str) -> Any:
@@ -182,8 +189,8 @@ def _keep_ints(state: Any, fresh: Any) -> Any:
 
 
 def num_bytes(state: Any) -> int:
-    """Bytes held by the tensors of a State."""
-    return sum(t.numel() * t.element_size() for t in tensors(state))
+    """Bytes held by the tensors of a State; a memory that all rows share counts once."""
+    return sum(shared(t).numel() * t.element_size() for t in tensors(state))
 
 
 def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -192,8 +199,9 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            named[path] = value.detach().contiguous()
-            return {"tensor": path}
+            one = shared(value)
+            named[path] = one.detach().contiguous()
+            return {"tensor": path} if one is value else {"tensor": path, "rows": len(value)}
         if isinstance(value, tuple):
             name = type(value).__name__ if hasattr(value, "_fields") else "tuple"
             if name != "tuple" and _TYPES.get(name) is not type(value):
@@ -215,7 +223,12 @@ def unflatten(named: dict[str, Tensor], skeleton: Any) -> Any:
     if "tensor" in skeleton:
         if skeleton["tensor"] not in named:
             raise ValueError(f"state tensor {skeleton['tensor']!r} is missing")
-        return named[skeleton["tensor"]]
+        tensor = named[skeleton["tensor"]]
+        if "rows" not in skeleton:
+            return tensor
+        if not isinstance(skeleton["rows"], int) or len(tensor) != 1:
+            raise ValueError(f"state tensor {skeleton['tensor']!r} is not one row for all")
+        return tensor.expand(skeleton["rows"], *tensor.shape[1:])
     if "type" in skeleton:
         items = [unflatten(named, item) for item in skeleton["items"]]
         if skeleton["type"] == "tuple":

@@ -47,11 +47,11 @@ class M3Config(MatrixConfig):
     slow_chunk: int = 100
     """Steps between changes of the slow momentum."""
     steps: int = 5
-    """Newton-Schulz steps (literal: always 3)."""
+    """Newton-Schulz steps (literal: always 3, nothing else can be set)."""
     eps: float = 1e-8
     """Added to the root of the second moment (literal only: floor otherwise)."""
     floor: float = 0.1
-    """Added to the root of the second moment relative to its mean."""
+    """Added to the root of the second moment relative to its mean (literal: eps)."""
     literal: bool = False
     """The algorithm as printed: sums instead of averages, cubic Newton-Schulz, coupled decay."""
 
@@ -62,6 +62,13 @@ class M3Config(MatrixConfig):
         require(self.alpha >= 0, f"alpha: {self.alpha}; must be >= 0.")
         require(self.slow_chunk >= 1, f"slow_chunk: {self.slow_chunk}; must be >= 1.")
         require(1 <= self.steps < 100, f"steps: {self.steps}; must be in 1..99.")
+        printed = {"steps": (3, M3Config.steps), "floor": (M3Config.floor,)}
+        for name, allowed in printed.items() if self.literal else ():
+            require(
+                getattr(self, name) in allowed,
+                f"{name}: {getattr(self, name)}; literal=true is the algorithm as printed, which "
+                "has three steps and eps: leave it out, or set optim.literal=false.",
+            )
         for name in ("eps", "floor"):
             require(getattr(self, name) > 0, f"{name}: {getattr(self, name)}; must be > 0.")
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from nl import cli_plan
 from nl.bench.footprint import FP32, Footprint, footprint
 from nl.bench.live import LiveBytes
 from nl.bench.plan import GIB, STRATEGIES, Devices, held, plan, sent
 from nl.bench.show import aligned
+from nl.cli import main
 from nl.cli_plan import build, cells, configured, numbers
 from nl.config import ConfigError
 
@@ -144,3 +146,16 @@ def test_what_cannot_be_planned_is_refused(tiny: ModuleType) -> None:
         numbers("8,0")
     with pytest.raises(ConfigError, match="a plan is made for language models"):
         footprint(tiny.tiny_run(), build)
+
+
+def test_devices_are_refused_before_anything_is_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_plan, "footprint", lambda *_: pytest.fail("counted"))
+    for flags, said in (
+        (["--gpus", "2,3"], "--gpus: 3; must divide the 16 rows"),
+        (["--share", "0"], "--share: 0.0; must be in (0, 1]"),
+        (["--memory", "-3"], "--memory: -3.0; must be > 0"),
+    ):
+        assert main(["plan", "--config-name", "pilot_smoke", *flags]) == 2
+        assert said in capsys.readouterr().err

@@ -120,3 +120,19 @@ def test_the_first_part_of_another_model_is_named() -> None:
         states.check_fits((torch.ones(5, 3), None), fresh)
     with pytest.raises(ValueError, match=r"state: 1 parts, not 2"):
         states.check_fits((1,), (1, 2))
+
+
+def test_what_all_rows_share_is_kept_once() -> None:
+    state = Pair(torch.ones(1, 3).expand(4, 3), torch.ones(4, 2))
+    fork = states.clone(state)
+    fork.left[0, 1] = 5
+    assert state.left.max() == 1
+    assert fork.left[:, 1].tolist() == [5] * 4
+    assert states.num_bytes(state) == states.num_bytes(fork) == (3 + 8) * 4
+    named, skeleton = states.flatten(fork)
+    assert [len(t) for t in named.values()] == [1, 4]
+    back = states.unflatten(named, json.loads(json.dumps(skeleton)))
+    assert states.num_bytes(back) == 44
+    assert torch.equal(back.left, fork.left)
+    with pytest.raises(ValueError, match=r"'state\.0' is not one row for all"):
+        states.unflatten({**named, "state.0": torch.ones(2, 3)}, skeleton)

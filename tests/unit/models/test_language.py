@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import nl
-from nl.assembly import build_objective
+from nl.assembly import build_objective, run_config
 from nl.config import ConfigError, structure, table
 from nl.config.groups import ModelConfig
+from nl.config.hydra import compose
 from nl.config.run import RunConfig
 from nl.core.batch import Batch
 from nl.core.state import tensors
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
 from nl.dist.single import Single
+from nl.fit import check_places
 
 SIZES: dict[str, Any] = {
     "kind": "language",
@@ -144,3 +146,19 @@ def test_a_window_has_no_titan_heads() -> None:
     ).pred.numel()
     with pytest.raises(ConfigError, match=r"titan\.head_size: 5; must divide model\.dim = 8"):
         small(block="titan_mag", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["stream.seq_len=32"], r"stream\.seq_len: 32; model\.positions=learned has .*=16"),
+        (["train.carry=true"], r"train\.carry: true; a carried State"),
+        (["stream.documents=reset"], r"stream\.documents: reset; with model\.positions=learned"),
+    ],
+)
+def test_rows_without_a_learned_position_are_refused_before_a_step(
+    changes: list[str], said: str
+) -> None:
+    words = ["model.positions=learned", "model.max_positions=16", "stream.seq_len=16", *changes]
+    with pytest.raises(ConfigError, match=said):
+        check_places(run_config(compose("pilot_smoke", words)))

@@ -243,3 +243,12 @@ def test_scaled_sgd_trains_the_quadratic_network(tmp_path: Path) -> None:
     meta = (path / "meta.json").read_text()
     assert '"neurons model"' in meta
     assert '"group": "decay"' in meta
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 4), ("floor", 0.2)])
+def test_what_the_printed_m3_does_not_have_is_refused(name: str, value: float) -> None:
+    said = rf"optim\.{name}: {value}; literal=true is the algorithm as printed"
+    with pytest.raises(ConfigError, match=said):
+        structure(OptimConfig, {"kind": "m3", "literal": True, name: value}, "optim")
+    structure(OptimConfig, {"kind": "m3", "literal": True, "steps": 3}, "optim")
+    structure(OptimConfig, {"kind": "m3", name: value}, "optim")
