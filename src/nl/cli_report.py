@@ -74,12 +74,12 @@ def sweep_report(roots: Sequence[Path], output: Path | None, options: argparse.N
             if is_run(run):
                 write_report(run, output / str(row["run_dir"]) if output else None)
     page = Path(options.index) if options.index else (output or roots[0]) / "index.html"
-    found = overlaps(root, rows)
-    print(write_sweep_page(roots, page, overlaps=found, pages=output))
+    found, tables = overlaps(root, rows), []
     if options.legacy_csv and reads_tasks(root, rows):
-        print(*write_grid_view(roots, root, rows, page.parent / FOLDER), sep="\n")
-    elif options.legacy_csv:
-        print(*write_legacy(rows, found, page.parent, TASKS), sep="\n")
+        tables = write_grid_view(roots, root, rows, page.parent / FOLDER)
+    elif options.legacy_csv:  # refused before a page is written
+        tables = write_legacy(rows, found, page.parent, TASKS)
+    print(write_sweep_page(roots, page, overlaps=found, pages=output), *tables, sep="\n")
     return 0
 
 

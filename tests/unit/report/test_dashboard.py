@@ -164,6 +164,19 @@ def test_pages_and_files_by_the_command(
     assert "is no sweep" in capsys.readouterr().err
 
 
+def test_a_sweep_without_tasks_has_no_earlier_files_and_nothing_is_written(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "sweep", tmp_path / "out"
+    shutil.copytree(sweep, other)
+    rows = [json.loads(line) for line in (other / "results.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if k != "column/task"} for row in rows]
+    (other / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert main(["report", str(other), "--output", str(out), "--legacy-csv"]) == 2
+    assert "no accuracies of tasks and models" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_earlier_names_and_overlap(tmp_path: Path, boards: Any) -> None:
     rows = [boards.row("aa_bb_cc", "mlp", 0, 0.7)]
     shared = {"aa_bb_cc": [{"seen": 38, "total": 1000}]}
