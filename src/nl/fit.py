@@ -49,7 +49,6 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
-    check_places(run)
     check_reads(run.evals, stream, run.model)
     check_phase_ends(run)
     check_task_ends(run)
@@ -67,6 +66,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     needs = getattr(run.model, "requires", ())
     check_recompute(run.train.activation_checkpointing, needs, compiled=run.train.compile)
     check_segments(run.train.recompute_every, needs, scope)
+    check_places(run)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(
