@@ -285,7 +285,7 @@ def losses_section(found: Found) -> list[str]:
 
 def missing_section(found: Found) -> list[str]:
     """Rows that are not complete, and the reason where there is one."""
-    body = []
+    body, never = [], []
     for row in found.rows.values():
         wanted = 1 if row.kind == "lr" else found.seeds
         count = len([seed for seed in found.results(row.label) if seed < wanted])
@@ -294,10 +294,13 @@ def missing_section(found: Found) -> list[str]:
         planned = [study.Cell(f"{row.label}-s{seed}", change(row)) for seed in range(wanted)]
         failed = [c.name for c in planned if study.standing(found.root, c) == "failed"]
         reason = study.refusal(planned[0]) or (f"failed: {', '.join(failed)}" if failed else "")
-        body.append([row.label, f"{count} of {wanted}", reason or "not run yet"])
-    if not body:
-        return []
-    return ["## Not complete", *study.table(["row", "seeds", "reason"], body)]
+        if count or reason:
+            body.append([row.label, f"{count} of {wanted}", reason or "not run yet"])
+        else:
+            never.append(f"`{row.label}`")
+    lines = study.table(["row", "seeds", "reason"], body) if body else []
+    lines += ["", f"Not run: {', '.join(never)}."] if never else []
+    return ["## Not complete", *lines] if lines else []
 
 
 def page(found: Found, output: Path) -> list[str]:

@@ -218,7 +218,7 @@ def test_page_of_a_partial_comparison(
     assert "| hope_attention | transformer | val/loss | 0.0995 +- 0.0064 |" in text
     assert "| hope_attention | `model.cms.rate=3` | -0.0500 |" in text
     assert "| transformer | - | - | 4.0000 | 3.9000 | 6e-3 |" in text
-    assert "| gated_delta | 0 of 3 | not run yet |" in text
+    assert "\nNot run: `gated_delta`, `titan_lmm`, " in text
     assert "| hope_attention | 2 of 3 | not run yet |" in text
     early = "| hope_attention - transformer | 2 | 0.2500 +- 0.0000 | 0.0000 +- 0.0000 |"
     assert early in text
