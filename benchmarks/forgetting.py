@@ -238,8 +238,8 @@ def class_section(args: argparse.Namespace) -> list[str]:
     head = ["run", "memorize", "tasks", "accuracy when learned", "accuracy at the end", "lost"]
     text = (
         "`scripts/eval/continual_classification.py` on runs of `reports/earlier/comparison.md` "
-        "(3.0M parameters, trained on text and code): tasks of five modules of Python's library, ten "
-        "held-out snippets of each memorised with their label (`context`), ten classified, "
+        "(3.0M parameters, trained on text and code): tasks of five modules of Python's library, "
+        "ten held-out snippets of each memorised with their label (`context`), ten classified, "
         "candidates are the five of the task. 95 % intervals: Wilson for accuracies, Student over "
         "examples for what was lost."
     )

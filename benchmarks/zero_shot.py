@@ -42,8 +42,9 @@ TITLES = {
 HEAD = """# Zero-shot scores of small models
 
 Written by `python benchmarks/zero_shot.py` from result files; do not edit. The models have a few
-million parameters and were trained for minutes on one CPU core (`reports/earlier/comparison.md`), so
-this page shows what the evaluators measure, not what the architectures can do at size. The public tasks
+million parameters and were trained for minutes on one CPU core
+(`reports/earlier/comparison.md`), so this
+page shows what the evaluators measure, not what the architectures can do at size. The public tasks
 (PIQA, HellaSwag, ...) are not here because their data is not on this machine: what runs instead is
 made from held-out documents. `docs/evaluation.md` says what each number means and how the public
 tasks run.
