@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from nl.report.dots import Dots, dots_csv, draw_dots
@@ -31,6 +32,8 @@ from nl.run.student import spread
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "pilot_smoke"
 PLACES = ("--root", "--output", "--data", "--jobs")
+COMPOSING = Lock()
+"""Hydra composes one configuration at a time; ``--jobs`` are threads."""
 """Flags that say where and how fast, not what: left out of the command on a page."""
 
 
@@ -86,7 +89,8 @@ def refusal(cell: Cell) -> str | None:
     from nl.config.hydra import compose, run_config
 
     try:
-        run_config(compose(CONFIG, list(cell.overrides)))
+        with COMPOSING:
+            run_config(compose(CONFIG, list(cell.overrides)))
     except ConfigError as error:
         return str(error).splitlines()[0]
     return None

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -278,3 +279,10 @@ def test_page_of_a_partial_recall_study(
     assert "titan_lmm |" not in text
     assert "## 8 pairs, 2000 steps" in text
     assert "No finished run." in text
+
+
+def test_cells_of_several_jobs_are_composed_one_by_one(study: ModuleType) -> None:
+    cells = [study.Cell(f"c{seed}", (f"seed={seed}", "model.dmi=3")) for seed in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        said = set(pool.map(study.refusal, cells))
+    assert [line.split(".")[0] for line in said] == ["model: unknown 'dmi'"]
