@@ -32,9 +32,9 @@ from nl.run.student import spread
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "pilot_smoke"
 PLACES = ("--root", "--output", "--data", "--jobs")
+"""Flags that say where and how fast, not what: left out of the command on a page."""
 COMPOSING = Lock()
 """Hydra composes one configuration at a time; ``--jobs`` are threads."""
-"""Flags that say where and how fast, not what: left out of the command on a page."""
 
 
 @dataclass(frozen=True)

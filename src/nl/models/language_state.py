@@ -97,7 +97,7 @@ def check_state(model: Any, state: LanguageState | None) -> None:
         return
     fresh = model.__dict__.get("_fresh")
     if fresh is None:
-        fresh = map_tensors(lambda t: t.to("meta"), model.init_state(1))
+        fresh = map_tensors(lambda t: t.detach().to("meta"), model.init_state(1))
         model.__dict__["_fresh"] = fresh  # types and widths only
     try:
         check_fits(state, fresh)

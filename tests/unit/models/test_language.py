@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,14 +137,14 @@ def test_ddp_takes_parameters_that_a_short_row_leaves_unused(ranks: list[Strateg
 @pytest.mark.parametrize("block", [*table("block")])
 def test_every_block_fits_the_small_configuration(block: str) -> None:
     model = nl.build_model("pilot_smoke", [f"model.block={block}"])
-    assert model(torch.zeros(1, 2, dtype=torch.long)).pred.shape == (1, 2, 4096)
+    x = torch.zeros(1, 2, dtype=torch.long)
+    assert model(x, model.init_state(1)).pred.shape == (1, 2, 4096)
+    assert copy.deepcopy(model)(x).pred.shape == (1, 2, 4096)  # what a call notes is no graph
 
 
 def test_a_window_has_no_titan_heads() -> None:
-    changes = {"titan": {"head_size": 5, "window": 4}}
-    assert small(block="sliding_window", **changes)(
-        torch.zeros(1, 3, dtype=torch.long)
-    ).pred.numel()
+    changes, x = {"titan": {"head_size": 5, "window": 4}}, torch.zeros(1, 3, dtype=torch.long)
+    assert small(block="sliding_window", **changes)(x).pred.shape == (1, 3, 13)
     with pytest.raises(ConfigError, match=r"titan\.head_size: 5; must divide model\.dim = 8"):
         small(block="titan_mag", **changes)
 
