@@ -153,13 +153,19 @@ def whole(value: float | None) -> str:
 
 
 def picture(result: dict[str, Any]) -> Dots:
-    """Gated rows as powers of two beyond their gate; right of zero the gate holds."""
+    """Gated rows as powers of two beyond their gate, least to largest; right of zero it holds."""
     dots = []
     for row in result["rows"]:
         if row["gate"] is None:
             continue
         sign = -1 if row.get("below") else 1
-        value = sign * math.log2(row["measured"] / row["gate"])
-        half = math.log2(row["max"] / row["min"]) / 2 if row.get("min") else math.nan
-        dots.append(Dot(f"{row['row']} ({row['other']})", value, half))
+        named = row["ours"] == "ours" or row["ours"] in row["row"]
+        name = row["row"] if named else f"{row['row']} ({row['ours']})"
+        ends = [
+            sign * math.log2(row[end] / row["gate"])
+            for end in ("measured", "min", "max")
+            if row.get(end)
+        ]
+        span = (ends[0] - min(ends), max(ends) - ends[0]) if len(ends) > 1 else None
+        dots.append(Dot(name, ends[0], span=span))
     return Dots("speed", "Measured over gate", dots, x_label="log2 of measured / gate")

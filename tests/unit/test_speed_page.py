@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,12 @@ def test_runs_that_do_not_count_say_so(speed_page: ModuleType) -> None:
 
 
 def test_the_picture_shows_gated_rows_relative_to_their_gate(speed_page: ModuleType) -> None:
-    dots = speed_page.picture(result()).rows
-    assert [dot.value > 0 for dot in dots] == [True, False, True, False]
-    assert all(dot.half == pytest.approx(1.0) for dot in dots)
+    compiled = row("fast", 3.0, 2.0, ours="ours, compiled", min=2.0, max=3.0)
+    named = row("large model", 2.0, 1.5, ours="large model", min=None, max=None)
+    dots = speed_page.picture(result(rows=[*result()["rows"], compiled, named])).rows
+    assert [dot.value > 0 for dot in dots] == [True, False, True, False, True, True]
+    assert all(dot.sides == pytest.approx((1.0, 1.0)) for dot in dots[:4])
+    assert dots[4].sides == pytest.approx((math.log2(1.5), 0.0))
+    assert math.isnan(dots[5].sides[0])
+    names = ["fast", "slow", "small", "large", "fast (ours, compiled)", "large model"]
+    assert [dot.name for dot in dots] == names
