@@ -29,14 +29,24 @@ LEVEL_PERIODS = (1, 4, 16, 64)
 
 
 def language(config: BenchConfig, block: str, chunk: int | None = None) -> LanguageConfig:
-    """The model of one row before its width is matched; ``chunk`` None: the blocks' defaults."""
-    model = LanguageConfig(
-        vocab_size=config.vocab_size,
-        dim=config.dim,
-        layers=config.layers,
-        block=block,
-        attention=AttentionConfig(heads=config.heads),
-    )
+    """The model of one row before its width is matched; ``chunk`` None: the blocks' defaults.
+
+    Raises:
+        ConfigError: the block does not fit the width.
+    """
+    try:
+        model = LanguageConfig(
+            vocab_size=config.vocab_size,
+            dim=config.dim,
+            layers=config.layers,
+            block=block,
+            attention=AttentionConfig(heads=config.heads),
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"bench: {block} at --dim {config.dim}, --heads {config.heads}: {error} Choose another "
+            f"--dim or --heads, or --blocks without {block}."
+        ) from error
     if chunk is None:
         return model
     periods = tuple(chunk * factor for factor in LEVEL_PERIODS)

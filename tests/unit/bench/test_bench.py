@@ -141,6 +141,13 @@ def test_bad_sizes_are_refused() -> None:
             BenchConfig(**bad)
 
 
+def test_a_width_that_a_block_cannot_have_is_refused_with_the_flag() -> None:
+    narrow = BenchConfig(dim=32, blocks=("hope_attention", "hope_selfmod"))
+    with pytest.raises(ConfigError, match=r"hope_selfmod at --dim 32.* divide .*another --dim"):
+        language(narrow, "hope_selfmod")
+    assert language(narrow, "hope_attention").dim == 32
+
+
 def test_cpu_flags_are_read(tmp_path: Path) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text("processor: 0\nflags\t: fpu avx2 fma sse\n")
