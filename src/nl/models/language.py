@@ -361,13 +361,15 @@ class LanguageModel(Memories, nn.Module):
         state: LanguageState,
         read: Read,
         outputs: list[Tensor] | None = None,
+        x: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Any, ...], LanguageState]:
         """Read one tile: what the head reads (B, T, D), the traces per block, the new State.
 
-        ``outputs`` takes the output of every block; gradients in them are then defined.
+        ``outputs`` takes the output of every block; gradients in them are then defined. ``x``:
+        the inputs embedded, where they are already.
         """
         length, config = inputs.shape[1], self.config
-        x = embedded(self, inputs, state.position)
+        x = embedded(self, inputs, state.position) if x is None else x
         if outputs is not None and torch.is_grad_enabled() and not x.requires_grad:
             x = x.requires_grad_()  # everything below may be frozen
         cos = sin = None

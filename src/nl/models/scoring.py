@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nl.models.block_signal import TileRead, gather, tile_of
 from nl.models.documents import Part
+from nl.models.embedding import embedded
 from nl.models.language_state import LanguageState, Read, each_token
 from nl.models.writing import absorb
 from nl.nn.rebuilt import anchored
@@ -84,13 +85,17 @@ def score_tiles(
     losses, hits = list[Tensor](), list[Tensor]()
     read, knobs = call.read, call.read.knobs
     entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
-    for tile, begins in parts:
+    # All tokens at once: going back, each look into the table makes a gradient of its size.
+    tokens = slice(parts[0].tokens.start, parts[-1].tokens.stop)
+    embeds = embedded(model, call.inputs[:, tokens], state.position)
+    sizes = [part.tokens.stop - part.tokens.start for part in parts]
+    for (tile, begins), x in zip(parts, embeds.split(sizes, 1), strict=True):
         state = model.reset_rows(state, begins) if begins else state
         start, before = state.position, state
         outputs: list[Tensor] | None = [] if model.inner and torch.is_grad_enabled() else None
         dropped = not read.keep and tile is call.parts[-1].tokens
         step = read._replace(keep=not dropped)
-        hidden, traces, state = model.read(call.inputs[:, tile], state, step, outputs)
+        hidden, traces, state = model.read(call.inputs[:, tile], state, step, outputs, x)
         target = call.targets[:, tile]
         nll, signal, logits = entropy(hidden.flatten(0, 1), model.head.weight, target.flatten())
         losses.append(nll.view_as(target))
