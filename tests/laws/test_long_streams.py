@@ -27,9 +27,13 @@ def words() -> Tensor:
     return torch.tensor([[seen.setdefault(word, len(seen)) for word in found[:TOKENS]]])
 
 
-@pytest.mark.parametrize(("block", "seed"), [("hope_attention", 1), ("hope_selfmod", 0)])
-def test_rounding_does_not_grow_along_a_stream(block: str, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("block", "inner", "seed"),
+    [("hope_attention", "sgd", 1), ("hope_selfmod", "sgd", 0), ("hope_attention", "momentum", 1)],
+)
+def test_rounding_does_not_grow_along_a_stream(block: str, inner: str, seed: int) -> None:
     changes = ["model.dim=64", f"model.block={block}", "model.selfmod.head_size=16"]
+    changes += [f"model.cms.inner.kind={inner}"]
     model = nl.build_model("pilot_smoke", [*changes, f"seed={seed}"]).eval()
     tokens = words()
 

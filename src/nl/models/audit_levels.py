@@ -95,7 +95,8 @@ CONTINUUM: tuple[Mechanism, ...] = (
         options=("model.cms.rate", "model.cms.retention", "model.cms.clip"),
         differs="a write also decays the memory and its norm is bounded; model.cms.retention=1 "
         "with model.cms.clip=0 is the letter; eta_l is learned and starts from "
-        "rate * min(1, dim / (4 C_l)), so that long periods do not overshoot",
+        "rate * min(1, dim / (4 C_l)), with momentum (1 - beta) of it, so that long periods do not "
+        "overshoot",
     ),
     Mechanism(
         part="continuum memory: signal",

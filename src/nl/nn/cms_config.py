@@ -48,7 +48,8 @@ class CMSConfig:
     from; 0: none."""
     rate: float = 1.0
     """Initial inner learning rate of the levels, relative to the size of their input (learned). A
-    level that sums the gradients of more than dim / 4 tokens starts lower (``first_rate``)."""
+    level that sums the gradients of more than dim / 4 tokens, or has momentum, starts lower
+    (``first_rate``)."""
     retention: float = 0.9
     """Share of the fast weights that a write keeps; 1 never forgets."""
     clip: float = 0.1
@@ -90,15 +91,18 @@ class CMSConfig:
         require(self.clip >= 0, f"clip: {self.clip}; must be >= 0.")
 
     def first_rate(self, period: int, dim: int) -> float:
-        """What the learned rate of a level starts from: ``rate`` * min(1, dim / (4 period)).
+        """What the learned rate of a level starts from: ``rate`` * min(1, dim / (4 period)) / S.
 
         A write by ``sgd`` or ``momentum`` sums the steps of its tokens. Inputs of root mean square
         1 in random directions add up to a largest curvature of (1 + sqrt(period / dim))^2 times
         that of one token, 2.25 at dim / 4 tokens: from there on it grows with the period, and past
-        2 / rate a step overshoots, so that rounding errors grow from write to write.
+        2 / rate a step overshoots, so that rounding errors grow from write to write. Momentum adds
+        each gradient S = 1 / (1 - beta) times; S is 1 for ``sgd``. The others have steps of their
+        own size: they start from ``rate``.
         """
         inner: Any = self.inner
-        return self.rate * min(1.0, dim / (4 * period)) if inner.sums else self.rate
+        total: float | None = inner.total
+        return self.rate if total is None else self.rate / total * min(1.0, dim / (4 * period))
 
     @property
     def rebuilds(self) -> bool:

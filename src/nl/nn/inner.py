@@ -33,8 +33,14 @@ class Inner(InnerConfig):
     """Whether a step has a gradient everywhere, also where there was no signal."""
     linear: ClassVar[bool] = False
     """Whether the step is the gradient itself and nothing is kept between writes."""
-    sums: ClassVar[bool] = False
-    """Whether a step is as much longer as there are tokens in a period that say the same."""
+
+    @property
+    def total(self) -> float | None:
+        """What the summed gradient of a period adds over all steps, in units of itself.
+
+        None: steps do not grow with the number of tokens in a period.
+        """
+        return None
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -60,8 +66,11 @@ class SGD(Inner):
 
     linear: ClassVar[bool] = True
     """It is."""
-    sums: ClassVar[bool] = True
-    """The gradient is that of the sum."""
+
+    @property
+    def total(self) -> float | None:
+        """Itself, once."""
+        return 1.0
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
@@ -78,8 +87,11 @@ class Delta(SGD):
     """The level applies the rule itself, token by token."""
     linear: ClassVar[bool] = False
     """The step is that of the tokens one after the other."""
-    sums: ClassVar[bool] = False
-    """Every token finds what those before it have written."""
+
+    @property
+    def total(self) -> float | None:
+        """Every token finds what those before it have written."""
+        return None
 
 
 @register("inner", "momentum")
@@ -87,13 +99,16 @@ class Delta(SGD):
 class Momentum(Inner):
     """m <- beta m + g."""
 
-    sums: ClassVar[bool] = True
-    """Like the gradients it is made of."""
     beta: float = 0.9
     """Share of the momentum that a write keeps."""
 
     def __post_init__(self) -> None:
         require(0 <= self.beta < 1, f"beta: {self.beta}; must be in [0, 1).")
+
+    @property
+    def total(self) -> float | None:
+        """1 + beta + beta^2 + ..."""
+        return 1 / (1 - self.beta)
 
     def step(
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
