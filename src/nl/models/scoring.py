@@ -86,8 +86,8 @@ def score_tiles(
     read, knobs = call.read, call.read.knobs
     entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
     # All tokens at once: going back, each look into the table makes a gradient of its size.
-    tokens = slice(parts[0].tokens.start, parts[-1].tokens.stop)
-    embeds = embedded(model, call.inputs[:, tokens], state.position)
+    whole = slice(parts[0].tokens.start, parts[-1].tokens.stop)
+    embeds = embedded(model, call.inputs[:, whole], state.position)
     sizes = [part.tokens.stop - part.tokens.start for part in parts]
     for (tile, begins), x in zip(parts, embeds.split(sizes, 1), strict=True):
         state = model.reset_rows(state, begins) if begins else state
@@ -95,13 +95,14 @@ def score_tiles(
         outputs: list[Tensor] | None = [] if model.inner and torch.is_grad_enabled() else None
         dropped = not read.keep and tile is call.parts[-1].tokens
         step = read._replace(keep=not dropped)
-        hidden, traces, state = model.read(call.inputs[:, tile], state, step, outputs, x)
+        tokens = call.inputs[:, tile]
+        hidden, traces, state = model.read(tokens, state, step, outputs, x.contiguous())
         target = call.targets[:, tile]
         nll, signal, logits = entropy(hidden.flatten(0, 1), model.head.weight, target.flatten())
         losses.append(nll.view_as(target))
         hits.append(logits.argmax(-1).view_as(target) == target)
         if model.inner and read.write:
-            found = TileRead(tile_of(before, call.inputs[:, tile], target))
+            found = TileRead(tile_of(before, tokens, target))
             if outputs and found.tokens.begin == start:
                 live = (nll.sum(), (tuple(outputs),), traces, signal.view_as(hidden))
                 found = TileRead(found.tokens, *live)
