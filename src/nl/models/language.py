@@ -22,7 +22,7 @@ from nl.core.state import detach, reset_rows, settled, tensors
 from nl.models.block_signal import PendingTile, TileRead, gather, tile_of
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import Part, Starts, cut_call, without_crossing
-from nl.models.embedding import EMBED_STD, embedded
+from nl.models.embedding import EMBED_STD, embedded, embedded_tiles
 from nl.models.generate import Sampling, generate
 from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
 from nl.models.memories import Memories, permitted
@@ -250,10 +250,11 @@ class LanguageModel(Memories, nn.Module):
         require(fits, "targets: must have the shape of inputs; IGNORE (-100) where unknown.")
         labels = inputs[:, 1:] if targets is None else targets
         labels = without_crossing(labels, starts)
-        for tile, begins in self._parts(state.position, inputs.shape[1], write, starts):
+        parts = self._parts(state.position, inputs.shape[1], write, starts)
+        for (tile, begins), x in embedded_tiles(self, inputs, state.position, parts):
             state = self.reset_rows(state, begins) if begins else state
             start, before = state.position, state
-            hidden, traces, state = self.read(inputs[:, tile], state, reading)
+            hidden, traces, state = self.read(inputs[:, tile], state, reading, x=x)
             logits.append(self.head(hidden))
             if not (self.taught and write):
                 continue

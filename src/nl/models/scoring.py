@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nl.models.block_signal import TileRead, gather, tile_of
 from nl.models.documents import Part
-from nl.models.embedding import embedded
+from nl.models.embedding import embedded_tiles
 from nl.models.language_state import LanguageState, Read, each_token
 from nl.models.writing import absorb
 from nl.nn.rebuilt import anchored
@@ -85,18 +85,14 @@ def score_tiles(
     losses, hits = list[Tensor](), list[Tensor]()
     read, knobs = call.read, call.read.knobs
     entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
-    # All tokens at once: going back, each look into the table makes a gradient of its size.
-    whole = slice(parts[0].tokens.start, parts[-1].tokens.stop)
-    embeds = embedded(model, call.inputs[:, whole], state.position)
-    sizes = [part.tokens.stop - part.tokens.start for part in parts]
-    for (tile, begins), x in zip(parts, embeds.split(sizes, 1), strict=True):
+    for (tile, begins), x in embedded_tiles(model, call.inputs, state.position, parts):
         state = model.reset_rows(state, begins) if begins else state
         start, before = state.position, state
         outputs: list[Tensor] | None = [] if model.inner and torch.is_grad_enabled() else None
         dropped = not read.keep and tile is call.parts[-1].tokens
         step = read._replace(keep=not dropped)
         tokens = call.inputs[:, tile]
-        hidden, traces, state = model.read(tokens, state, step, outputs, x.contiguous())
+        hidden, traces, state = model.read(tokens, state, step, outputs, x)
         target = call.targets[:, tile]
         nll, signal, logits = entropy(hidden.flatten(0, 1), model.head.weight, target.flatten())
         losses.append(nll.view_as(target))
