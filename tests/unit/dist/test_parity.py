@@ -87,9 +87,11 @@ def every_form() -> list[tuple[str, dict[str, Any]]]:
 def of_forms(*strategies: str, **more: Any) -> list[dict[str, Any]]:
     """Cases of every form."""
     return [
-        {"strategy": strategy, "kind": kind, "changes": {"model": form} | more}
+        {"strategy": strategy, "kind": kind, "changes": {"model": form} | places | more}
         for strategy in strategies
         for kind, form in every_form()
+        # Learned positions have no places for a State that goes on.
+        for places in ({"train__carry": False} if "positions" in form else {},)
     ]
 
 
