@@ -6,7 +6,6 @@ The files are the same: ``torch.distributed.checkpoint.load`` reads them.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Iterable

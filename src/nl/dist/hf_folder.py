@@ -1,4 +1,6 @@
-"""A model as a Hugging Face directory: config.json and model.safetensors, no package needed. Floor 4.
+"""A model as a Hugging Face directory: config.json, model.safetensors. Floor 4.
+
+No package is needed to write or read it.
 
 ``nl.hf`` has the classes that read it in transformers. The two small Python files let
 ``trust_remote_code`` find them where ``nl`` is installed but not imported.
@@ -121,7 +123,7 @@ def write_hf_folder(
 
 
 def read_hf_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration (plain data) and model tensors of a directory that ``nl`` or transformers wrote.
+    """Configuration (plain data) and model tensors of a directory of ``nl`` or transformers.
 
     Raises:
         ConfigError: something is missing, or the tensors are not those of the digest.

@@ -1,4 +1,4 @@
-"""Weights that others begin with: a run, checkpoint, exported file or Hugging Face directory. Floor 4."""
+"""Weights to begin with: a run, checkpoint, exported file or Hugging Face directory. Floor 4."""
 
 from __future__ import annotations
 
@@ -193,9 +193,7 @@ def check_same_model(run: RunConfig, weights: Weights) -> None:
     if wrong:
         raise ConfigError(f"init_changes: model.{wrong[0]}; the model has no such option.")
     different = [
-        key
-        for key in sorted(ours | found)
-        if ours.get(key) != found.get(key) and key not in meant
+        key for key in sorted(ours | found) if ours.get(key) != found.get(key) and key not in meant
     ]
     if different:
         shown = "\n  ".join(

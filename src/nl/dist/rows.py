@@ -1,4 +1,4 @@
-"""The carried State of one world size as the State of another: rows go where the data goes. Floor 4.
+"""A State carried at one world size as that of another: rows go where the data goes. Floor 4.
 
 A rank reads an equal, contiguous share of the rows of every batch, and holds the State of those
 rows. The files of all old ranks are therefore one State, cut by rows, and can be cut anew.

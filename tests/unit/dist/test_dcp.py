@@ -107,7 +107,7 @@ def test_a_crafted_shard_runs_nothing(step: Path, tmp_path: Path) -> None:
     for info in index.storage_data.values():
         info.offset, info.length = 0, (step / "__0_0.distcp").stat().st_size
     rewrite(step, INDEX, pickle.dumps(index))
-    with pytest.raises(ConfigError, match="step_000002: .*weights_only"):
+    with pytest.raises(ConfigError, match=r"step_000002: .*weights_only"):
         nl.load_model(step)
     assert not canary.exists()
 

@@ -1,4 +1,4 @@
-"""ZeRO on two gloo ranks: same numbers, checkpoints that any strategy reads, steps refused whole."""
+"""ZeRO on two gloo ranks: same numbers, checkpoints any strategy reads, steps refused whole."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.resume.compare import fingerprint, rows
-from tests.unit.dist.test_parity import check as check_parity
-from tests.unit.dist.test_parity import every_block, of_forms, parity
-
 import nl
-from nl.fit import check
 from nl.config import ConfigError, table
 from nl.dist.deepspeed import DeepSpeed, import_deepspeed
 from nl.dist.deepspeed_config import merged
+from nl.fit import check
+from tests.resume.compare import fingerprint, rows
+from tests.unit.dist.test_parity import check as check_parity
+from tests.unit.dist.test_parity import every_block, of_forms, parity
 
 GROUP = Path(__file__).parents[2] / "resume" / "group.py"
 SMALL = {
@@ -60,10 +59,13 @@ def stopped(case: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def blocks(folder: Path, stage: int, *accumulated: int) -> list[dict[str, Any]]:
-    cases = [c for c in every_block("deepspeed") if c["changes"]["train__grad_accum"] in accumulated]
+    cases = [
+        c for c in every_block("deepspeed") if c["changes"]["train__grad_accum"] in accumulated
+    ]
     for found in cases:
         found["beside"] = {"deepspeed": zero(folder, stage)}
-        if stage == 3:  # its engine looks up each module of each call: half the layers, half of that
+        # stage 3's engine looks up each module of each call: half the layers, half of that
+        if stage == 3:
             found["changes"]["model"] = {"layers": 1}
     return cases
 
@@ -108,7 +110,9 @@ def test_every_block_trains_on_two_ranks_as_on_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_models_in_the_form_of_others_train_as_on_one(stage: int, tmp_path: Path) -> None:
-    cases = [one | {"beside": {"deepspeed": zero(tmp_path, stage)}} for one in of_forms("deepspeed")]
+    cases = [
+        one | {"beside": {"deepspeed": zero(tmp_path, stage)}} for one in of_forms("deepspeed")
+    ]
     check_parity(cases, parity(cases, timeout=900))
 
 
@@ -176,9 +180,7 @@ def check_refused(folder: Path) -> None:
     """The refused step left parameters and moments as they were."""
     for stage in (2, 3):
         places = [folder / f"{name}{stage}" for name in ("bad", "without")]
-        bad, without = (
-            [row for row in rows(place) if row["split"] == "train"] for place in places
-        )
+        bad, without = ([row for row in rows(place) if row["split"] == "train"] for place in places)
         assert bad[-1]["train/skipped"] == 1
         for one, other in zip(bad, without, strict=True):
             assert (one["loss"], one["grad_norm"]) == (other["loss"], other["grad_norm"])

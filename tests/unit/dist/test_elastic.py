@@ -187,6 +187,6 @@ def test_rows_of_a_state_are_cut_anew(tiny: ModuleType, tmp_path: Path) -> None:
         read_rows(folder, name, old=2, rank=0, world=4)
     odd = save(strategy, place, run, Snapshot(3, {}, tiny.TinyState(whole[3:], 7)))
     shutil.copy(odd / "state.safetensors", folder / "state_00001.safetensors")
-    with pytest.raises(ConfigError, match="not of one State with state.safetensors"):
+    with pytest.raises(ConfigError, match=r"not of one State with state\.safetensors"):
         read_rows(folder, name, old=2, rank=0, world=1)
     assert load(strategy, other).state.position == 5

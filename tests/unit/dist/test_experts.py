@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.dist.test_deepspeed import zero
-from tests.unit.dist.test_parity import check, parity
-from tests.unit.dist.test_strategies import one_and_two_ranks
-
 import nl
 from nl.assembly import build
 from nl.dist.single import Single
 from nl.run import read_records
+from tests.unit.dist.test_deepspeed import zero
+from tests.unit.dist.test_parity import check, parity
+from tests.unit.dist.test_strategies import one_and_two_ranks
 
 LOW = {"form": "low_rank", "count": 12, "rank": 4, "k": 1, "k_max": 2, "balance": 0.05}
 """More experts than a rank's tokens reach in a step: some have no gradient there but zeros."""

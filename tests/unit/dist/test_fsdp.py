@@ -11,12 +11,12 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from nl.assembly import build
-from nl.fit import check
 from nl.config import ConfigError
 from nl.core.state import tensors
 from nl.dist.fsdp import FSDP2
 from nl.dist.single import Single
 from nl.dist.whole import owners
+from nl.fit import check
 
 HOPE: dict[str, Any] = {
     "kind": "language",

@@ -1,4 +1,4 @@
-"""Experts, replay by loss, a learning controller and signals under every strategy, as in one process.
+"""Experts, replay by loss, a learning controller, signals: every strategy as one process.
 
 Two gloo ranks see the same held-out rows, draw the same knobs, store and draw the same rows, and
 balance the same experts; what is compared is every number that a run logs.
@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from nl.run import read_records
 from tests.unit.data.conftest import build_tiny
 from tests.unit.dist.test_deepspeed import case, runs, zero
-
-from nl.run import read_records
 
 STEPS, TOLERANCE = 18, 1e-6
 SIZES = {"dim": 16, "layers": 2, "block": "transformer", "vocab_size": 259}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import hashlib
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,12 @@ def forms(first: Path, folder: Path) -> dict[str, Path]:
     run, model = load_run(first)
     write_hf_folder(model.state_dict(), run, folder / "hf")
     step = first / "checkpoints" / "step_000003"
-    return {"run": first, "checkpoint": step, "file": Path(f"{step}.safetensors"), "hf": folder / "hf"}
+    return {
+        "run": first,
+        "checkpoint": step,
+        "file": Path(f"{step}.safetensors"),
+        "hf": folder / "hf",
+    }
 
 
 def losses(run: Path) -> list[float]:
@@ -92,7 +97,9 @@ def test_the_model_of_the_file_with_a_change(first: Path, tmp_path: Path) -> Non
     assert model.config.cms.rate == 0.25
     assert model.config.dim == 16
     assert kept.init_changes == ("cms.rate",)
-    with pytest.raises(ConfigError, match=r"model\.changes\.cms\.speed: the model of .* has no cms"):
+    with pytest.raises(
+        ConfigError, match=r"model\.changes\.cms\.speed: the model of .* has no cms"
+    ):
         launch(compose("pilot_smoke", [*told[:-1], "+model.changes.cms.speed=1"]))
     with pytest.raises(ConfigError, match="name one with init_from=<file>"):
         launch(compose("pilot_smoke", [*chosen, "model=init_from"]))
@@ -127,7 +134,7 @@ def test_what_is_not_there_or_damaged_is_refused(first: Path, tmp_path: Path) ->
     damaged.write_bytes(bytes(data))
     with pytest.raises(ConfigError, match="sha256 differs"):
         trained(tmp_path / "run", f"init_from={damaged}")
-    with pytest.raises(ConfigError, match="init_changes: .* they are about init_from"):
+    with pytest.raises(ConfigError, match=r"init_changes: .* they are about init_from"):
         trained(tmp_path / "run", "init_changes=[dim]")
 
 
@@ -167,7 +174,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(first: Path, tmp_path: Pa
     other = [*SMALL, "train.steps=6", f"init_from={source}", f"resume={place}"]
     with pytest.raises(ConfigError, match=r"init_from: '.*copy\.safetensors' saved"):
         launch(compose("pilot_smoke", other))
-    with pytest.raises(ConfigError, match="init_from: None saved|init_from: 'absent' saved"):
+    with pytest.raises(ConfigError, match=r"init_from: None saved|init_from: 'absent' saved"):
         launch(compose("pilot_smoke", [*SMALL, f"init_from={source}", f"resume={first}"]))
 
 
@@ -193,7 +200,9 @@ def test_another_tokenizer_is_refused_by_its_digest(first: Path, tmp_path: Path)
     assert tokenizers_of(target) == ("a" * 64, "b" * 64)
     check_tokenizer(target, "b" * 64, "--data")
     check_tokenizer(target, None, "--data")
-    with pytest.raises(ConfigError, match=r"--data has the tokenizer cccccccccccc .* aaaaaaaaaaaa or"):
+    with pytest.raises(
+        ConfigError, match=r"--data has the tokenizer cccccccccccc .* aaaaaaaaaaaa or"
+    ):
         check_tokenizer(target, "c" * 64, "--data")
     write_hf_folder(model.state_dict(), run, tmp_path / "hf", None, ["d" * 64])
     assert tokenizers_of(tmp_path / "hf") == ("d" * 64,)

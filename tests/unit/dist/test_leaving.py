@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,8 +61,6 @@ def test_codes_and_words(met: str, started: str, body: str, code: int, words: st
     assert ("why" in done.stderr) == ("why" in body)
 
 
-
-
 def test_without_streams() -> None:
     text = (
         "import os, sys; from nl.run.ending import leave, open_streams; open_streams();"
@@ -88,7 +87,7 @@ def test_without_streams() -> None:
 
 def test_words_that_cannot_be_written() -> None:
     text = "from nl.run.ending import leave; print('words'); leave(0)"
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", text],
             stdout=full,

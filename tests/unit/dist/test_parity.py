@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.dist.test_strategies import free_port
-
 import nl.models.language  # noqa: F401 - registers the blocks
 from nl.config import table
+from tests.unit.dist.test_strategies import free_port
 
 PARITY = Path(__file__).parents[2] / "resume" / "parity.py"
 TOLERANCE = 1e-5
@@ -68,7 +67,7 @@ def every_option() -> list[dict[str, Any]]:
 
 
 def every_form() -> list[tuple[str, dict[str, Any]]]:
-    """Block and options of models in the form of Llama, GPT-NeoX and GPT-2, with and without levels."""
+    """Block and options of models formed as Llama, GPT-NeoX and GPT-2, with and without levels."""
     shared = {"heads": 2, "kv_heads": 1, "qk_norm": False, "bias": True, "rotary": 0.5}
     levels = {"periods": [4, 8], "hidden": 10, "rate": 0.3, "allow_short_periods": True}
     levels |= {"arrangement": "independent", "norm": "layer", "bias": True}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,10 +17,10 @@ import pytest
 import nl
 import nl.dist.checkpoint as checkpoint
 from nl.assembly import build
-from nl.fit import check
 from nl.config import ConfigError
 from nl.core.protocols import Capabilities
 from nl.dist.single import Single
+from nl.fit import check
 from nl.run import checkpoints, newest_valid, read_records
 from nl.run.discover import step_of
 from nl.run.manifest import verify
@@ -148,11 +147,11 @@ def test_copies_do_not_follow_the_model(tiny: ModuleType, tmp_path: Path) -> Non
     strategy = Single.start("cpu")
     build(tiny.tiny_run(), strategy)
     write = strategy.capture()
-    os.makedirs(tmp_path / "before")
+    (tmp_path / "before").mkdir()
     write(tmp_path / "before")
     for parameter in strategy.objective.parameters():
         parameter.data.add_(1.0)
-    os.makedirs(tmp_path / "after")
+    (tmp_path / "after").mkdir()
     write(tmp_path / "after")
     name = "model.safetensors"
     assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
@@ -180,5 +179,7 @@ def test_two_ranks_save_beside_training_and_resume(tiny: ModuleType, tmp_path: P
         verify(folder)
         assert (folder / "state_00001.safetensors").is_file()
     one = trained(tiny, tmp_path / "one", train__steps=12, model__dropout=0.0)
-    losses = [[r["loss"] for r in read_records(p / "metrics.jsonl")] for p in (one, tmp_path / "two")]
+    losses = [
+        [r["loss"] for r in read_records(p / "metrics.jsonl")] for p in (one, tmp_path / "two")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
