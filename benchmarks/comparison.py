@@ -1,8 +1,9 @@
 """What do the blocks learn from text? Equal parameters and tokens, several seeds, paired.
 
-Trains each cell through train.py on the stdlib corpus (finished runs are kept), then writes the
-page, and next to it the figures as SVG and CSV, from the run directories. The inner width of every
-block is chosen so that all have as many parameters as the transformer.
+Trains each cell through train.py on the stdlib corpus, gathers the finished runs into a CSV file
+next to the page (what is in it is not trained again), and from that writes the page, with figures
+as SVG and CSV. The inner width of every block is chosen so that all have as many parameters as the
+transformer.
 
 Example: python benchmarks/comparison.py --seeds 3 --only transformer hope_attention
 """
@@ -15,11 +16,12 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import comparison_positions as positions
 import study
+import study_lines
 from comparison_rows import (
     BLOCKS,
     CHANGES,
@@ -33,11 +35,14 @@ from comparison_rows import (
     change,
     rows,
 )
+from comparison_runs import Key, Line, gathered
 
+from nl.report import figures
 from nl.report.dots import Dot, Dots
-from nl.report.figures import Figure, Line, smooth
+from nl.report.figures import Figure, smooth
 
-KEYS = ("val/loss", "val/prose/loss", "val/code/loss")
+KEYS = {"val/loss": "loss", "val/prose/loss": "prose", "val/code/loss": "code"}
+"""Columns of the tables and where a line has them."""
 NOTES = Path(__file__).with_name("comparison_notes.md")
 FIRST_TOKENS = 100_000
 """Curves begin here: before it all fall steeply and nothing can be told apart."""
@@ -45,27 +50,36 @@ FIRST_TOKENS = 100_000
 
 @dataclass
 class Found:
-    """What the run directories hold of the rows that were asked for."""
+    """What is known of the rows that were asked for."""
 
     root: Path
     seeds: int
     rows: dict[str, Row]
-    standing: dict[str, str] = field(default_factory=dict)
+    lines: dict[Key, Line]
 
-    def results(self, label: str) -> dict[int, study.Result]:
+    def results(self, label: str) -> dict[int, Line]:
         """Finished runs by seed."""
-        names = ((seed, f"{label}-s{seed}") for seed in range(self.seeds))
-        found = ((seed, study.result(self.root, name)) for seed, name in names)
-        return {seed: one for seed, one in found if one is not None}
+        keys = (Key(label, seed) for seed in range(self.seeds))
+        return {key.seed: self.lines[key] for key in keys if key in self.lines}
 
     def values(self, label: str, key: str) -> dict[int, float]:
         """One final number by seed."""
-        return {seed: one.final[key] for seed, one in self.results(label).items()}
+        return {seed: getattr(one, KEYS[key]) for seed, one in self.results(label).items()}
 
     def paired(self, label: str, other: str, key: str = "val/loss") -> list[float]:
         """Differences on the seeds that both have; below zero ``label`` is better."""
         mine, theirs = self.values(label, key), self.values(other, key)
         return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
+
+    def by_position(self, label: str, other: str) -> list[list[float]]:
+        """The same per bucket of positions, where both were measured."""
+        mine, theirs = self.results(label), self.results(other)
+        found = []
+        for seed in sorted(mine.keys() & theirs.keys()):
+            pair = mine[seed].by_position, theirs[seed].by_position
+            if all(pair):
+                found.append([a - b for a, b in zip(*pair, strict=True)])
+        return found
 
     def there(self, labels: Iterable[str]) -> list[str]:
         """Those with at least one finished run."""
@@ -90,9 +104,10 @@ def levels_table(found: Found) -> list[str]:
     for label in found.there(labels):
         results = found.results(label)
         some = next(iter(results.values()))
-        cpu = study.median(one.cpu_seconds for one in results.values())
+        timed = [one.cpu_seconds for one in results.values() if not math.isnan(one.cpu_seconds)]
+        cpu = study.median(timed)
         wall = study.median(one.seconds for one in results.values())
-        commits = study.commits(found.root, [f"{label}-s{seed}" for seed in results])
+        commits = sorted({one.commit for one in results.values()})
         lines.append(
             [
                 label,
@@ -131,8 +146,8 @@ def dots(found: Found, name: str, title: str, pairs: list[tuple[str, str, str]])
 
 def loss_curve(found: Found, label: str, seed: int) -> tuple[list[float], list[float]]:
     """Smoothed training loss over tokens; every token is new, so it is the loss of unseen text."""
-    x, y = study.curve(found.root, f"{label}-s{seed}", "loss", x="tokens")
-    return x, smooth(y)
+    line = found.lines[Key(label, seed)]
+    return list(line.at), smooth(list(line.train))
 
 
 def learning_figures(found: Found) -> list[Figure]:
@@ -147,7 +162,7 @@ def learning_figures(found: Found) -> list[Figure]:
         columns = list(zip(*(y for _, y in runs.values()), strict=True))[start:]
         mean = [statistics.fmean(column) for column in columns]
         low, high = [min(c) for c in columns], [max(c) for c in columns]
-        lines.append(Line(label, x[start:], mean, colour=number, low=low, high=high))
+        lines.append(figures.Line(label, x[start:], mean, colour=number, low=low, high=high))
         base = {seed: loss_curve(found, REFERENCE, seed) for seed in found.results(REFERENCE)}
         common = sorted(runs.keys() & base.keys())
         if label == REFERENCE or not common:
@@ -158,34 +173,35 @@ def learning_figures(found: Found) -> list[Figure]:
         band: dict[str, list[float]] = {}
         if len(common) > 1:
             band = {"low": [m - h for m, h in inside], "high": [m + h for m, h in inside]}
-        gaps.append(Line(label, x[start:], [m for m, _ in inside], colour=number, **band))
-    figures = []
+        middle = [mean for mean, _ in inside]
+        gaps.append(figures.Line(label, x[start:], middle, colour=number, **band))
+    drawn = []
     if lines:
         alt = "Mean over seeds; the band is their range."
         title = "Training loss, nats per token"
-        figures.append(Figure("comparison_loss", title, lines, {}, "tokens", alt, True))
+        drawn.append(Figure("comparison_loss", title, lines, {}, "tokens", alt, True))
     if gaps:
         alt = "Paired by seed and step; bands are 95 % intervals."
         title = "Training loss minus the transformer's, nats per token"
         levels = {"transformer": 0.0}
-        figures.append(Figure("comparison_gap", title, gaps, levels, "tokens", alt, True))
-    return figures
+        drawn.append(Figure("comparison_gap", title, gaps, levels, "tokens", alt, True))
+    return drawn
 
 
 def positions_section(found: Found, page: Path) -> list[str]:
     """Where in a window a block wins."""
     pairs = [(block, REFERENCE) for block in BLOCKS[1:]]
     pairs += [(f"{block}-frozen", REFERENCE) for block in HOPE]
-    body = positions.table(found.root, pairs, found.seeds)
+    body = positions.table({pair: found.by_position(*pair) for pair in pairs})
     if not body:
         return []
     lines = []
     for number, block in enumerate(BLOCKS):
-        gaps = positions.gaps(found.root, block, REFERENCE, found.seeds)
+        gaps = found.by_position(block, REFERENCE)
         if gaps and block != REFERENCE:
             mean = [statistics.fmean(column) for column in zip(*gaps, strict=True)]
             x = [positions.BUCKET * (i + 0.5) for i in range(len(mean))]
-            lines.append(Line(block, x, mean, colour=number))
+            lines.append(figures.Line(block, x, mean, colour=number))
     title = "Validation loss minus the transformer's, by position in the window"
     levels = {"transformer": 0.0}
     figure = Figure("comparison_positions", title, lines, levels, "position", "Mean.", True)
@@ -228,10 +244,9 @@ def rates_section(found: Found) -> list[str]:
     """Learning rates on one seed."""
     body = []
     for block in LR_BLOCKS:
-        base = study.result(found.root, f"{block}-s0")
-        tried = {lr: study.result(found.root, f"{block}-lr{lr}-s0") for lr in LR_TRIED}
-        tried[LR] = base
-        there = {lr: one.final["val/loss"] for lr, one in tried.items() if one is not None}
+        tried = {lr: found.lines.get(Key(f"{block}-lr{lr}", 0)) for lr in LR_TRIED}
+        tried[LR] = found.lines.get(Key(block, 0))
+        there = {lr: one.loss for lr, one in tried.items() if one is not None}
         if len(there) > 1:
             order = sorted(tried, key=float)
             cells = [f"{there[lr]:.4f}" if lr in there else "-" for lr in order]
@@ -303,8 +318,9 @@ def missing_section(found: Found) -> list[str]:
     return ["## Not complete", *lines] if lines else []
 
 
-def page(found: Found, output: Path) -> list[str]:
+def page(found: Found, args: argparse.Namespace) -> list[str]:
     """The lines of the page; figures are written next to it."""
+    output, runs = args.output, args.runs.name
     blocks = found.there(BLOCKS)
     against = [(b, REFERENCE) for b in blocks if b != REFERENCE]
     frozen = [(b, f"{b}-frozen") for b in blocks if b != REFERENCE]
@@ -319,7 +335,8 @@ def page(found: Found, output: Path) -> list[str]:
         "learn while they read, in validation too: from tokens already read, never from those "
         "still to be predicted. `frozen` trains and validates with every memory frozen "
         "(`objective.write=false`). A row with one seed has no interval. CPU seconds include "
-        "validation; wall seconds were taken beside other work on the machine.",
+        "validation; wall seconds were taken beside other work on the machine. Every run: "
+        f"[{runs}]({runs}).",
         *levels_table(found),
     ]
     for drawn in learning_figures(found):
@@ -355,14 +372,20 @@ def main() -> int:
     if wrong:
         parser.error(f"--only: {', '.join(wrong)}; known: {', '.join(known)}")
     chosen = [row for row in known.values() if args.only is None or row.label in args.only]
+    args.runs = args.output.with_name(f"{args.output.stem}_runs.csv")
+    lines = study_lines.read(args.runs, Key, Line)
     if not args.report_only:
-        planned = cells(chosen, args.seeds)
+        there = {key.name for key in lines}
+        planned = [one for one in cells(chosen, args.seeds) if one.name not in there]
         study.run_cells(planned, args.root, jobs=args.jobs, extra=study.fixed(args))
     if args.positions:
         for row, seed in itertools.product(chosen, range(args.seeds)):
             if row.kind in ("block", "frozen"):
                 positions.measure(args.root, f"{row.label}-s{seed}", args.data)
-    study.save_page(args.output, page(Found(args.root, args.seeds, known), args.output))
+    every = [Key(label, seed) for label in known for seed in range(args.seeds)]
+    study_lines.write(args.runs, lines | gathered(args.root, every))
+    lines = study_lines.read(args.runs, Key, Line)
+    study.save_page(args.output, page(Found(args.root, args.seeds, known, lines), args))
     return 0
 
 

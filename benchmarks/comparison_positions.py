@@ -72,21 +72,10 @@ def losses(root: Path, name: str) -> list[float] | None:
     return [sum(column) / len(column) for column in zip(*splits, strict=True)]
 
 
-def gaps(root: Path, label: str, other: str, seeds: int) -> list[list[float]]:
-    """Per seed that both have: loss of ``label`` minus that of ``other``, per bucket."""
-    found = []
-    for seed in range(seeds):
-        mine, theirs = losses(root, f"{label}-s{seed}"), losses(root, f"{other}-s{seed}")
-        if mine is not None and theirs is not None:
-            found.append([a - b for a, b in zip(mine, theirs, strict=True)])
-    return found
-
-
-def table(root: Path, pairs: list[tuple[str, str]], seeds: int) -> list[str]:
-    """Differences in ranges of positions."""
+def table(pairs: dict[tuple[str, str], list[list[float]]]) -> list[str]:
+    """Differences in ranges of positions: per pair and seed one row of buckets."""
     body = []
-    for label, other in pairs:
-        found = gaps(root, label, other, seeds)
+    for (label, other), found in pairs.items():
         if not found:
             continue
         row = [f"{label} - {other}", str(len(found))]

@@ -17,7 +17,8 @@ import sys
 from typing import NamedTuple
 
 import study
-from recall_runs import Key, Line, gathered, read, write
+import study_lines
+from recall_runs import Key, Line, gathered
 
 from nl.config import ConfigError
 from nl.report import figures
@@ -146,12 +147,13 @@ def main() -> int:
     tasks = [Task(pairs, steps) for pairs in args.pairs for steps in args.steps]
     plan = itertools.product(range(args.seeds), tasks, args.labels)
     keys = [Key(label, *task, seed) for seed, task, label in plan]
-    lines = read(args.runs)
+    lines = study_lines.read(args.runs, Key, Line)
     if not args.report_only:
         cells = (cell(key) for key in keys if key not in lines)
         study.run_cells(cells, args.root, jobs=args.jobs, extra=study.fixed(args))
     lines |= gathered(args.root, keys)
-    write(args.runs, lines)
+    study_lines.write(args.runs, lines)
+    lines = study_lines.read(args.runs, Key, Line)
     shown = {key: line for key, line in lines.items() if key in keys}
     study.save_page(args.output, page(args, shown, tasks))
     return 0

@@ -1,12 +1,8 @@
-"""The runs of the recall study as one CSV file, a line each, that outlives their directories.
-
-The study is longer than one machine's turn: what is in the file is not trained again.
-"""
+"""What a run of the recall study leaves: a line of its file (study_lines.py)."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,39 +40,6 @@ class Line:
         """The first validated step at which half of the answers are right."""
         pairs = zip(self.at, self.accuracy, strict=True)
         return next((str(step) for step, value in pairs if value >= 0.5), "-")
-
-
-HEAD = [*Key._fields, *(field.name for field in fields(Line))]
-
-
-def read(path: Path) -> dict[Key, Line]:
-    """The lines of the file; none where there is no file."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        Key(row["label"], int(row["pairs"]), int(row["steps"]), int(row["seed"])): Line(
-            int(row["parameters"]),
-            row["commit"],
-            float(row["cpu_seconds"]),
-            tuple(int(word) for word in row["at"].split()),
-            tuple(float(word) for word in row["accuracy"].split()),
-        )
-        for row in rows
-    }
-
-
-def write(path: Path, lines: dict[Key, Line]) -> None:
-    """All lines, in order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEAD)
-        for key in sorted(lines):
-            parameters, commit, cpu_seconds, at, accuracy = astuple(lines[key])
-            words = " ".join(map(str, at)), " ".join(f"{value:.6f}" for value in accuracy)
-            writer.writerow([*key, parameters, commit, f"{cpu_seconds:.1f}", *words])
 
 
 def gathered(root: Path, keys: list[Key]) -> dict[Key, Line]:

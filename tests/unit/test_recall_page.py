@@ -74,15 +74,16 @@ def test_runs_are_gathered_and_kept_without_their_directories(
 
 
 def test_a_line_survives_writing_and_reading(recall: Any, tmp_path: Path) -> None:
-    from recall_runs import Key, Line, read, write
+    from recall_runs import Key, Line
+    from study_lines import read, write
 
     lines = {
         Key("titan_lmm", 16, 2000, 3): Line(10, "abc", 1.5, (50, 100), (0.25, 0.5)),
         Key("gru", 8, 400, 0): Line(11, "unknown", math.nan, (50,), (0.125,)),
     }
     path = tmp_path / "a" / "runs.csv"
-    assert read(path) == {}
+    assert read(path, Key, Line) == {}
     write(path, lines)
-    found = read(path)
+    found = read(path, Key, Line)
     assert math.isnan(found[Key("gru", 8, 400, 0)].cpu_seconds)
     assert repr(found) == repr({key: lines[key] for key in sorted(lines)})
