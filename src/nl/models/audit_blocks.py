@@ -258,8 +258,10 @@ BLOCKS: tuple[Mechanism, ...] = (
             "model.selfmod.objective",
             "model.selfmod.output_rule",
             "model.selfmod.retention",
+            "model.selfmod.clip",
         ),
         differs="decay toward the initial memory, the delta rule on both layers with the running "
-        "error; model.selfmod.retention=zero with model.selfmod.output_rule=decay is the letter",
+        "error, no large steps of the first; model.selfmod.retention=zero with "
+        "model.selfmod.output_rule=decay and model.selfmod.clip=0 is the letter",
     ),
 )

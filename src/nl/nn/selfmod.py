@@ -68,7 +68,9 @@ class SelfMod(nn.Module):
         )
         self.config = c = config.resolved()
         anchored = c.retention == "anchor"
-        self.rule = WriteRule(c.activation, c.objective, c.output_rule, anchored)
+        self.rule = WriteRule(
+            c.activation, c.objective, c.output_rule, anchored, c.clip or math.inf
+        )
         self.heads = H = dim // c.head_size
         self.makers = 3 if c.adaptive_q else 2
         self.period = c.period

@@ -15,6 +15,7 @@ _LITERAL: dict[str, Any] = {
     "target_norm": False,
     "skip": True,
     "direct_gates": False,
+    "clip": 0.0,
 }
 _DEFAULT = {
     "retention": "anchor",
@@ -23,6 +24,7 @@ _DEFAULT = {
     "target_norm": True,
     "skip": False,
     "direct_gates": True,
+    "clip": 1.0,
 }
 
 
@@ -68,6 +70,9 @@ class SelfModConfig:
     """Initial step size of memory's first layer, in (0, rate); learned from there."""
     rate_other: float = 0.01
     """Initial step size of the other memories, in (0, rate)."""
+    clip: float = 1.0
+    """Largest move of a hidden unit's input that a token asks of a first layer; 0 = no limit. Large
+    second layers would ask for more than the slope of the activation knows of."""
     retain: float = 0.9
     """Initial share of a write that is left after one period, in (0, 1)."""
     compat: Literal["none", "literal"] = "none"
@@ -96,6 +101,7 @@ class SelfModConfig:
                 0 < slow < self.rate,
                 f"{name}: {slow}; must lie between 0 and rate ({self.rate})",
             )
+        require(self.clip >= 0, f"clip: {self.clip}; must be 0 (no limit) or more")
         require(0 < self.retain < 1, f"retain: {self.retain}; must lie between 0 and 1")
         require(
             self.objective == "l2" or self.output_rule != "delta_error",

@@ -36,12 +36,17 @@ class FastWeights(NamedTuple):
 
 
 class WriteRule(NamedTuple):
-    """How memories learn; see ``nl.ops.fast_write``. ``anchored``: only what was added decays."""
+    """How memories learn; see ``nl.ops.fast_write``.
+
+    ``anchored``: only what was added decays. ``clip``: the largest move of a hidden unit's input
+    that a token asks of a first layer.
+    """
 
     activation: Activation = "silu"
     objective: Objective = "l2"
     output: OutputRule = "delta_error"
     anchored: bool = True
+    clip: float = math.inf
 
 
 class Bank(NamedTuple):

@@ -3,7 +3,8 @@
 Several banks are written from the same keys. Letters as in ``nl.ops.fast_mlp``;
 H heads share the initial weights, so N = rows times H. With W = B + D the weights at the chunk
 start (B initial, D added; D = W where nothing is anchored), z = W2 k, a = phi(z), and per token t
-    e = M(k) - target,  delta = (W1^T e) phi'(z)         (e = -target for the dot objective)
+    e = M(k) - target                                    (e = -target for the dot objective)
+    delta = (W1^T e) phi'(z), every entry between -clip and clip
     D2 <- D2 (alpha I - s k k^T) - s delta k^T
     D1 <- alpha D1 - r e a^T                                   (``decay``)
     D1 <- D1 (alpha I - r x x^T) - r |a| e x^T, x = a / |a|    (``delta``)
@@ -181,7 +182,7 @@ def _write_reference(bank: Bank, tokens: tuple[Tensor, ...], rule: WriteRule) ->
         a, slope = activation_and_slope(first @ key, rule.activation)
         skip = key if bank.skip else torch.zeros_like(target)
         error = (skip + weights.output @ a if rule.objective == "l2" else 0) - target
-        delta = (weights.output.mT @ error) * slope
+        delta = ((weights.output.mT @ error) * slope).clamp(-rule.clip, rule.clip)
         hidden = kept * hidden - slow * (hidden @ key + delta) @ key.mT
         if rule.output == "decay":
             output = kept * output - step * error @ a.mT

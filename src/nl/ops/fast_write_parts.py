@@ -7,6 +7,8 @@ once; ``keep`` says whether its own backward pass follows, otherwise tensors are
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -112,6 +114,10 @@ class BankWrite:
                 self._split(self.error).add_(frame.keys.unsqueeze(1))
         self.back = (self.w1.mT @ self.error).view_as(self.slope)
         self.wanted = self.back * self.slope if keep else self.back.mul_(self.slope)
+        if math.isfinite(rule.clip):
+            if keep:
+                self.clipped = self.wanted.abs() > rule.clip
+            self.wanted.clamp_(-rule.clip, rule.clip)
         seen = self.z if self.d2 is self.w2 else self.d2 @ frame.keys
         self.wanted.addcmul_(seen, frame.before)
         if rule.output != "decay":
@@ -190,6 +196,8 @@ class BankWrite:
         frame.by_keys.addcmul_(pulled, frame.before)
         by_d2 = by_hidden * frame.decay.total[:, None, None]
         by_d2.baddbmm_(by_wanted * frame.before, keys.mT)
+        if math.isfinite(rule.clip):
+            by_wanted.masked_fill_(self.clipped, 0.0)
         by_back = (by_wanted * self.slope).view_as(self.a)
         by_error.baddbmm_(self.w1, by_back)
         by_w1 = self.error @ by_back.mT

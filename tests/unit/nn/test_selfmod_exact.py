@@ -27,6 +27,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"target": "self", "skip": True},
     {"target": "self", "target_norm": False, "hidden": 4},
     {"gate_hidden": 3},
+    {"clip": 0.0},
+    {"clip": 0.1, "skip": True},
     {"retention": "zero", "conv": 0},
     {"retention": "row_norm", "conv": 2},
     {"period": 6, "period_other": 3},
@@ -90,15 +92,17 @@ class Memory:
         frozen = tuple(w + 0 for w in self.now)
         hidden, output = (w - b for w, b in zip(self.now, base, strict=True))
         for key, target, rate, log_decay in chunk:
-            made = self(key, frozen)
+            z = frozen[0] @ key
+            made = frozen[1] @ self.phi(z) + (key if self.skip else 0)
             loss = -(made * target).sum()
             if self.c.objective == "l2":
                 loss = 0.5 * made.square().sum() + loss
-            by_hidden, by_output = torch.autograd.grad(loss, frozen, create_graph=True)
+            delta, by_output = torch.autograd.grad(loss, (z, frozen[1]), create_graph=True)
+            if self.c.clip:
+                delta = delta.clamp(-self.c.clip, self.c.clip)
             alpha = log_decay.exp()
-            seen = torch.outer(hidden @ key, key)
-            hidden = alpha * hidden - rate * slow * (seen + by_hidden)
-            a = self.phi(frozen[0] @ key)
+            hidden = alpha * hidden - rate * slow * torch.outer(hidden @ key + delta, key)
+            a = self.phi(z)
             norm = (a.square().sum() + EPS).sqrt()
             x = a / norm
             if self.c.output_rule == "decay":

@@ -19,14 +19,15 @@ N = HEADS * ROWS
 
 RULES = [
     WriteRule("silu", "l2", "delta_error"),
+    WriteRule("silu", "l2", "delta_error", clip=0.3),
     WriteRule("gelu", "l2", "delta_error"),
-    WriteRule("silu", "l2", "delta"),
+    WriteRule("silu", "l2", "delta", clip=0.3),
     WriteRule("gelu", "dot", "delta"),
     WriteRule("silu", "l2", "decay"),
     WriteRule("silu", "dot", "decay"),
     WriteRule("silu", "l2", "delta_error", anchored=False),
     WriteRule("gelu", "l2", "delta", anchored=False),
-    WriteRule("silu", "dot", "decay", anchored=False),
+    WriteRule("silu", "dot", "decay", anchored=False, clip=0.3),
 ]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=["-".join(map(str, r)) for r in RULES])
 KINDS = [((1, K, False),), ((3, K, True),), ((2, 1, False),), ((2, K, True), (2, 1, False))]
@@ -126,6 +127,20 @@ def test_without_rates_only_the_decay_acts() -> None:
     kept = inputs[3].sum(-1).exp()
     assert torch.allclose(hidden, kept[:, None, None] * inputs[6])
     assert torch.allclose(output, kept[:, None, None, None] * inputs[7])
+
+
+def test_clip_bounds_what_a_large_second_layer_asks_of_the_first() -> None:
+    inputs = draw(16, KINDS[0])
+    inputs[6].zero_()
+    inputs[7].mul_(1e4)
+    clip = 0.5
+    free, bounded = (
+        run(fast_mlp_write, inputs, rule, KINDS[0])[0].flatten(1).norm(dim=1)
+        for rule in (RULES[0], RULES[0]._replace(clip=clip))
+    )
+    # |D - s (D k + delta) k^T| <= |D| + s |delta| for unit keys, and |delta| <= clip sqrt(F).
+    assert (bounded <= inputs[2].sum(-1) * clip * F**0.5).all()
+    assert (free > 1e4 * bounded).all()
 
 
 def test_a_full_rate_write_stores_the_residual_target() -> None:
