@@ -15,10 +15,9 @@ import itertools
 import math
 import statistics
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+import comparison_dynamic as dynamic
 import comparison_positions as positions
 import study
 import study_lines
@@ -30,60 +29,19 @@ from comparison_rows import (
     LR_BLOCKS,
     LR_TRIED,
     REFERENCE,
-    Row,
     cells,
     change,
     rows,
 )
-from comparison_runs import Key, Line, gathered
+from comparison_runs import KEYS, Found, Key, Line, gathered
 
 from nl.report import figures
 from nl.report.dots import Dot, Dots
 from nl.report.figures import Figure, smooth
 
-KEYS = {"val/loss": "loss", "val/prose/loss": "prose", "val/code/loss": "code"}
-"""Columns of the tables and where a line has them."""
 NOTES = Path(__file__).with_name("comparison_notes.md")
 FIRST_TOKENS = 100_000
 """Curves begin here: before it all fall steeply and nothing can be told apart."""
-
-
-@dataclass
-class Found:
-    """What is known of the rows that were asked for."""
-
-    root: Path
-    seeds: int
-    rows: dict[str, Row]
-    lines: dict[Key, Line]
-
-    def results(self, label: str) -> dict[int, Line]:
-        """Finished runs by seed."""
-        keys = (Key(label, seed) for seed in range(self.seeds))
-        return {key.seed: self.lines[key] for key in keys if key in self.lines}
-
-    def values(self, label: str, key: str) -> dict[int, float]:
-        """One final number by seed."""
-        return {seed: getattr(one, KEYS[key]) for seed, one in self.results(label).items()}
-
-    def paired(self, label: str, other: str, key: str = "val/loss") -> list[float]:
-        """Differences on the seeds that both have; below zero ``label`` is better."""
-        mine, theirs = self.values(label, key), self.values(other, key)
-        return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-
-    def by_position(self, label: str, other: str) -> list[list[float]]:
-        """The same per bucket of positions, where both were measured."""
-        mine, theirs = self.results(label), self.results(other)
-        found = []
-        for seed in sorted(mine.keys() & theirs.keys()):
-            pair = mine[seed].by_position, theirs[seed].by_position
-            if all(pair):
-                found.append([a - b for a, b in zip(*pair, strict=True)])
-        return found
-
-    def there(self, labels: Iterable[str]) -> list[str]:
-        """Those with at least one finished run."""
-        return [label for label in labels if label in self.rows and self.results(label)]
 
 
 def better(differences: list[float]) -> str:
@@ -212,6 +170,18 @@ def positions_section(found: Found, page: Path) -> list[str]:
     )
     shown = [study.save_figure(page, figure)] if lines else []
     return ["", "## By position", "", text, *body, *shown]
+
+
+def dynamic_section(found: Found) -> list[str]:
+    """All parameters learn while they are read, as the levels of HOPE blocks do anyway."""
+    body = dynamic.table({block: found.dynamic(block) for block in BLOCKS})
+    text = (
+        "HOPE blocks learn while they read, in validation too. Any model can: dynamic evaluation "
+        f"(arXiv 1709.07432), after every {dynamic.EVERY} tokens one SGD step on their loss, all "
+        "parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
+        "of a row was chosen on the windows that it is measured on."
+    )
+    return ["", "## Dynamic evaluation", "", text, *body] if body else []
 
 
 def changes_section(found: Found, page: Path) -> list[str]:
@@ -350,6 +320,7 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
+    lines += dynamic_section(found)
     lines += positions_section(found, output)
     lines += ["", *losses_section(found)]
     lines += ["", *changes_section(found, output)]
@@ -366,11 +337,12 @@ def main() -> int:
     add = study.flags(parser, "runs/comparison", "reports/comparison.md")
     add("--seeds", type=int, default=3, choices=range(1, 10), help="runs per row")
     add("--positions", action="store_true", help="measure finished blocks by position too")
+    add("--dynamic", nargs="*", metavar="LABEL", help="let all of these finished blocks learn")
     add("--only", nargs="*", metavar="LABEL", help=f"rows to train: {', '.join(known)}")
     args = parser.parse_args()
-    wrong = sorted(set(args.only or ()) - known.keys())
-    if wrong:
-        parser.error(f"--only: {', '.join(wrong)}; known: {', '.join(known)}")
+    for flag, named, choices in (("only", args.only, known), ("dynamic", args.dynamic, BLOCKS)):
+        if wrong := sorted({*(named or ())} - {*choices}):
+            parser.error(f"--{flag}: {', '.join(wrong)}; known: {', '.join(choices)}")
     chosen = [row for row in known.values() if args.only is None or row.label in args.only]
     args.runs = args.output.with_name(f"{args.output.stem}_runs.csv")
     lines = study_lines.read(args.runs, Key, Line)
@@ -382,6 +354,8 @@ def main() -> int:
         for row, seed in itertools.product(chosen, range(args.seeds)):
             if row.kind in ("block", "frozen"):
                 positions.measure(args.root, f"{row.label}-s{seed}", args.data)
+    for label, seed in itertools.product(args.dynamic or (), range(args.seeds)):
+        dynamic.measure(args.root, f"{label}-s{seed}", args.data)
     every = [Key(label, seed) for label in known for seed in range(args.seeds)]
     study_lines.write(args.runs, lines | gathered(args.root, every))
     lines = study_lines.read(args.runs, Key, Line)

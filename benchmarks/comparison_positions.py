@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,11 @@ def file(root: Path, name: str) -> Path:
     return root / f"{name}.positions.json"
 
 
-def measure(root: Path, name: str, data: Path | None) -> None:
-    """Read the validation windows of a finished run again, loss by position; kept if there."""
-    if file(root, name).is_file() or study.result(root, name) is None:
-        return
+def opened(root: Path, name: str, data: Path | None) -> tuple[Any, Any] | None:
+    """Configuration and model of a finished run; None, and a line, where it no longer loads."""
     import torch
 
-    from nl.assembly import load_run, register, validation_splits
+    from nl.assembly import load_run, register
     from nl.config import ConfigError
 
     torch.set_num_threads(1)
@@ -38,24 +38,44 @@ def measure(root: Path, name: str, data: Path | None) -> None:
     try:
         loaded, model = load_run(root / name)
     except ConfigError as error:  # made by an older checkout with other names
-        print(f"{name}: not measured by position; {str(error).splitlines()[0]}", flush=True)
-        return
+        print(f"{name}: not measured; {str(error).splitlines()[0]}", flush=True)
+        return None
     run: Any = loaded
-    stream = run.stream
     if data is not None:
-        from dataclasses import replace
+        run = replace(run, stream=replace(run.stream, path=str(data.resolve())))
+    return run, model
 
-        stream = replace(stream, path=str(data.resolve()))
+
+def splits(run: Any) -> list[str]:
+    """The splits that a run was validated on."""
+    from nl.assembly import validation_splits
+
+    return list(validation_splits(run))
+
+
+def batches(run: Any, split: str) -> Iterator[Any]:
+    """The batches that a run was validated on."""
+    stream = run.stream.build(split, seed=run.seed, rank=0, world=1)
+    for batch in itertools.islice(stream, run.train.validate_batches):
+        yield batch.to("cpu")
+
+
+def measure(root: Path, name: str, data: Path | None) -> None:
+    """Read the validation windows of a finished run again, loss by position; kept if there."""
+    if file(root, name).is_file() or study.result(root, name) is None:
+        return
+    import torch
+
+    if (both := opened(root, name, data)) is None:
+        return
+    run, model = both
     found: dict[str, list[float]] = {}
-    reader: Any = model
-    for split in validation_splits(run):
-        batches = stream.build(split, seed=run.seed, rank=0, world=1)
+    for split in splits(run):
         sums: list[Any] = []
         with torch.no_grad():
-            for batch in itertools.islice(batches, run.train.validate_batches):
-                wide = batch.to("cpu")
-                nll, _ = reader.nll(
-                    wide.inputs, wide.targets, write=run.objective.write, keep=False
+            for batch in batches(run, split):
+                nll, _ = model.nll(
+                    batch.inputs, batch.targets, write=run.objective.write, keep=False
                 )
                 sums.append(nll.double().mean(0))
         mean = torch.stack(sums).mean(0)

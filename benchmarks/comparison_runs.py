@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import comparison_dynamic as dynamic
 import comparison_positions as positions
 import study
+from comparison_rows import Row
 
 
 class Key(NamedTuple):
@@ -22,6 +24,10 @@ class Key(NamedTuple):
     def name(self) -> str:
         """Its directory."""
         return f"{self.label}-s{self.seed}"
+
+
+KEYS = {"val/loss": "loss", "val/prose/loss": "prose", "val/code/loss": "code"}
+"""Columns of the tables and where a line has them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Line:
     """Training loss there."""
     by_position: tuple[float, ...]
     """Validation loss per bucket of positions in the window; empty where it was not measured."""
+    dynamic: tuple[float, ...]
+    """Validation loss with SGD steps while reading, per rate; empty where it was not measured."""
 
 
 def gathered(root: Path, keys: Iterable[Key]) -> dict[Key, Line]:
@@ -63,5 +71,48 @@ def gathered(root: Path, keys: Iterable[Key]) -> dict[Key, Line]:
             tuple(at),
             tuple(train),
             tuple(positions.losses(root, key.name) or ()),
+            tuple(dynamic.losses(root, key.name)),
         )
     return found
+
+
+@dataclass
+class Found:
+    """What is known of the rows that were asked for."""
+
+    root: Path
+    seeds: int
+    rows: dict[str, Row]
+    lines: dict[Key, Line]
+
+    def results(self, label: str) -> dict[int, Line]:
+        """Finished runs by seed."""
+        keys = (Key(label, seed) for seed in range(self.seeds))
+        return {key.seed: self.lines[key] for key in keys if key in self.lines}
+
+    def values(self, label: str, key: str) -> dict[int, float]:
+        """One final number by seed."""
+        return {seed: getattr(one, KEYS[key]) for seed, one in self.results(label).items()}
+
+    def paired(self, label: str, other: str, key: str = "val/loss") -> list[float]:
+        """Differences on the seeds that both have; below zero ``label`` is better."""
+        mine, theirs = self.values(label, key), self.values(other, key)
+        return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
+
+    def by_position(self, label: str, other: str) -> list[list[float]]:
+        """The same per bucket of positions, where both were measured."""
+        mine, theirs = self.results(label), self.results(other)
+        found = []
+        for seed in sorted(mine.keys() & theirs.keys()):
+            pair = mine[seed].by_position, theirs[seed].by_position
+            if all(pair):
+                found.append([a - b for a, b in zip(*pair, strict=True)])
+        return found
+
+    def dynamic(self, label: str) -> list[tuple[float, ...]]:
+        """Losses per step size of those that learned while they were read."""
+        return [one.dynamic for one in self.results(label).values() if one.dynamic]
+
+    def there(self, labels: Iterable[str]) -> list[str]:
+        """Those with at least one finished run."""
+        return [label for label in labels if label in self.rows and self.results(label)]

@@ -14,8 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import nl.assembly  # noqa: F401 - registers the parts
+from nl.config import structure
+from nl.config.groups import ModelConfig
 from nl.report.dots import Dot, Dots, dots_csv, draw_dots
 from nl.report.figures import INK, SERIES, Figure, Line, draw, figure_csv
 from nl.run import RunDir
@@ -206,6 +209,7 @@ def test_page_of_a_partial_comparison(
             levels = [4.0 + lift * (position < 2) + seed for position in range(16)]
             found = {"val/prose": levels, "val/code": levels}
             (tmp_path / f"{label}-s{seed}.positions.json").write_text(json.dumps(found))
+    (tmp_path / "transformer-s1.dynamic.json").write_text("[4.0, 3.9, 3.8, 3.7, 4.5]")
     page = tmp_path / "page" / "comparison.md"
     typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
     monkeypatch.setattr(sys, "argv", typed)
@@ -233,6 +237,31 @@ def test_page_of_a_partial_comparison(
         "comparison_reference.svg",
     ]
     assert str(tmp_path) not in text
+    assert "| transformer | 1 | 4.0000 | 3.9000 | 3.8000 | 3.7000 | 4.5000 |" in text
+
+    # The file of runs holds all of it: directories are not needed again.
+    monkeypatch.setattr(sys, "argv", [*typed[:2], str(tmp_path / "gone"), *typed[3:]])
+    study.result.cache_clear()
+    assert comparison.main() == 0
+    assert page.read_text() == text
+
+
+def test_learning_while_read(study: ModuleType) -> None:
+    load("comparison_positions")
+    dynamic = load("comparison_dynamic")
+    torch.manual_seed(0)
+    config = {"kind": "language", "vocab_size": 13, "dim": 8, "layers": 1, "block": "transformer"}
+    model = structure(ModelConfig, config | {"attention": {"heads": 1}}).build().double()
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    ids = torch.arange(97).remainder(7)[None]
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    nll = model.nll(inputs, targets)[0].detach()
+    # What was learned from one window is gone in the next, and no token is learned from before.
+    read = [(inputs, 0), (inputs, 0.3), (inputs[:, : dynamic.EVERY], 0.3), (inputs, 0)]
+    losses = [dynamic.loss_of(model, start, x, targets[:, : x.shape[1]], r) for x, r in read]
+    assert losses[0] == losses[3] == pytest.approx(float(nll.mean()))
+    assert losses[1] < losses[0] - 0.05
+    assert losses[2] == pytest.approx(float(nll[:, : dynamic.EVERY].mean()))
 
 
 def test_page_of_stability_says_what_was_not_finite(
