@@ -8,6 +8,7 @@ int, float, str and tuples of numbers.
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -30,12 +31,28 @@ def written(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def columns(key: type, line: type) -> list[str]:
+    """The first line of the file."""
+    return [*get_type_hints(key), *get_type_hints(line)]
+
+
 def read(path: Path, key: type[K], line: type[L]) -> dict[K, L]:
-    """The lines of the file; none where there is no file."""
+    """The lines of the file; none where there is no file.
+
+    Exits with code 2 where the file has other columns: it is of another version of the study.
+    """
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows, found = list(reader), list(reader.fieldnames or ())
+    if found != (wanted := columns(key, line)):
+        print(
+            f"{path}: columns {', '.join(found)}; this study writes {', '.join(wanted)}. Remove "
+            "the file to begin anew, or name another with --output.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
     def made(kind: Any, row: dict[str, str]) -> Any:
         types = get_type_hints(kind)
@@ -52,7 +69,7 @@ def write(path: Path, lines: dict[K, L]) -> None:
     some = next(iter(lines.items()))
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([name for one in some for name in get_type_hints(type(one))])
+        writer.writerow(columns(*map(type, some)))
         for one in sorted(lines):  # type: ignore[type-var]
             values: Any = (*one, *astuple(lines[one]))  # type: ignore[misc, call-overload]
             writer.writerow([written(value) for value in values])

@@ -87,3 +87,18 @@ def test_a_line_survives_writing_and_reading(recall: Any, tmp_path: Path) -> Non
     found = read(path, Key, Line)
     assert math.isnan(found[Key("gru", 8, 400, 0)].cpu_seconds)
     assert repr(found) == repr({key: lines[key] for key in sorted(lines)})
+
+
+def test_a_file_of_another_version_is_refused(
+    recall: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recall_runs import Key, Line
+    from study_lines import read
+
+    path = tmp_path / "runs.csv"
+    path.write_text("label,pairs,steps,seed,parameters\n")
+    with pytest.raises(SystemExit, match="2"):
+        read(path, Key, Line)
+    said = capsys.readouterr().err
+    assert "runs.csv: columns label, pairs, steps, seed, parameters; this study writes" in said
+    assert "cpu_seconds, at, accuracy. Remove the file" in said
