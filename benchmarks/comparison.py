@@ -172,16 +172,24 @@ def positions_section(found: Found, page: Path) -> list[str]:
     return ["", "## By position", "", text, *body, *shown]
 
 
-def dynamic_section(found: Found) -> list[str]:
+def dynamic_section(found: Found, page: Path) -> list[str]:
     """All parameters learn while they are read, as the levels of HOPE blocks do anyway."""
     body = dynamic.table({block: found.dynamic(block) for block in BLOCKS})
+    lines = []
+    for number, block in enumerate(BLOCKS):
+        if seeds := found.dynamic(block):
+            mean = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
+            lines.append(figures.Line(block, list(dynamic.RATES), mean, colour=number))
+    title = "Validation loss by step size of dynamic evaluation, nats per token"
+    figure = Figure("comparison_dynamic", title, lines, {}, "step size", "Mean.", True)
     text = (
         "HOPE blocks learn while they read, in validation too. Any model can: dynamic evaluation "
         f"(arXiv 1709.07432), after every {dynamic.EVERY} tokens one SGD step on their loss, all "
         "parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
         "of a row was chosen on the windows that it is measured on."
     )
-    return ["", "## Dynamic evaluation", "", text, *body] if body else []
+    shown = [study.save_figure(page, figure)] if lines else []
+    return ["", "## Dynamic evaluation", "", text, *body, *shown] if body else []
 
 
 def changes_section(found: Found, page: Path) -> list[str]:
@@ -320,7 +328,7 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
-    lines += dynamic_section(found)
+    lines += dynamic_section(found, output)
     lines += positions_section(found, output)
     lines += ["", *losses_section(found)]
     lines += ["", *changes_section(found, output)]

@@ -229,6 +229,7 @@ def test_page_of_a_partial_comparison(
     assert early in text
     drawn = sorted(path.name for path in page.parent.glob("*.svg"))
     assert drawn == [
+        "comparison_dynamic.svg",
         "comparison_frozen.svg",
         "comparison_gap.svg",
         "comparison_hope_attention.svg",
