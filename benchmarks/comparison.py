@@ -189,7 +189,24 @@ def dynamic_section(found: Found, page: Path) -> list[str]:
         "of a row was chosen on the windows that it is measured on."
     )
     shown = [study.save_figure(page, figure)] if lines else []
+    body += dynamic_gaps(found)
     return ["", "## Dynamic evaluation", "", text, *body, *shown] if body else []
+
+
+def dynamic_gaps(found: Found) -> list[str]:
+    """Blocks as they are minus the transformer at its best step size."""
+    base = {seed: one.dynamic for seed, one in found.results(REFERENCE).items() if one.dynamic}
+    if not base:
+        return []
+    means = [statistics.fmean(column) for column in zip(*base.values(), strict=True)]
+    best = means.index(min(means))
+    body = []
+    for block in BLOCKS[1:]:
+        mine = found.values(block, "val/loss")
+        if gaps := [mine[seed] - base[seed][best] for seed in sorted(mine.keys() & base.keys())]:
+            body.append([block, study.interval(gaps), better(gaps)])
+    head = ["written", f"minus {REFERENCE} at rate {dynamic.RATES[best]:g}", "seeds below zero"]
+    return study.table(head, body)
 
 
 def changes_section(found: Found, page: Path) -> list[str]:

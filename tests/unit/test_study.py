@@ -239,6 +239,8 @@ def test_page_of_a_partial_comparison(
     ]
     assert str(tmp_path) not in text
     assert "| transformer | 1 | 4.0000 | 3.9000 | 3.8000 | 3.7000 | 4.5000 |" in text
+    # 4.1 + 0.1 of the block at seed 1, 3.7 of the transformer's best.
+    assert "| hope_attention | 0.5000 | 0 of 1, one seed |" in text
 
     # The file of runs holds all of it: directories are not needed again.
     monkeypatch.setattr(sys, "argv", [*typed[:2], str(tmp_path / "gone"), *typed[3:]])
