@@ -184,8 +184,8 @@ def dynamic_section(found: Found, page: Path) -> list[str]:
     figure = Figure("comparison_dynamic", title, lines, {}, "step size", "Mean.", True)
     text = (
         "HOPE blocks learn while they read, in validation too. Any model can: dynamic evaluation "
-        f"(arXiv 1709.07432), after every {dynamic.EVERY} tokens one SGD step on their loss, all "
-        "parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
+        f"(`--dynamic`; arXiv 1709.07432), after every {dynamic.EVERY} tokens one SGD step on their "
+        "loss, all parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
         "of a row was chosen on the windows that it is measured on."
     )
     shown = [study.save_figure(page, figure)] if lines else []
@@ -362,7 +362,7 @@ def main() -> int:
     add = study.flags(parser, "runs/comparison", "reports/comparison.md")
     add("--seeds", type=int, default=3, choices=range(1, 10), help="runs per row")
     add("--positions", action="store_true", help="measure finished blocks by position too")
-    add("--dynamic", nargs="*", metavar="LABEL", help="let all of these finished blocks learn")
+    add("--dynamic", nargs="+", metavar="LABEL", help="let all of these finished blocks learn")
     add("--only", nargs="*", metavar="LABEL", help=f"rows to train: {', '.join(known)}")
     args = parser.parse_args()
     for flag, named, choices in (("only", args.only, known), ("dynamic", args.dynamic, BLOCKS)):

@@ -30,7 +30,7 @@ def file(root: Path, name: str) -> Path:
 
 def measure(root: Path, name: str, data: Path | None) -> None:
     """Read the validation windows of a finished run again, once per rate; kept if there."""
-    if file(root, name).is_file() or study.result(root, name) is None:
+    if file(root, name).is_file():
         return
     opened = positions.opened(root, name, data)
     if opened is None:

@@ -27,7 +27,10 @@ def file(root: Path, name: str) -> Path:
 
 
 def opened(root: Path, name: str, data: Path | None) -> tuple[Any, Any] | None:
-    """Configuration and model of a finished run; None, and a line, where it no longer loads."""
+    """Configuration and model of a finished run; None, and a line, where that is not to be had."""
+    if study.result(root, name) is None:
+        print(f"{name}: not measured; no finished run in {root / name}", flush=True)
+        return None
     import torch
 
     from nl.assembly import load_run, register
@@ -62,7 +65,7 @@ def batches(run: Any, split: str) -> Iterator[Any]:
 
 def measure(root: Path, name: str, data: Path | None) -> None:
     """Read the validation windows of a finished run again, loss by position; kept if there."""
-    if file(root, name).is_file() or study.result(root, name) is None:
+    if file(root, name).is_file():
         return
     import torch
 

@@ -249,7 +249,9 @@ def test_page_of_a_partial_comparison(
     assert page.read_text() == text
 
 
-def test_learning_while_read(study: ModuleType) -> None:
+def test_learning_while_read(
+    study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     load("comparison_positions")
     dynamic = load("comparison_dynamic")
     torch.manual_seed(0)
@@ -265,6 +267,8 @@ def test_learning_while_read(study: ModuleType) -> None:
     assert losses[0] == losses[3] == pytest.approx(float(nll.mean()))
     assert losses[1] < losses[0] - 0.05
     assert losses[2] == pytest.approx(float(nll[:, : dynamic.EVERY].mean()))
+    dynamic.measure(tmp_path, "gone-s0", None)
+    assert capsys.readouterr().out.startswith("gone-s0: not measured; no finished run in ")
 
 
 def test_page_of_stability_says_what_was_not_finite(

@@ -287,6 +287,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rate": 1.0}, "rate"),
     ({"rate_other": 0.5}, "rate_other"),
     ({"rate_hidden": 0.0}, "rate_hidden"),
+    ({"clip": -1.0}, "clip"),
+    ({"clip": 0.5, "compat": "literal"}, "clip"),
     ({"retain": 0.0}, "retain"),
     ({"objective": "dot"}, "output_rule"),
     ({"compat": "literal", "retention": "row_norm"}, "retention"),
