@@ -184,8 +184,9 @@ def dynamic_section(found: Found, page: Path) -> list[str]:
     figure = Figure("comparison_dynamic", title, lines, {}, "step size", "Mean.", True)
     text = (
         "HOPE blocks learn while they read, in validation too. Any model can: dynamic evaluation "
-        f"(`--dynamic`; arXiv 1709.07432), after every {dynamic.EVERY} tokens one SGD step on their "
-        "loss, all parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
+        "(`--dynamic`; arXiv 1709.07432), after every "
+        f"{dynamic.EVERY} tokens one SGD step on their loss, all "
+        "parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
         "of a row was chosen on the windows that it is measured on."
     )
     shown = [study.save_figure(page, figure)] if lines else []
