@@ -34,6 +34,7 @@ from comparison_rows import (
     rows,
 )
 from comparison_runs import KEYS, Found, Key, Line, gathered
+from comparison_sections import better, dynamic_section, longer_section, positions_section
 
 from nl.report import figures
 from nl.report.dots import Dot, Dots
@@ -42,17 +43,6 @@ from nl.report.figures import Figure, smooth
 NOTES = Path(__file__).with_name("comparison_notes.md")
 FIRST_TOKENS = 100_000
 """Curves begin here: before it all fall steeply and nothing can be told apart."""
-
-
-def better(differences: list[float]) -> str:
-    """How many seeds are below zero, and whether the interval is."""
-    mean, half = study.student(differences)
-    wins = f"{sum(d < 0 for d in differences)} of {len(differences)}"
-    if math.isnan(half):
-        return f"{wins}, one seed"
-    if abs(mean) <= half:
-        return f"{wins}, not decided"
-    return f"{wins}, {'better' if mean < 0 else 'worse'}"
 
 
 def levels_table(found: Found) -> list[str]:
@@ -144,70 +134,6 @@ def learning_figures(found: Found) -> list[Figure]:
         levels = {"transformer": 0.0}
         drawn.append(Figure("comparison_gap", title, gaps, levels, "tokens", alt, True))
     return drawn
-
-
-def positions_section(found: Found, page: Path) -> list[str]:
-    """Where in a window a block wins."""
-    pairs = [(block, REFERENCE) for block in BLOCKS[1:]]
-    pairs += [(f"{block}-frozen", REFERENCE) for block in HOPE]
-    body = positions.table({pair: found.by_position(*pair) for pair in pairs})
-    if not body:
-        return []
-    lines = []
-    for number, block in enumerate(BLOCKS):
-        gaps = found.by_position(block, REFERENCE)
-        if gaps and block != REFERENCE:
-            mean = [statistics.fmean(column) for column in zip(*gaps, strict=True)]
-            x = [positions.BUCKET * (i + 0.5) for i in range(len(mean))]
-            lines.append(figures.Line(block, x, mean, colour=number))
-    title = "Validation loss minus the transformer's, by position in the window"
-    levels = {"transformer": 0.0}
-    figure = Figure("comparison_positions", title, lines, levels, "position", "Mean.", True)
-    text = (
-        "Validation loss minus the transformer's, by position in windows of 256 tokens. Every "
-        "memory is written for the first time after token 31: before it a block has no context "
-        "but what its attention or convolution sees."
-    )
-    shown = [study.save_figure(page, figure)] if lines else []
-    return ["", "## By position", "", text, *body, *shown]
-
-
-def dynamic_section(found: Found, page: Path) -> list[str]:
-    """All parameters learn while they are read, as the levels of HOPE blocks do anyway."""
-    body = dynamic.table({block: found.dynamic(block) for block in BLOCKS})
-    lines = []
-    for number, block in enumerate(BLOCKS):
-        if seeds := found.dynamic(block):
-            mean = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
-            lines.append(figures.Line(block, list(dynamic.RATES), mean, colour=number))
-    title = "Validation loss by step size of dynamic evaluation, nats per token"
-    figure = Figure("comparison_dynamic", title, lines, {}, "step size", "Mean.", True)
-    text = (
-        "HOPE blocks learn while they read, in validation too. Any model can: dynamic evaluation "
-        "(`--dynamic`; arXiv 1709.07432), after every "
-        f"{dynamic.EVERY} tokens one SGD step on their loss, all "
-        "parameters, fresh for every window. Validation loss by step size; 0 is as above. The best "
-        "of a row was chosen on the windows that it is measured on."
-    )
-    shown = [study.save_figure(page, figure)] if lines else []
-    body += dynamic_gaps(found)
-    return ["", "## Dynamic evaluation", "", text, *body, *shown] if body else []
-
-
-def dynamic_gaps(found: Found) -> list[str]:
-    """Blocks as they are minus the transformer at its best step size."""
-    base = {seed: one.dynamic for seed, one in found.results(REFERENCE).items() if one.dynamic}
-    if not base:
-        return []
-    means = [statistics.fmean(column) for column in zip(*base.values(), strict=True)]
-    best = means.index(min(means))
-    body = []
-    for block in BLOCKS[1:]:
-        mine = found.values(block, "val/loss")
-        if gaps := [mine[seed] - base[seed][best] for seed in sorted(mine.keys() & base.keys())]:
-            body.append([block, study.interval(gaps), better(gaps)])
-    head = ["written", f"minus {REFERENCE} at rate {dynamic.RATES[best]:g}", "seeds below zero"]
-    return study.table(head, body)
 
 
 def changes_section(found: Found, page: Path) -> list[str]:
@@ -346,6 +272,7 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
+    lines += longer_section(found)
     lines += dynamic_section(found, output)
     lines += positions_section(found, output)
     lines += ["", *losses_section(found)]
@@ -364,6 +291,7 @@ def main() -> int:
     add("--seeds", type=int, default=3, choices=range(1, 10), help="runs per row")
     add("--positions", action="store_true", help="measure finished blocks by position too")
     add("--dynamic", nargs="+", metavar="LABEL", help="let all of these finished blocks learn")
+    add("--ways", nargs="+", choices=dynamic.WAYS, default=list(dynamic.WAYS), help="how")
     add("--only", nargs="*", metavar="LABEL", help=f"rows to train: {', '.join(known)}")
     args = parser.parse_args()
     for flag, named, choices in (("only", args.only, known), ("dynamic", args.dynamic, BLOCKS)):
@@ -380,8 +308,8 @@ def main() -> int:
         for row, seed in itertools.product(chosen, range(args.seeds)):
             if row.kind in ("block", "frozen"):
                 positions.measure(args.root, f"{row.label}-s{seed}", args.data)
-    for label, seed in itertools.product(args.dynamic or (), range(args.seeds)):
-        dynamic.measure(args.root, f"{label}-s{seed}", args.data)
+    for way, label, seed in itertools.product(args.ways, args.dynamic or (), range(args.seeds)):
+        dynamic.measure(args.root, f"{label}-s{seed}", args.data, way)
     every = [Key(label, seed) for label in known for seed in range(args.seeds)]
     study_lines.write(args.runs, lines | gathered(args.root, every))
     lines = study_lines.read(args.runs, Key, Line)

@@ -25,6 +25,9 @@ LR = "3e-3"
 """Learning rate of all rows: ``optim.lr`` of the configuration."""
 LR_TRIED = ("1e-3", "2e-3", "6e-3")
 LR_BLOCKS = ("transformer", "gated_delta", "titan_lmm", "hope_attention", "hope_selfmod")
+LONGER = 480
+"""Steps of the longer rows: nearly all of the corpus' prose, none of it twice."""
+LONGER_BLOCKS = ("transformer", "hope_attention")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Row:
         block: what is trained.
         changes: overrides beside the block.
         parent: the row it is compared with; empty for a block itself.
-        kind: block, frozen, change or lr.
+        kind: block, frozen, change, longer or lr.
     """
 
     label: str
@@ -96,6 +99,9 @@ def rows() -> dict[str, Row]:
     for block, changes in CHANGES.items():
         for name, told in changes.items():
             found.append(Row(f"{block}-{name}", block, told, block, "change"))
+    for block in LONGER_BLOCKS:
+        steps = (f"train.steps={LONGER}",)
+        found.append(Row(f"{block}-longer", block, steps, block, "longer"))
     for lr in LR_TRIED:
         for block in LR_BLOCKS:
             found.append(Row(f"{block}-lr{lr}", block, (f"optim.lr={lr}",), block, "lr"))
@@ -124,12 +130,12 @@ def run(row: Row, seed: int) -> Cell:
 
 
 def cells(chosen: list[Row], seeds: int) -> list[Cell]:
-    """Blocks, frozen twins, changes, rates; within each all rows of one seed before the next.
+    """Blocks, frozen twins, changes, longer runs, rates.
 
-    Learning rates are tried on one seed.
+    Within each all rows of one seed before the next. Learning rates are tried on one seed.
     """
     found = []
-    for kind in ("block", "frozen", "change", "lr"):
+    for kind in ("block", "frozen", "change", "longer", "lr"):
         for seed in range(1 if kind == "lr" else seeds):
             found += [run(row, seed) for row in chosen if row.kind == kind]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,11 @@ class Line:
     by_position: tuple[float, ...]
     """Validation loss per bucket of positions in the window; empty where it was not measured."""
     dynamic: tuple[float, ...]
-    """Validation loss with SGD steps while reading, per rate; empty where it was not measured."""
+    """Validation loss with steps while reading, per rate; empty where it was not measured."""
+    dynamic_scaled: tuple[float, ...]
+    dynamic_head: tuple[float, ...]
+    dynamic_body: tuple[float, ...]
+    """The same with other ways of learning (comparison_dynamic.py)."""
 
 
 def gathered(root: Path, keys: Iterable[Key]) -> dict[Key, Line]:
@@ -71,7 +76,7 @@ def gathered(root: Path, keys: Iterable[Key]) -> dict[Key, Line]:
             tuple(at),
             tuple(train),
             tuple(positions.losses(root, key.name) or ()),
-            tuple(dynamic.losses(root, key.name)),
+            *(tuple(dynamic.losses(root, key.name, way)) for way in dynamic.WAYS),
         )
     return found
 
@@ -109,9 +114,18 @@ class Found:
                 found.append([a - b for a, b in zip(*pair, strict=True)])
         return found
 
-    def dynamic(self, label: str) -> list[tuple[float, ...]]:
-        """Losses per step size of those that learned while they were read."""
-        return [one.dynamic for one in self.results(label).values() if one.dynamic]
+    def dynamic(self, label: str, way: str) -> dict[int, tuple[float, ...]]:
+        """Losses per step size, by seed, of those that learned while they were read."""
+        found = {seed: getattr(one, way) for seed, one in self.results(label).items()}
+        return {seed: losses for seed, losses in found.items() if losses}
+
+    def best(self, label: str, way: str) -> tuple[float, dict[int, float]] | None:
+        """The step size with the lowest mean, and the losses with it by seed."""
+        if not (found := self.dynamic(label, way)):
+            return None
+        means = [statistics.fmean(column) for column in zip(*found.values(), strict=True)]
+        number = means.index(min(means))
+        return dynamic.WAYS[way].rates[number], {s: one[number] for s, one in found.items()}
 
     def there(self, labels: Iterable[str]) -> list[str]:
         """Those with at least one finished run."""

@@ -200,6 +200,7 @@ def test_page_of_a_partial_comparison(
     comparison = load("comparison")
     losses = {"transformer": 4.0, "hope_attention": 4.1, "hope_attention-frozen": 4.2}
     losses |= {"hope_attention-rate-3": 4.05, "transformer-lr6e-3": 3.9}
+    losses |= {"transformer-longer": 3.75}
     for label, loss in losses.items():
         for seed in range(2 if label in ("transformer", "hope_attention") else 1):
             wobble = 0.001 * seed * (label == "transformer")
@@ -210,6 +211,8 @@ def test_page_of_a_partial_comparison(
             found = {"val/prose": levels, "val/code": levels}
             (tmp_path / f"{label}-s{seed}.positions.json").write_text(json.dumps(found))
     (tmp_path / "transformer-s1.dynamic.json").write_text("[4.0, 3.9, 3.8, 3.7, 4.5]")
+    (tmp_path / "transformer-s1.dynamic_head.json").write_text("[4.0, 3.9, 3.8, 3.6, 4.5]")
+    (tmp_path / "hope_attention-s1.dynamic_head.json").write_text("[3.5, 3.4, 3.8, 3.7, 4.5]")
     page = tmp_path / "page" / "comparison.md"
     typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
     monkeypatch.setattr(sys, "argv", typed)
@@ -240,7 +243,11 @@ def test_page_of_a_partial_comparison(
     assert str(tmp_path) not in text
     assert "| transformer | 1 | 4.0000 | 3.9000 | 3.8000 | 3.7000 | 4.5000 |" in text
     # 4.1 + 0.1 of the block at seed 1, 3.7 of the transformer's best.
-    assert "| hope_attention | 0.5000 | 0 of 1, one seed |" in text
+    told = "| hope_attention | SGD, all parameters | 0.1 | 0.5000 (0 of 1, one seed) | - |"
+    assert told in text
+    so_too = "0.6000 (0 of 1, one seed) | -0.2000 (1 of 1, one seed) |"
+    assert f"| hope_attention | scaled steps, head alone | 0.001 | {so_too}" in text
+    assert "| hope_attention - transformer-longer | 0.3500 | 0 of 1, one seed |" in text
 
     # The file of runs holds all of it: directories are not needed again.
     monkeypatch.setattr(sys, "argv", [*typed[:2], str(tmp_path / "gone"), *typed[3:]])
@@ -256,18 +263,29 @@ def test_learning_while_read(
     dynamic = load("comparison_dynamic")
     torch.manual_seed(0)
     config = {"kind": "language", "vocab_size": 13, "dim": 8, "layers": 1, "block": "transformer"}
+    config |= {"tie_embeddings": True}
     model = structure(ModelConfig, config | {"attention": {"heads": 1}}).build().double()
-    start = [parameter.detach().clone() for parameter in model.parameters()]
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
     ids = torch.arange(97).remainder(7)[None]
     inputs, targets = ids[:, :-1], ids[:, 1:]
     nll = model.nll(inputs, targets)[0].detach()
     # What was learned from one window is gone in the next, and no token is learned from before.
     read = [(inputs, 0), (inputs, 0.3), (inputs[:, : dynamic.EVERY], 0.3), (inputs, 0)]
-    losses = [dynamic.loss_of(model, start, x, targets[:, : x.shape[1]], r) for x, r in read]
-    assert losses[0] == losses[3] == pytest.approx(float(nll.mean()))
-    assert losses[1] < losses[0] - 0.05
-    assert losses[2] == pytest.approx(float(nll[:, : dynamic.EVERY].mean()))
-    dynamic.measure(tmp_path, "gone-s0", None)
+    for which, count in (("all", 8), ("head", 1), ("body", 7)):
+        model.load_state_dict(trained)
+        parts = dynamic.learning(model, which)
+        start = [parameter.detach().clone() for parameter in parts]
+        told = model, parts, start
+        losses = [dynamic.loss_of(*told, x, targets[:, : x.shape[1]], r) for x, r in read]
+        assert len(parts) == count
+        assert losses[0] == losses[3] == pytest.approx(float(nll.mean()))
+        assert losses[1] < losses[0] - 0.05
+        assert losses[2] == pytest.approx(float(nll[:, : dynamic.EVERY].mean()))
+        # A step divided by one number is a smaller step.
+        scales = [torch.full_like(one, 3.0) for one in parts]
+        slower = dynamic.loss_of(*told, inputs, targets, 0.9, scales)
+        assert slower == pytest.approx(losses[1])
+    dynamic.measure(tmp_path, "gone-s0", None, "dynamic")
     assert capsys.readouterr().out.startswith("gone-s0: not measured; no finished run in ")
 
 
