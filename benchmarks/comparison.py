@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import comparison_dynamic as dynamic
 import comparison_positions as positions
@@ -118,7 +119,7 @@ def learning_figures(found: Found) -> list[Figure]:
         pairs = [list(zip(runs[s][1], base[s][1], strict=True))[start:] for s in common]
         steps = list(zip(*([a - b for a, b in pair] for pair in pairs), strict=True))
         inside = [study.student(step) for step in steps]
-        band: dict[str, list[float]] = {}
+        band: dict[str, Any] = {}
         if len(common) > 1:
             band = {"low": [m - h for m, h in inside], "high": [m + h for m, h in inside]}
         middle = [mean for mean, _ in inside]

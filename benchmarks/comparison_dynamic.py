@@ -157,13 +157,13 @@ def loss_of(
                 if grad is not None:
                     scale = grad.new_ones(()) if scales is None else scales[number]
                     parts[number].addcdiv_(grad, scale, value=-rate)
-    return total / inputs.numel()
+    return total / float(inputs.numel())
 
 
 def losses(root: Path, name: str, way: str) -> list[float]:
     """Loss per rate; empty where it was not measured."""
     path = file(root, name, way)
-    return json.loads(path.read_text()) if path.is_file() else []
+    return list(json.loads(path.read_text())) if path.is_file() else []
 
 
 def table(way: str, lines: dict[str, list[tuple[float, ...]]]) -> list[str]:

@@ -51,7 +51,7 @@ def opened(root: Path, name: str, data: Path | None) -> tuple[Any, Any] | None:
 
 def splits(run: Any) -> list[str]:
     """The splits that a run was validated on."""
-    from nl.assembly import validation_splits
+    from nl.fit import validation_splits
 
     return list(validation_splits(run))
 

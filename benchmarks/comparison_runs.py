@@ -72,11 +72,13 @@ def gathered(root: Path, keys: Iterable[Key]) -> dict[Key, Line]:
             one.tokens,
             one.seconds,
             math.nan if one.cpu_seconds is None else one.cpu_seconds,
-            *(one.final[f"val/{part}loss"] for part in ("", "prose/", "code/")),
+            one.final["val/loss"],
+            one.final["val/prose/loss"],
+            one.final["val/code/loss"],
             tuple(at),
             tuple(train),
             tuple(positions.losses(root, key.name) or ()),
-            *(tuple(dynamic.losses(root, key.name, way)) for way in dynamic.WAYS),
+            **{way: tuple(dynamic.losses(root, key.name, way)) for way in dynamic.WAYS},
         )
     return found
 

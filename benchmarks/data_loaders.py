@@ -6,7 +6,7 @@ import itertools
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Rows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.seq_len = seq_len
 
     def __len__(self) -> int:
-        return (self.tokens.size - 1) // self.seq_len
+        return int(self.tokens.size - 1) // self.seq_len
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         start = index * self.seq_len
@@ -134,7 +134,7 @@ def write_litdata(folder: Path, flat: Path, seq_len: int) -> Path:
     return folder
 
 
-def ahead(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+def ahead(batches: Iterator[Any], depth: int = 2) -> Generator[Any, None, None]:
     """The same batches from a thread that works ahead."""
     waiting: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()

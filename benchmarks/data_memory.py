@@ -171,7 +171,7 @@ def _index(_: Path, work: Path) -> Any:
     stream = ComponentStreamConfig(path=path, components=names, window=WINDOW, batch_size=32)
     rows = iter(stream.build("train", seed=0, rank=0, world=1))
     stream.frozen("val", 2048, 0)
-    for _ in range(1000):
+    for _row in range(1000):
         next(rows)
 
 

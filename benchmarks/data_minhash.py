@@ -96,7 +96,7 @@ def datatrove(corpus: Path, work: Path) -> set[str]:
     from datatrove.pipeline.writers import JsonlWriter
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-    class Words(WordTokenizer):
+    class Words(WordTokenizer):  # type: ignore[misc]  # the package ships no types
         def word_tokenize(self, text: str) -> list[str]:
             return WORD.findall(text)
 

@@ -162,7 +162,12 @@ def loading(root: Path, folder: Path, rounds: int, quick: bool) -> tuple[list[Ro
         rates = [made / s for s in times["ours"]]
         rows.append({"row": name, "other": None, "unit": "Gtok/s", "gate": gate} | spread(rates))
         rates = [made / s for s in times["documents=reset"]]
-        row = {"row": f"{name}, documents=reset", "other": None, "unit": "Gtok/s", "gate": None}
+        row: Row = {
+            "row": f"{name}, documents=reset",
+            "other": None,
+            "unit": "Gtok/s",
+            "gate": None,
+        }
         rows.append(row | spread(rates))
         for other in [k for k in times if k not in ("ours", "documents=reset")]:
             rate = {"rate": made / statistics.median(times["ours"]), "rate_unit": "Gtok/s"}
@@ -273,7 +278,7 @@ def order_checks() -> list[Row]:
     exact = np.arange(1, 10**6 + 1)[:, None] * np.asarray(weights)
     images = KeyedPermutation(ROWS, 5)(np.arange(10**6), np.zeros(10**6, np.int64))
     counted = {"other": None, "unit": "", "below": True}
-    rows = [
+    bounds = [
         ("windows read twice in an epoch: ranks 1 to 16, 3 epochs", float(twice), 0.0),
         ("windows not read in an epoch", float(missed), 0.0),
         (
@@ -286,7 +291,7 @@ def order_checks() -> list[Row]:
     return [
         counted
         | {"row": name, "measured": float(v), "min": float(v), "max": float(v), "gate": gate}
-        for name, v, gate in rows
+        for name, v, gate in bounds
     ]
 
 

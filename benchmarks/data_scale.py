@@ -100,7 +100,8 @@ def measure(root: Path) -> dict[str, Any]:
     """CPU seconds and documents of every stage."""
     options = RunOptions(part_mb=16.0)
     cpu: dict[str, float] = defaultdict(float)
-    last, found = time.process_time(), {}
+    found: dict[str, dict[str, float]] = {}
+    last = time.process_time()
     for row in run_mixture(manifest(root), options):
         now = time.process_time()
         cpu[row.stage] += now - last

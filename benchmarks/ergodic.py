@@ -21,9 +21,11 @@ import ergodic_read as read
 import ergodic_real as real
 import ergodic_synthetic as synthetic
 import study
+from ergodic_floor import price
 from ergodic_read import Sweep, told
 
 from nl.config import ConfigError
+from nl.report.scaling import forms
 from nl.report.scaling.bootstrap import Estimate
 
 SWEEPS = {
@@ -101,7 +103,7 @@ def over_k(sweep: Sweep, page: Path) -> list[str]:
         "The line of ln K spreads the most that not knowing the component can cost an ideal reader "
         "evenly over the window.",
         *study.table(
-            ["block", "runs", "slope over ln K", "p (K shuffled)", *synthetic.forms.FORMS],
+            ["block", "runs", "slope over ln K", "p (K shuffled)", *forms.FORMS],
             synthetic.trend_rows(sweep),
         ),
         "Under each form: its AICc weight, and the root mean square error at a K that was left "
@@ -159,7 +161,7 @@ def synthetic_claims(sweep: Sweep) -> list[str]:
         if k not in mine or 1 not in mine:
             continue
         gap = synthetic.paired(sweep, block, "own_kl", k)
-        exact = float(synthetic.price(sweep, k, synthetic.alone(sweep)).mean())
+        exact = float(price(sweep, k, synthetic.alone(sweep)).mean())
         few = "" if gap.scope != "documents" else " (fewer than three seeds: documents alone)"
         lines.append(
             f"- {block}: XE {words[read.sign_of(gap)]} from K = 1 to {k}, by {told(gap)} nats per "

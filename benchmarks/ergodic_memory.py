@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ergodic_read as read
 import numpy as np
@@ -80,7 +81,10 @@ def by_position(sweep: Sweep, page: Path, k: int) -> list[str]:
         for colour, way in enumerate(ways):
             mine = read.table(runs, "bayes_kl", way)
             found = band(mine, level(mine_k(mine)), repeats=DRAWS)
-            ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
+            ends: dict[str, Any] = {
+                "low": list(np.maximum(found.low, LEAST)),
+                "high": list(found.high),
+            }
             x = [float(one + 1) for one in mine.context]
             lines.append(Line(f"memories {way}", x, list(found.value), colour=colour, **ends))
         figure = Figure(
@@ -101,7 +105,7 @@ def since_change(sweep: Sweep, page: Path) -> str:
     for colour, block in enumerate(sweep.blocks):
         value, low, high = after_change(sweep.of(block), "on")
         x = [float(n) for n in range(len(value))]
-        ends = {"low": list(low), "high": list(high)}
+        ends: dict[str, Any] = {"low": list(low), "high": list(high)}
         lines.append(Line(block, x, list(value), colour=colour, **ends))
     figure = Figure(
         "ergodic_since_change",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ergodic_read as read
 import numpy as np
@@ -133,7 +134,7 @@ def curves(sweep: Sweep, page: Path, block: str) -> list[str]:
     for colour, k in enumerate(ks):
         found = band(mine, level(k), repeats=DRAWS)
         wide = k in (ks[0], ks[-1])
-        ends = {"low": list(found.low), "high": list(found.high)} if wide else {}
+        ends: dict[str, Any] = {"low": list(found.low), "high": list(found.high)} if wide else {}
         lines.append(Line(f"K = {k}", x, list(found.value), colour=colour, **ends))
         if k in (ks[1:2] + ks[-1:]) and baselines(mine.subsets, k):
             apart = band(mine, difference(k), repeats=DRAWS)

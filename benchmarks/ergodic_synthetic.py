@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ergodic_read as read
 import numpy as np
@@ -78,7 +79,7 @@ def by_position(sweep: Sweep, page: Path, block: str) -> list[str]:
     for colour, k in enumerate(sizes(sweep, block)):
         mine = curve(sweep, block, "xe", k)
         exact = mine.value - curve(sweep, block, "bayes_kl", k).value
-        ends = {"low": list(mine.low), "high": list(mine.high)}
+        ends: dict[str, Any] = {"low": list(mine.low), "high": list(mine.high)}
         xe.append(Line(f"K = {k}", x, list(mine.value), colour=colour, **ends))
         xe.append(Line(f"floor, K = {k}", x, list(exact), colour=colour, faint=True))
         found = curve(sweep, block, "bayes_kl", k)
@@ -103,8 +104,8 @@ def prices(sweep: Sweep, page: Path, k: int) -> str:
     x = [float(one + 1) for one in tables(sweep, blocks[0], "xe").context]
     for colour, block in enumerate(blocks):
         found = curve(sweep, block, "own_kl", k)
-        ends = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
-        bands = ends if len(blocks) <= BANDS else {}
+        ends: dict[str, Any] = {"low": list(np.maximum(found.low, LEAST)), "high": list(found.high)}
+        bands: dict[str, Any] = ends if len(blocks) <= BANDS else {}
         lines.append(Line(block, x, list(found.value), colour=colour, **bands))
     exact = list(np.maximum(price(sweep, k), LEAST))
     lines.append(Line("exact predictor", x, exact, ink=True))
@@ -144,7 +145,9 @@ def differences(sweep: Sweep, page: Path) -> str:
         values = [
             [0.0, *(getattr(one, end)[0] for one in found)] for end in ("value", "low", "high")
         ]
-        bands = {"low": values[1], "high": values[2]} if len(sweep.blocks) <= BANDS else {}
+        bands: dict[str, Any] = (
+            {"low": values[1], "high": values[2]} if len(sweep.blocks) <= BANDS else {}
+        )
         lines.append(Line(block, ks_of(ks), values[0], colour=colour, **bands))
     ks = sorted({run.k for run in sweep.runs})
     exact = [float(price(sweep, k, alone(sweep)).mean()) for k in ks]
@@ -287,7 +290,8 @@ def adaptation(sweep: Sweep, block: str, k: int) -> list[str]:
     tail = slice_weights(list(mine.context), int(mine.context[-TAIL]), int(mine.context[-1]))
     late = estimate(mine.over(tail[:, None]), level(k), repeats=DRAWS)
     whole = bigram(sweep, k)
-    share = read.span(*(1 - one / whole for one in (late.value[0], late.high[0], late.low[0])), 3)
+    shares = [1 - one / whole for one in (late.value[0], late.high[0], late.low[0])]
+    share = read.span(shares[0], shares[1], shares[2], 3)
     found = curve(sweep, block, "own_kl", k)
     threshold = SHARE * float(price(sweep, k).max())
     after = settled(found.value[None], threshold, mine.context)[0]
@@ -318,7 +322,7 @@ def adaptation_claims(sweep: Sweep) -> list[str]:
     ]
 
 
-def settled(curves: Floats, threshold: float, context: Floats) -> Floats:
+def settled(curves: Floats, threshold: float, context: np.ndarray[Any, Any]) -> Floats:
     """(B,) context from which on each curve (B, positions) stays at or below; inf: never."""
     above = curves > threshold
     places = np.where(above.any(1), above.shape[1] - above[:, ::-1].argmax(1), 0)

@@ -75,7 +75,7 @@ def layer_steps() -> dict[str, Callable[[], object]]:
     dense = SwiGLU(WIDTH, 512, 1.0)
 
     def both(forward: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: forward().backward(signal)
+        return lambda: torch.autograd.backward(forward(), signal)
 
     def sorted_by(form: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return lambda: form(x, gates, sort_by_expert(ids, COUNT), w)

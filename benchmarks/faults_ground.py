@@ -69,7 +69,7 @@ class Ground:
         """Start or resume a run to its end; exit codes of its ranks."""
         full = {**BASE, **changes, "run__dir": str(folder)}
         kind = strategy or ("single" if world == 1 else "ddp")
-        return group.group(full, world, places or {}, strategy=kind, seconds=90)
+        return list(group.group(full, world, places or {}, strategy=kind, seconds=90))
 
     def begin(self, folder: Path, changes: Mapping[str, Any], patch: Callable[[], None]) -> int:
         """Start a run of one process, changed by ``patch``; its process id."""
@@ -79,7 +79,7 @@ class Ground:
             patch()
             nl.assembly.launch(run)
 
-        return group.fork(train, Path(f"{folder}-rank0.txt"))
+        return int(group.fork(train, Path(f"{folder}-rank0.txt")))
 
     def reference(
         self, changes: Mapping[str, Any], *, world: int = 1, strategy: str = ""
@@ -120,7 +120,8 @@ class Ground:
 
 def config(folder: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration of a trial in one process."""
-    return tiny.tiny_run(**{**BASE, **changes, "run__dir": str(folder)})
+    run: RunConfig = tiny.tiny_run(**{**BASE, **changes, "run__dir": str(folder)})
+    return run
 
 
 def difference(

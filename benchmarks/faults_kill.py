@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import os
 import resource
 import signal
@@ -15,10 +17,12 @@ import group
 import torch
 from faults_ground import BASE, PLAIN, Ground, difference, intact, newest_step, promised_step
 
-from nl.dist import checkpoint, pending
 from nl.run.records import RecordWriter, read_records
 
 Outcomes = list[str]
+# Parts of these modules are replaced below.
+checkpoint: Any = importlib.import_module("nl.dist.checkpoint")
+pending: Any = importlib.import_module("nl.dist.pending")
 ASYNC = {"checkpoint__asynchronous": True, "checkpoint__every": 1}
 
 
@@ -113,10 +117,10 @@ def in_save(number: int, before: Callable[[], Any], after: Callable[[Any], None]
     def save(*args: Any) -> Path:
         calls[0] += 1
         if calls[0] != number:
-            return real(*args)
+            return Path(real(*args))
         kept = before()
         try:
-            return real(*args)
+            return Path(real(*args))
         finally:
             after(kept)
 
@@ -297,7 +301,7 @@ def broken_log(ground: Ground, count: int) -> Outcomes:
                 file.write('{"step": 5, "lo')
             found.append(ground.resumed(folder, PLAIN))
         else:
-            pid = ground.begin(folder, PLAIN, lambda bad_row=bad_row: _torn(bad_row))
+            pid = ground.begin(folder, PLAIN, functools.partial(_torn, bad_row))
             code = group.wait([pid], 60)[0]
             steps = [r["step"] for r in read_records(folder / "metrics.jsonl") if "lr" in r]
             bad = "" if code == 0 else f"exit code {code}"
@@ -310,7 +314,8 @@ def broken_log(ground: Ground, count: int) -> Outcomes:
 
 def _torn(chosen: int) -> None:
     """One row of metrics.jsonl fails after half of it."""
-    real, calls = RecordWriter.append, [0]
+    writer: Any = RecordWriter
+    real, calls = writer.append, [0]
 
     class Half:
         def __init__(self, file: Any) -> None:
@@ -325,7 +330,7 @@ def _torn(chosen: int) -> None:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return int(self.file.write(data[: len(data) // 2]))
 
-    def append(self: RecordWriter, row: Any) -> None:
+    def append(self: Any, row: Any) -> None:
         calls[0] += "lr" in row
         if calls[0] != chosen or "lr" not in row:
             real(self, row)
@@ -336,7 +341,7 @@ def _torn(chosen: int) -> None:
         finally:
             self._file = file
 
-    RecordWriter.append = append
+    writer.append = append
 
 
 def no_memory(ground: Ground, count: int) -> Outcomes:

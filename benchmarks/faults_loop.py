@@ -25,7 +25,7 @@ from nl.run import RunDir, checkpoints, read_records
 
 Outcomes = list[str]
 
-MEMORY = {
+MEMORY: dict[str, Any] = {
     "model": {
         "kind": "language",
         "vocab_size": tiny.VOCAB,
@@ -180,7 +180,11 @@ def spikes(ground: Ground, count: int) -> Outcomes:
     """Row 19: the loss ten times as high for 1, 5 and 50 steps; the patience is 4."""
     found = []
     for length in (1, 5, 50)[:count]:
-        changes = {"train__steps": 130, "train__grad_accum": 1, "checkpoint__every": 0}
+        changes: dict[str, Any] = {
+            "train__steps": 130,
+            "train__grad_accum": 1,
+            "checkpoint__every": 0,
+        }
         changes |= {"stream__bad_rows": list(range(60, 60 + length)), "stream__bad_scale": "10"}
         changes |= {"optim__lr": 1e-6, "schedule": {"kind": "constant"}}
         folder = ground.folder()

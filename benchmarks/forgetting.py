@@ -210,7 +210,12 @@ def class_section(args: argparse.Namespace) -> list[str]:
             if args.report_only:
                 continue
             flags = parser_for(None, str(kept)).parse_args(["--checkpoint", str(home)])
-            more = {"dataset": None, "local_jsonl": None, "data_dir": None, "task_size": 5}
+            more: dict[str, Any] = {
+                "dataset": None,
+                "local_jsonl": None,
+                "data_dir": None,
+                "task_size": 5,
+            }
             more |= {"train_per_label": 10, "eval_per_label": 10, "max_tasks": 3}
             more |= {"task_aware": True, "length_normalise": True, "max_tokens": 96}
             more |= {"max_samples": 0, "smoke": False, "output": kept, "data": args.classes_data}

@@ -95,7 +95,9 @@ def mixing(args: argparse.Namespace, known: Theory) -> list[str]:
         f"{share:.0%} after {step}" for step, share in zip(pictures.MIXING, inside, strict=True)
     )
     rows = []
-    models = [("rnn, step " + str(step), known, "rnn-shots", step) for step in SHOTS["rnn"]]
+    models: list[tuple[str, Theory, str, int | None]] = [
+        ("rnn, step " + str(step), known, "rnn-shots", step) for step in SHOTS["rnn"]
+    ]
     ends = [one for one in NETWORKS if one.label in ENDS]
     for one in ends:
         run = name(one.label, 0)

@@ -35,7 +35,7 @@ MIXING = (1, 120, 2000)
 REDUCTIONS = (0.5, 0.9, 0.99)
 
 
-def thinned(curves: dict[str, list[float]]) -> dict[str, list[float]]:
+def thinned(curves: dict[str, list[float]]) -> dict[str, Any]:
     """At most ``POINTS`` points, and the last."""
     every = -(-len(curves["x"]) // POINTS)
     return {key: [*values[:-1:every], values[-1]] for key, values in curves.items()}
@@ -62,7 +62,7 @@ def staircase_figures(
 ) -> list[Figure]:
     """Loss over the stairs of theory and the flow's, and the power of every irrep."""
     title = f"{known.group.name}, {known.length} elements"
-    loss = thinned(over_seeds(root, runs, "loss"))
+    loss: dict[str, Any] = thinned(over_seeds(root, runs, "loss"))
     levels = {f"{stair.before:.3g}, then {label(stair)}": stair.before for stair in known.stairs}
     flow = steps_of_flow(known, simulated(root, experiment, 0), loss["x"][-1])
     many = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
@@ -85,7 +85,7 @@ def staircase_figures(
         if same is not None:
             del targets[same]
         targets[f"{same or 'template'} {irrep}"] = power
-    power = Figure(
+    powers = Figure(
         f"groups_{experiment}_power",
         f"{title}: power of predictions per irrep, median of {many}",
         lines,
@@ -93,7 +93,7 @@ def staircase_figures(
         alt="Irreducible representations are learned one after the other, up to the template's.",
         wide=True,
     )
-    return [stairs, power]
+    return [stairs, powers]
 
 
 def network_figure(root: Path, known: Theory, shown: Sequence[tuple[str, str]]) -> Figure:

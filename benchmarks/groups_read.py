@@ -88,7 +88,9 @@ def theory(overrides: tuple[str, ...]) -> Theory:
 def seen(root: Path, run: str, known: Theory) -> Seen:
     """Read one run."""
     steps, losses = study.curve(root, run, "loss")
-    halves, escapes, curves = {}, {}, {}
+    halves: dict[str, float] = {}
+    escapes: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
     for irrep, power in known.powers.items():
         _, curves[irrep] = study.curve(root, run, f"power/{irrep}")
         for found, share in ((halves, 0.5), (escapes, AMPLITUDE)):

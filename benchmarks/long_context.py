@@ -71,7 +71,12 @@ def cells(args: argparse.Namespace, label: str, seed: int) -> list[study.Cell]:
     goal = study.parameters((EXPERIMENT, f"model.block={MEMORY}"))
     block = label.partition("-")[0]
     width = study.width(block, (EXPERIMENT, f"model.block={block}"), goal)
-    chosen = (f"model.block={block}", width, f"seed={seed}", "checkpoint.export=false")
+    chosen: tuple[str, ...] = (
+        f"model.block={block}",
+        width,
+        f"seed={seed}",
+        "checkpoint.export=false",
+    )
     chosen += BOTH.get(label, ())
     first = f"{name(label, seed)}-short"
     begun = f"init_from={(args.root / first).resolve()}"

@@ -96,7 +96,7 @@ def nested_learning(block: str, shape: Shape, periods: tuple[int, ...]) -> Step:
         logits = model(tokens)
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():

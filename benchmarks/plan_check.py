@@ -134,7 +134,11 @@ def main() -> int:
         return 0
     rows = []
     for case in CASES:
-        row = {"overrides": case, "planned": planned(case), "measured": in_child(case)}
+        row: dict[str, Any] = {
+            "overrides": case,
+            "planned": planned(case),
+            "measured": in_child(case),
+        }
         rows.append(row)
         print(f"{' '.join(case)}: {row['planned'] / row['measured']:.3f}", flush=True)
     args.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

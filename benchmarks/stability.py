@@ -48,7 +48,7 @@ def periods(block: str) -> tuple[int, ...]:
     from nl.models import blocks
 
     whole = {blocks.attention, blocks.sliding_window, blocks.lstm, blocks.gru, blocks.quadratic_rnn}
-    kind = lookup("block", block, "block")
+    kind: Any = lookup("block", block, "block")
     chunked = kind.levels or not whole.issuperset(kind.mixers)
     return PERIODS if chunked else (STREAM_PERIOD,)
 
@@ -226,12 +226,12 @@ def page(args: argparse.Namespace) -> list[str]:
         "of every memory of the block and of the fastest level (levels at 1, 2, 4 and 8 times the "
         "chunk; - where nothing has one). Losses in nats per token; gradients before clipping.",
     ]
-    body = [training_line(args.root, block, p) for block in args.only for p in periods(block)]
+    trained = [training_line(args.root, block, p) for block in args.only for p in periods(block)]
     names = [name(block, period) for block in args.only for period in periods(block)]
     lines[-1] += f" Commits: {', '.join(study.commits(args.root, names)) or 'none yet'}."
     head = ["block", "chunk", "steps", "all finite", "first loss", "mean of last 20"]
     head += ["largest after step 20", "median gradient norm", "largest"]
-    lines += study.table(head, [line for line in body if line])
+    lines += study.table(head, [line for line in trained if line])
     for block in args.only:
         drawn = training_figure(args.root, block)
         lines += [study.save_figure(args.output, drawn)] if drawn else []
@@ -267,7 +267,8 @@ def main() -> int:
     add("--read", nargs=2, metavar=("BLOCK", "INPUT"), help="one stream in this process")
     args = parser.parse_args()
     if args.read:
-        read_stream(*args.read, args)
+        block, inputs = args.read
+        read_stream(block, inputs, args)
         return 0
     if not args.report_only:
         cells = [cell(block, period, args) for block in args.only for period in periods(block)]

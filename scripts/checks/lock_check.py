@@ -39,8 +39,8 @@ def relock(root: Path) -> str:
 
 def difference(committed: str, exported: str) -> list[str]:
     """A unified diff; empty where both agree."""
-    lines = (text.splitlines() for text in (committed, exported))
-    return list(difflib.unified_diff(*lines, NAME, "exported", n=0, lineterm=""))
+    before, after = committed.splitlines(), exported.splitlines()
+    return list(difflib.unified_diff(before, after, NAME, "exported", n=0, lineterm=""))
 
 
 def main() -> int:

@@ -62,8 +62,15 @@ def test_ruff_reads_every_python_file() -> None:
     assert {p for p in python_files() if not p.is_relative_to(ROOT / "reports")} - seen == set()
 
 
-def test_mypy_reads_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
+PARTS = ("src", "scripts", "benchmarks")
+"""One call of mypy each: scripts and benchmarks have files of the same name."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_mypy_reads_every_source(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    seen = {Path(one.path).resolve() for one in create_source_list(["src"], Options()) if one.path}
-    assert python_files("src") - seen == set()
+    seen = {Path(one.path).resolve() for one in create_source_list([part], Options()) if one.path}
+    assert python_files(part) - seen == set()
     assert seen
+    for told in (".ci/run", ".pre-commit-config.yaml", "CONTRIBUTING.md"):
+        assert f"for part in {' '.join(PARTS)}" in (ROOT / told).read_text()
