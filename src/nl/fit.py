@@ -66,7 +66,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
     needs = getattr(run.model, "requires", ())
     check_recompute(run.train.activation_checkpointing, needs, compiled=run.train.compile)
     check_segments(run.train.recompute_every, needs, scope)
-    check_places(run)
+    check_positions(run)
     names = {f"{split}/loss" for split in validation_splits(run)} | {"val/loss"}
     if run.checkpoint.best not in names:
         raise ConfigError(
@@ -74,7 +74,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
         )
 
 
-def check_places(run: RunConfig) -> None:
+def check_positions(run: RunConfig) -> None:
     """Refuse rows that learned positions have no vectors for."""
     model: Any = run.model
     stream: Any = run.stream

@@ -20,7 +20,7 @@ from nl.core.state import tensors
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
 from nl.dist.single import Single
-from nl.fit import check_places
+from nl.fit import check_positions
 
 SIZES: dict[str, Any] = {
     "kind": "language",
@@ -173,4 +173,4 @@ def test_rows_without_a_learned_position_are_refused_before_a_step(
 ) -> None:
     words = ["model.positions=learned", "model.max_positions=16", "stream.seq_len=16", *changes]
     with pytest.raises(ConfigError, match=said):
-        check_places(run_config(compose("pilot_smoke", words)))
+        check_positions(run_config(compose("pilot_smoke", words)))
