@@ -35,7 +35,13 @@ from comparison_rows import (
     rows,
 )
 from comparison_runs import KEYS, Found, Key, Line, gathered
-from comparison_sections import better, dynamic_section, longer_section, positions_section
+from comparison_sections import (
+    better,
+    dynamic_pairs,
+    dynamic_section,
+    longer_section,
+    positions_section,
+)
 
 from nl.report import figures
 from nl.report.dots import Dot, Dots
@@ -191,6 +197,10 @@ def not_won(found: Found) -> list[list[str]]:
                 lone = len(gaps) == 1 and gaps[0] < 0
                 if gaps and not lone and not better(gaps).endswith("better"):
                     body.append([block, other, key, study.interval(gaps), better(gaps)])
+    for block, told, rate, (gaps, _) in dynamic_pairs(found):
+        if not better(gaps).endswith("better"):
+            other = f"{REFERENCE} that learns while read: {told}, rate {rate:g}"
+            body.append([block, other, "val/loss", study.interval(gaps), better(gaps)])
     return body
 
 
