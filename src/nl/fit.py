@@ -49,6 +49,7 @@ def check(run: RunConfig, strategy: Strategy) -> None:
             "stream.documents: reset, but with model.cms.scope=batch rows share their memories and "
             "none can begin anew; set model.cms.scope=row or stream.documents=ignore."
         )
+    _check_shared(run, strategy.world, scope)
     check_reads(run.evals, stream, run.model)
     check_phase_ends(run)
     check_task_ends(run)
@@ -96,6 +97,19 @@ def check_positions(run: RunConfig) -> None:
         "stream.documents: reset; with model.positions=learned documents inside a row would begin "
         "at a place that is not their first: set stream.documents=ignore or model.positions=rope.",
     )
+
+
+def _check_shared(run: RunConfig, world: int, scope: str) -> None:
+    """Refuse reads that only some ranks make, where every write is summed over them."""
+    objective: Any = run.objective
+    alone = objective.kind == "ewc" or getattr(objective, "on", "") == "replayed"
+    if world > 1 and scope == "batch" and alone:
+        words = "objective.on: replayed" if objective.kind == "distill" else "objective: ewc"
+        raise ConfigError(
+            f"{words}; ranks read different numbers of rows for it, and with model.cms.scope=batch "
+            f"they wait for each other at every write (here {world} ranks): set "
+            "model.cms.scope=row, or train in one process."
+        )
 
 
 def _check_rows(run: RunConfig) -> None:

@@ -40,6 +40,8 @@ NAME = "pretended"
 ACROSS = {"copy_", "_to_copy"}
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 """Their second argument may be on the CPU."""
+JOINS = {"cat", "stack"}
+"""A number on the CPU may meet tensors of a device, but not here."""
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "bincount"}
 
 
@@ -146,7 +148,7 @@ def _check(name: str, args: Any, kwargs: Any) -> None:
     here = [
         tuple(x.shape)
         for x in tree_flatten((used, kwargs))[0]
-        if isinstance(x, Tensor) and not isinstance(x, Disguised) and x.dim()
+        if isinstance(x, Tensor) and not isinstance(x, Disguised) and (x.dim() or name in JOINS)
     ]
     if here and name not in ACROSS:
         raise RuntimeError(f"{name}: tensors on two devices, {here} on the CPU")

@@ -61,6 +61,10 @@ RUNS = [
     "run experiment=groups/c10 train.steps=3",
     "run experiment=probes/smoke/cl_remap train.steps=2 stream.phase_steps=1 checkpoint.every=1 "
     "checkpoint.keep=0",
+    "run experiment=probes/smoke/cl_remap objective=ewc train.steps=4 stream.phase_steps=2 "
+    "evals={}",
+    "run experiment=probes/smoke/cl_remap objective=distill train.steps=4 stream.phase_steps=2 "
+    "evals={}",
 ]
 
 

@@ -62,8 +62,8 @@ class Distill(Ranked):
         super().__init__(config, model)
         self.options = config
         self.teacher = nn.Module()
-        for name, parameter in model.named_parameters():
-            self.teacher.register_buffer(_key(name), torch.zeros_like(parameter))
+        for name, tensor in self._learned().items():
+            self.teacher.register_buffer(_key(name), torch.zeros_like(tensor))
         self.register_buffer("counts", torch.tensor([-1, 0]))  # phase, phases before it
         self._counts: list[int] | None = None
 
@@ -88,8 +88,7 @@ class Distill(Ranked):
         if batch.starts is not None:
             kept = zip(batch.starts, rows.tolist(), strict=True)
             read["starts"] = tuple(starts for starts, one in kept if one)
-        named = dict(self.model.named_parameters())
-        weights = {name: self.teacher.get_buffer(_key(name)) for name in named}
+        weights = {name: self.teacher.get_buffer(_key(name)) for name in self._learned()}
         with torch.no_grad():
             old = functional_call(self.model, weights, (inputs, None, knobs), read).pred
         new = self.model(inputs, None, knobs, **read).pred
@@ -113,12 +112,18 @@ class Distill(Ranked):
         if self._counts[0] != phase:
             if self._counts[0] >= 0:
                 with torch.no_grad():
-                    for name, parameter in self.model.named_parameters():
-                        self.teacher.get_buffer(_key(name)).copy_(parameter)
+                    for name, tensor in self._learned().items():
+                        self.teacher.get_buffer(_key(name)).copy_(tensor)
                 self._counts[1] += 1
             self._counts[0] = phase
             self.counts.copy_(torch.tensor(self._counts))
         return self._counts[1] > 0
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Parameters, and the buffers that checkpoints keep: routers' biases learn, too."""
+        kept = self.model.state_dict(keep_vars=True).keys()
+        buffers = {name: one for name, one in self.model.named_buffers() if name in kept}
+        return {**dict(self.model.named_parameters()), **buffers}
 
     def _load_from_state_dict(self, *given: Any) -> None:
         self._counts = None

@@ -89,7 +89,7 @@ class Ewc(Ranked):
             return out._replace(metrics=metrics)
         penalty = self.options.strength / 2 * self.distance()
         metrics["ewc/penalty"] = penalty.detach()
-        metrics["ewc/phase"] = torch.tensor(float(phase))
+        metrics["ewc/phase"] = torch.full_like(penalty.detach(), phase)
         return StepOut(out.loss + batch.weight * penalty, out.state, metrics, out.rows)
 
     def distance(self) -> Tensor:
@@ -135,10 +135,12 @@ class Ewc(Ranked):
         held = self._held()
         trained = {name: p for name, (p, _, _) in held.items() if p.requires_grad}
         sums = {name: torch.zeros_like(p) for name, p in trained.items()}
+        self.model.eval()  # neither noise nor what routers count
         for row in self.read[self.rank :: self.world].long():
             for name, gradient in zip(trained, self._gradients(row, trained), strict=True):
                 if gradient is not None:
                     sums[name] += gradient.square()
+        self.model.train()
         tokens = int((self.read[:, 1] != IGNORE).sum())
         with torch.no_grad():
             for name, total in sums.items():

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from nl.config import ConfigError
 from nl.core.batch import IGNORE, Batch
 from nl.core.output import Output
+from nl.nn.router import Router
 from nl.objectives.der import Der, DerConfig
 from nl.objectives.distill import DistillConfig
 from nl.objectives.next_token import NextTokenConfig
+from tests.laws.conftest import small, tokens
 
 VOCAB = 6
 
@@ -264,3 +266,21 @@ def test_what_cannot_be_is_refused(kind: Any, changes: dict[str, Any], message: 
     objective(batch(0))
     with pytest.raises(ConfigError, match=r"objective\.rows: 3; must be a multiple of the 2"):
         objective(batch(1))
+
+
+def test_the_teacher_keeps_its_routers_biases() -> None:
+    """They move without a gradient: the teacher answers as before, whatever the model's do."""
+    experts = {"form": "low_rank", "count": 4, "rank": 3, "balance": 0.2}
+    model = small("transformer", experts=experts)
+    objective = DistillConfig().build(model).train()
+    x = tokens(2, 16)
+    data = [Batch(x[:, :-1], x[:, 1:], 30, {"phase": phase, "row": 0}) for phase in (0, 1)]
+    for one in data:
+        objective(one)
+    every = torch.ones(2, dtype=torch.bool)
+    assert objective.divergence(data[1], every, None).item() == pytest.approx(0, abs=1e-5)
+    biases = [part.bias for part in model.modules() if isinstance(part, Router)]
+    assert biases
+    for bias in biases:
+        bias += torch.tensor([3.0, -3.0, 2.0, 0.0])
+    assert objective.divergence(data[1], every, None).item() > 1e-3

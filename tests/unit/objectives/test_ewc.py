@@ -16,6 +16,8 @@ from nl.core.batch import IGNORE, Batch
 from nl.core.output import Output
 from nl.core.protocols import Capabilities
 from nl.dist.single import Single
+from nl.fit import check
+from nl.nn.router import Router
 from nl.objectives.ewc import Ewc, EwcConfig
 from tests.laws.conftest import small, tokens
 
@@ -210,7 +212,39 @@ def test_strategies_that_cut_parameters_refuse_it() -> None:
         nl.assembly.check(run, strategy)
 
 
+@pytest.mark.parametrize("objective", ["objective=ewc", "objective=distill objective.on=replayed"])
+def test_reads_of_some_ranks_alone_are_refused_where_all_must_write(objective: str) -> None:
+    place = ["experiment=probes/smoke/cl_remap", "evals={}", *objective.split()]
+    place += [
+        "model.block=hope_attention",
+        "model.cms.scope=batch",
+        "model.cms.write_gradient=stop",
+    ]
+    run = run_config(compose("pilot_smoke", place))
+    strategy = Single.start("cpu")
+    check(run, strategy)
+    strategy.world = 2
+    with pytest.raises(ConfigError, match=r"each other .* \(here 2 ranks\): set model.cms"):
+        check(run, strategy)
+
+
 @pytest.mark.parametrize("field", ["strength", "decay", "rows"])
 def test_refusals(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}: -1"):
         EwcConfig(**{field: -1})
+
+
+def test_measuring_counts_no_choices_of_routers() -> None:
+    experts = {"form": "low_rank", "count": 4, "rank": 3, "balance": 0.2}
+    model = small("transformer", experts=experts)
+    objective = EwcConfig(rows=4).build(model).train()
+    routers = [part for part in model.modules() if isinstance(part, Router)]
+    loads = []
+    for phase in range(2):
+        objective(batch(tokens(2, 9).tolist(), phase))
+        loads.append([float(one.load.sum()) for one in routers if one.load is not None])
+        for one in routers:
+            one.rebalance(None)
+    assert loads[0] == loads[1]
+    assert loads[0][0] > 0
+    assert model.training
