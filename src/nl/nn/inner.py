@@ -241,8 +241,10 @@ class Deep(Inner):
 
 def _rms(x_BPN: Tensor) -> Tensor:
     """Root mean square of each matrix (B, 1, 1), never zero, so that zeros stay zeros."""
-    tiny = torch.finfo(x_BPN.dtype).tiny
-    return x_BPN.square().mean((1, 2), keepdim=True).sqrt().clamp(min=tiny)
+    largest = x_BPN.detach().abs().amax((1, 2), keepdim=True)  # squares of small numbers are zero
+    largest = largest.clamp(min=torch.finfo(x_BPN.dtype).tiny)
+    rms = largest * (x_BPN / largest).square().mean((1, 2), keepdim=True).sqrt()
+    return rms.clamp(min=torch.finfo(x_BPN.dtype).tiny)
 
 
 @functools.lru_cache(maxsize=64)

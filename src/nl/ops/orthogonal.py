@@ -18,7 +18,11 @@ CUBIC = (1.5, -0.5, 0.0)
 
 
 def orthogonalize(
-    matrices: Tensor, *, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC
+    matrices: Tensor,
+    *,
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = QUINTIC,
+    smallest: float = 0.0,
 ) -> Tensor:
     """The polar factor U V^T of each matrix, approximately, in the dtype of the input.
 
@@ -26,13 +30,20 @@ def orthogonalize(
         matrices: (..., M, N), any batch shape.
         steps: iterations; 5 of the quintic take s / ||M||_F in [0.0016, 1] to [0.68, 1.21].
         coefficients: (a, b, c) of the step.
+        smallest: matrices with a smaller norm are divided by this instead, and end below 1.
 
     Returns:
         (..., M, N); a zero matrix stays zero.
     """
     a, b, c = coefficients
-    norm = torch.linalg.matrix_norm(matrices, keepdim=True)
-    x = matrices / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    # Squares of small numbers are zero: the largest entry becomes 1 first.
+    largest = matrices.detach().abs().amax((-2, -1), keepdim=True)
+    largest = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    x = matrices / largest
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    x = x / norm.clamp(min=1.0)
+    if smallest:
+        x = x * (norm * (largest / smallest)).clamp(max=1.0)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -44,14 +55,19 @@ def orthogonalize(
 
 
 def orthogonalize_reference(
-    matrices: Tensor, *, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC
+    matrices: Tensor,
+    *,
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = QUINTIC,
+    smallest: float = 0.0,
 ) -> Tensor:
     """The same through singular values: U p(...p(s / ||s||)) V^T, one matrix after the other."""
     a, b, c = coefficients
     out = torch.zeros_like(matrices).reshape(-1, *matrices.shape[-2:])
     for i, matrix in enumerate(matrices.reshape(-1, *matrices.shape[-2:])):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        s = s / s.square().sum().sqrt().clamp(min=torch.finfo(s.dtype).tiny)
+        norm = s.double().square().sum().sqrt()
+        s = s / norm.clamp(min=max(smallest, torch.finfo(s.dtype).tiny)).to(s.dtype)
         for _ in range(steps):
             s = a * s + b * s**3 + c * s**5
         out[i] = u @ torch.diag(s) @ vh

@@ -117,7 +117,9 @@ class DeepMomentum(torch.optim.Optimizer):
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square, never zero, so that zeros stay zeros."""
-    return x.square().mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    tiny = torch.finfo(x.dtype).tiny
+    largest = x.abs().amax().clamp(min=tiny)  # squares of small numbers are zero
+    return (largest * (x / largest).square().mean().sqrt()).clamp(min=tiny)
 
 
 def _silu(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from nl.config import register, require
 from nl.ops.orthogonal import CUBIC, orthogonalize
-from nl.optim.muon import MatrixConfig
+from nl.optim.muon import SMALLEST, MatrixConfig
 from nl.optim.roles import NamedParameters
 
 RMS_OF_ADAMW = 0.2
@@ -141,4 +141,4 @@ class M3(torch.optim.Optimizer):
     def _orthogonal(self, matrix: Tensor) -> Tensor:
         if self.config.literal:
             return orthogonalize(matrix, steps=LITERAL_STEPS, coefficients=CUBIC)
-        return orthogonalize(matrix, steps=self.config.steps)
+        return orthogonalize(matrix, steps=self.config.steps, smallest=SMALLEST)

@@ -44,3 +44,21 @@ def test_zero_stays_zero_and_scale_does_not_matter() -> None:
     x = torch.randn(4, 6, dtype=torch.float64)
     assert orthogonalize(torch.zeros(2, 3, 4)).abs().sum() == 0
     torch.testing.assert_close(orthogonalize(x), orthogonalize(1e4 * x))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-25, 1e-36])
+def test_small_matrices_are_orthogonalised_in_single_precision(scale: float) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(3, 8, 5)
+    torch.testing.assert_close(orthogonalize(x * scale), orthogonalize(x), rtol=1e-4, atol=1e-5)
+
+
+def test_below_the_smallest_norm_results_shrink() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    x /= x.norm()
+    for scale in (1e-3, 1e-7, 1e-12, 1e-30):
+        got = orthogonalize(x * scale, smallest=1e-7)
+        want = orthogonalize_reference(x * scale, smallest=1e-7)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-20)
+        assert (got.norm() > 0.5) == (scale > 1e-8)

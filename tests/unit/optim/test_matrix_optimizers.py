@@ -225,6 +225,26 @@ def test_no_gradient_and_zero_gradients_move_nothing_but_the_decay(config: Matri
     torch.testing.assert_close(named[0][1].detach(), before[0] * (1 - 1e-3 * 0.1))
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}")
+def test_a_matrix_without_gradients_comes_to_rest(config: MatrixConfig) -> None:
+    """Momentum decays to nothing over many steps: numbers stay finite on the way."""
+    if getattr(config, "literal", False):
+        return  # as printed: its sums do not decay
+    named = parameters()
+    optimizer = config.build(named, ROLES)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1100):
+        for _, parameter in named:
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.grad = drawn if step < 5 else torch.zeros_like(parameter)
+        before = [p.detach().clone() for _, p in named]
+        optimizer.step()
+    assert all(bool(torch.isfinite(p).all()) for _, p in named)
+    decay = 1 - 1e-3 * 0.1
+    moved = named[0][1].detach() - before[0]
+    assert float(moved.norm()) < 2 * (1 - decay) * float(before[0].norm())
+
+
 def test_models_without_matrices_or_neurons_are_refused() -> None:
     named = parameters()[1:2]
     with pytest.raises(ConfigError, match="muon; this model has no hidden matrix"):
