@@ -146,9 +146,9 @@ class Memories:
         """What every memory that may write has written since the State was fresh, mean over rows.
 
         Returns:
-            Records of path, layer, ``writes`` (ends of periods that were reached; tokens for the
-            gated delta rule and recurrences) and ``added``: the norm of what was added relative to
-            the initial memory (as it is where that is zero).
+            Records of path, layer, ``writes`` (ends of periods since position 0, frozen ones of
+            levels included; tokens for the gated delta rule and recurrences) and ``added``: the
+            norm of what was added relative to the initial memory (as it is where that is zero).
         """
         found = []
         known = state.position - (state.pending is not None)

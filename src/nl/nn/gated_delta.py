@@ -25,6 +25,7 @@ from nl.core.state import state_type
 from nl.nn.conv import CausalConv
 from nl.nn.init import init_linear, zeros_beside
 from nl.ops.gated_delta import gated_delta
+from nl.ops.norm_linear import RMS_EPS
 
 _UNIT_EPS = 1e-6
 _DECAY_SCALES = (1.0, 16.0)
@@ -132,7 +133,7 @@ class GatedDelta(nn.Module):
         heads = silu(mixed).view(batch, length, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
         streams = heads.flatten(1, 2).to(state.memory.dtype)
         read, memory = self._recall(streams, self.rates(x), state.memory, write)
-        y = rms_norm(read, (self.head_size,)) * self.gain
+        y = rms_norm(read, (self.head_size,), eps=RMS_EPS) * self.gain
         y = y.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, length, dim).to(x.dtype)
         if self.gate is not None:
             y = y * silu(self.gate(x))

@@ -25,6 +25,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear
 from nl.nn.titan_bank import TitanBank, TitanBankState, join_heads, split_heads, unit
 from nl.nn.titan_config import TitanConfig
+from nl.ops.norm_linear import RMS_EPS
 from nl.ops.titans import titans_read
 
 __all__ = ["TitanConfig", "TitanMemory", "TitanState"]
@@ -103,7 +104,7 @@ class TitanMemory(nn.Module):
             read = titans_read(bank.memory.weights, queries)
             state = TitanState(state.bank, tail, state.frozen + x.shape[1])
         y = join_heads(read, self.bank.heads)
-        y = (rms_norm(y, (y.shape[-1],)) * self.gain).to(x.dtype)
+        y = (rms_norm(y, (y.shape[-1],), eps=RMS_EPS) * self.gain).to(x.dtype)
         return self.out(y * silu(gate) if self.config.gate else y), state
 
     def _queries(self, asked: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -39,6 +39,7 @@ from nl.nn.titan_bank import OpenBank, TitanBank, TitanBankState, join_heads, sp
 from nl.nn.titan_config import TitanConfig
 from nl.nn.window import Persistent, WindowAttention
 from nl.ops.attention import seen_keys
+from nl.ops.norm_linear import RMS_EPS
 
 
 @state_type
@@ -307,4 +308,4 @@ def _at(ctx: ReadContext, part: slice) -> ReadContext:
 
 
 def _norm(x: Tensor, gain: Tensor) -> Tensor:
-    return rms_norm(x, (x.shape[-1],)) * gain
+    return rms_norm(x, (x.shape[-1],), eps=RMS_EPS) * gain

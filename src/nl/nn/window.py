@@ -14,6 +14,7 @@ from torch.nn.functional import rms_norm
 from nl.nn.attention import Attention, AttentionConfig, AttentionState
 from nl.nn.context import ReadContext
 from nl.ops.attention import window_attention
+from nl.ops.norm_linear import RMS_EPS
 
 _VALUE_SCALE = 0.02
 
@@ -36,7 +37,7 @@ class Persistent(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Keys and values, (H, P, K) each."""
-        keys = rms_norm(self.keys, self.keys.shape[-1:]) if self.qk_norm else self.keys
+        keys = rms_norm(self.keys, self.keys.shape[-1:], eps=RMS_EPS) if self.qk_norm else self.keys
         return keys, self.values
 
 

@@ -21,8 +21,12 @@ from torch.nn.functional import pad
 LOG_DECAY_MIN = -80.0
 """Smaller log decays act as this one: the rest of the memory is below the smallest fp32 number."""
 
-_DIRECT_SIZE = 16
-"""Up to this size an inverse by doubling is fastest; larger systems are split in halves."""
+_DIRECT_SIZE = 8
+"""Up to this size an inverse by doubling; larger systems are split in halves.
+
+With equal keys the powers of L have binomials of the size as entries, which cancel: at 16 that
+costs two digits of fp32, at 8 none.
+"""
 
 
 class ChunkDecay(NamedTuple):

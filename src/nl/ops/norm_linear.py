@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from nl.core.program import Program
 
+RMS_EPS = 1.1920928955078125e-07
+"""Added to mean squares without an eps of their own: that of fp32, in every dtype the same."""
+
 
 @Program
 def _projected(dtype: torch.dtype, x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
@@ -57,10 +60,9 @@ class _NormLinear(torch.autograd.Function):
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / rms(x) and 1 / rms(x), at least fp32: the eps of bf16 would outweigh small answers."""
+    """x / rms(x) and 1 / rms(x), at least fp32."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    eps = torch.finfo(x.dtype).eps
-    inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    inverse = x.square().mean(-1, keepdim=True).add_(RMS_EPS).rsqrt_()
     return x * inverse, inverse
 
 
@@ -85,4 +87,5 @@ def norm_linear(x: Tensor, gain: Tensor, weight: Tensor, dtype: torch.dtype) -> 
 
 def norm_linear_reference(x: Tensor, gain: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The same in three steps of autograd."""
-    return F.linear(F.rms_norm(x, x.shape[-1:], gain.to(x.dtype)).to(dtype), weight.to(dtype))
+    n = F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps=RMS_EPS)
+    return F.linear(n.to(dtype), weight.to(dtype))

@@ -18,7 +18,7 @@ so that a chunk costs one product per weight for D and S together and never a gr
 Every ratio is at most one: nothing is divided by a decay. The steps are
 
     plain         theta_t = rate_t
-    normalised    theta_t = (1 - eta_t) rate_t / max(|x_t|^2, sum_j rate_j |<x_t, x_j>|)
+    normalised    theta_t = (1 - eta_t) rate_t / (max(|x_t|^2, sum_j rate_j |<x_t, x_j>|) + 0.01)
 
 over the chunk's own inputs of the layer. With the second, the write of a chunk is a contraction
 of the errors for every linear memory: rate^{1/2} X X^T rate^{1/2} over those sums has no

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from nl.config import ConfigError, structure
 from nl.models.language import LanguageConfig
 from nl.nn.gated_delta import GatedDelta, GatedDeltaConfig
+from nl.ops.norm_linear import RMS_EPS
 
 EXACT = 1e-10
 DIM = 6
@@ -63,7 +64,7 @@ def loop(m: GatedDelta, x: Tensor) -> tuple[Tensor, Tensor]:
             erase = torch.eye(size, dtype=torch.float64) - rate * torch.outer(k, k)
             memory[h] = torch.exp(-drop) * erase @ memory[h] + rate * torch.outer(k, v)
             o = memory[h].T @ q
-            read.append(o / (o.square().mean() + torch.finfo(o.dtype).eps).sqrt() * m.gain)
+            read.append(o / (o.square().mean() + RMS_EPS).sqrt() * m.gain)
         y = torch.cat(read)
         if m.gate is not None:
             y = y * silu(m.gate.weight @ token)

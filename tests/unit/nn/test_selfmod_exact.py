@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, rms_norm, silu, softplus
 
 from nl.nn.selfmod import SelfMod, SelfModConfig, SelfModState
+from nl.ops.norm_linear import RMS_EPS
 
 EXACT = 1e-9
 DIM = 8
@@ -177,7 +178,7 @@ def selfmod_reference(m: SelfMod, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             direct = (row @ m.gate_input.weight.T).view(length, 2, m.heads)
         heads = [head_reference(m, h, parts[:, :, h], direct[:, :, h]) for h in range(m.heads)]
         read = torch.cat([r for r, _ in heads], dim=-1)
-        outs.append((rms_norm(read, (dim,)) * m.gain) @ m.out.weight.T)
+        outs.append((rms_norm(read, (dim,), eps=RMS_EPS) * m.gain) @ m.out.weight.T)
         first.append(torch.cat([o.now[0].flatten() for _, ms in heads for o in ms]))
         second.append(torch.cat([o.now[1].flatten() for _, ms in heads for o in ms]))
     return torch.stack(outs), torch.stack(first), torch.stack(second)

@@ -14,6 +14,7 @@ from nl.config import ConfigError
 from nl.core import state as states
 from nl.nn.chunks import pieces
 from nl.nn.titan import TitanConfig, TitanMemory, TitanState
+from nl.ops.norm_linear import RMS_EPS
 from nl.ops.titans import TitansMemory, TitansTokens, titans_write_reference
 
 EXACT = 1e-9
@@ -113,7 +114,7 @@ def layer_reference(m: TitanMemory, x: Tensor) -> tuple[Tensor, ...]:
     outs, weights = [], []
     for row in x:
         heads = [head_reference(m, h, row) for h in range(m.bank.heads)]
-        read = rms_norm(torch.cat([r for r, _ in heads], dim=-1), (DIM,)) * m.gain
+        read = rms_norm(torch.cat([r for r, _ in heads], dim=-1), (DIM,), eps=RMS_EPS) * m.gain
         gate = silu(row @ m.ask.weight[DIM:].T) if m.config.gate else 1.0
         outs.append((read * gate) @ m.out.weight.T)
         weights.append([w for _, w in heads])

@@ -14,6 +14,7 @@ from nl.nn.attention import AttentionConfig
 from nl.nn.context import ReadContext
 from nl.nn.titan_config import TitanConfig
 from nl.nn.titan_layouts import MemoryAsContext, MemoryAsGate
+from nl.ops.norm_linear import RMS_EPS
 from nl.ops.rotary import apply_rotary, rotary_table
 from nl.optim.roles import parameter_roles
 
@@ -53,7 +54,7 @@ def heads_of(m: MemoryAsContext, x: Tensor, at: int) -> list[Tensor]:
     here = context(at, 1)
     cos, sin = here.cos, here.sin
     if m.attention.config.qk_norm:
-        q, k = (rms_norm(t, t.shape[-1:]) for t in (q, k))
+        q, k = (rms_norm(t, t.shape[-1:], eps=RMS_EPS) for t in (q, k))
     return [apply_rotary(t[:, None], cos, sin)[:, 0] for t in (q, k)] + [v]
 
 
@@ -80,7 +81,7 @@ def context_reference(m: MemoryAsContext, x: Tensor) -> tuple[Tensor, ...]:
         def answer(asked: Tensor, gain: Tensor, bank: Any = bank) -> Tensor:
             per_head = asked.view(len(x) * HEADS, -1, 1)
             said = m.bank.read(bank, per_head).view(len(x), DIM)
-            return rms_norm(said, (DIM,)) * gain
+            return rms_norm(said, (DIM,), eps=RMS_EPS) * gain
 
         inputs.append(m.ask(x[:, t]))
         recalled = answer(convolved(m.conv_asked, inputs), m.gain[0])
@@ -94,7 +95,7 @@ def context_reference(m: MemoryAsContext, x: Tensor) -> tuple[Tensor, ...]:
             k, v = torch.cat([front[0], k], 2), torch.cat([front[1], v], 2)
         score = (k @ query.unsqueeze(-1)).squeeze(-1) / query.shape[-1] ** 0.5
         seen = (score.softmax(-1).unsqueeze(-2) @ v).flatten(1)
-        content = rms_norm(seen + x[:, t], (DIM,)) * m.gain[1]
+        content = rms_norm(seen + x[:, t], (DIM,), eps=RMS_EPS) * m.gain[1]
         found.append(m.ask_again(content))
         gate = m.gate(answer(convolved(m.conv_found, found), m.gain[2]))
         out.append(m.attention.out(seen) * 2 * torch.sigmoid(gate))

@@ -82,6 +82,26 @@ def test_repeated_and_zero_keys() -> None:
     compare((state, query, key * 0, value, log_decay, rate), 16)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [0.9, 0.97])
+def test_similar_keys_in_single_precision(rate: float, noise: float) -> None:
+    """Powers of the triangular system grow with the similarity of keys, and cancel."""
+    state, query, _, value, log_decay, drawn = draw(128)
+    torch.manual_seed(1)
+    same = torch.randn(3, 1, 5, dtype=torch.float64)
+    key = normalize(same + noise * torch.randn(3, 128, 5, dtype=torch.float64), dim=-1)
+    inputs = (state, query, key, value, log_decay / 50, torch.full_like(drawn, rate))
+    results = []
+    for dtype, reference in ((torch.float32, False), (torch.float64, True)):
+        leaves: Inputs = tuple(t.to(dtype).requires_grad_() for t in inputs)  # type: ignore[assignment]
+        found = run(leaves, 64, reference)
+        probe = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(2))
+        grads = torch.autograd.grad((found[0] * probe.to(dtype)).sum(), leaves)
+        results.append([found[0].double(), grads[3].double()])
+    for got, want in zip(*results, strict=True):
+        assert relative(got, want) < SINGLE
+
+
 def test_full_rate_stores_the_last_value_of_a_key() -> None:
     state, _, key, value, log_decay, rate = draw(20)
     out, _ = run((state, key, key, value, log_decay, torch.ones_like(rate)), 8)
