@@ -106,12 +106,20 @@ def _activation(name: Any) -> MLPKind:
     return ACTIVATIONS[name]
 
 
-def _head(given: _Taken, table: Tensor) -> Tensor:
-    """The head; a copy of the table where they are one, for ours would scale a shared one."""
-    for name in ("lm_head.weight", "embed_out.weight"):
-        if name in given:
-            return given(name)
-    return table.clone()
+def _head(config: Given, given: _Taken, table: Tensor, *, tied: bool = False) -> Tensor:
+    """The head; a copy of the table where they are one, for ours would scale a shared one.
+
+    ``tied`` is what the family means where its config.json does not say.
+    """
+    names = ("lm_head.weight", "embed_out.weight")
+    own = next((given(name) for name in names if name in given), None)
+    if config.get("tie_word_embeddings", tied):
+        return table.clone()  # a head that is stored beside it is not read by theirs either
+    if own is None:
+        raise ConfigError(
+            f"{names[0]}: not in the checkpoint, and tie_word_embeddings is false; is it whole?"
+        )
+    return own
 
 
 def _llama(config: Given, given: _Taken) -> tuple[LanguageConfig, Tensors]:
@@ -140,7 +148,7 @@ def _llama(config: Given, given: _Taken) -> tuple[LanguageConfig, Tensors]:
     )
     table = given("model.embed_tokens.weight")
     made = {"embed.weight": table, "norm.weight": given("model.norm.weight")}
-    made["head.weight"] = _head(given, table)
+    made["head.weight"] = _head(config, given, table)
     for i in range(model.layers):
         theirs, ours = f"model.layers.{i}", f"blocks.{i}"
         own = f"{theirs}.self_attn"
@@ -180,7 +188,7 @@ def _gpt_neox(config: Given, given: _Taken) -> tuple[LanguageConfig, Tensors]:
     )
     table = given("gpt_neox.embed_in.weight")
     made = {"embed.weight": table} | given.affine("norm", "gpt_neox.final_layer_norm")
-    made["head.weight"] = _head(given, table)
+    made["head.weight"] = _head(config, given, table)
     for i in range(model.layers):
         theirs, ours = f"gpt_neox.layers.{i}", f"blocks.{i}"
         for kind in ("weight", "bias"):
@@ -220,7 +228,7 @@ def _gpt2(config: Given, given: _Taken) -> tuple[LanguageConfig, Tensors]:
     table = given(f"{front}wte.weight")
     made = {"embed.weight": table, "places.weight": given(f"{front}wpe.weight")}
     made |= given.affine("norm", f"{front}ln_f")
-    made["head.weight"] = _head(given, table)
+    made["head.weight"] = _head(config, given, table, tied=True)
     pairs = {
         "mixers.0.qkv": "attn.c_attn",
         "mixers.0.out": "attn.c_proj",

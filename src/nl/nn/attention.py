@@ -13,6 +13,7 @@ from nl.core.state import state_type
 from nl.nn.context import ReadContext
 from nl.nn.init import init_linear
 from nl.ops.attention import causal_attention, piecewise_attention
+from nl.ops.norm_linear import RMS_EPS
 from nl.ops.rotary import apply_rotary
 
 
@@ -109,7 +110,12 @@ class AttentionState(NamedTuple):
     def without_oldest(self, count: int) -> AttentionState:
         """What is left of one piece when the oldest ``count`` positions are forgotten."""
         hidden = None if self.hidden is None else (self.hidden - count).clamp(min=0)
-        return AttentionState(self.keys[:, :, count:], self.values[:, :, count:], hidden)
+        if not count:
+            return self._replace(hidden=hidden)
+        # Views would keep what is forgotten alive.
+        return AttentionState(
+            self.keys[:, :, count:].clone(), self.values[:, :, count:].clone(), hidden
+        )
 
 
 class Attention(nn.Module):
@@ -164,8 +170,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * shared, self.head_size))
         q, k, v = qkv.split([heads, shared, shared], 2)
         if self.config.qk_norm:
-            q = nn.functional.rms_norm(q, (self.head_size,))
-            k = nn.functional.rms_norm(k, (self.head_size,))
+            q = nn.functional.rms_norm(q, (self.head_size,), eps=RMS_EPS)
+            k = nn.functional.rms_norm(k, (self.head_size,), eps=RMS_EPS)
         if ctx.cos is not None and ctx.sin is not None:
             q, k = turned(q, ctx.cos, ctx.sin), turned(k, ctx.cos, ctx.sin)
         if shared < heads:

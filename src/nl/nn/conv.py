@@ -39,7 +39,8 @@ class CausalConv(nn.Module):
         y = padded[:, :length] * weight[0]
         for i in range(1, self.width):
             y = torch.addcmul(y, padded[:, i : i + length], weight[i])
-        return y, padded[:, length:].to(tail.dtype)
+        # A view would keep the whole call alive as long as the State.
+        return y, padded[:, length:].to(tail.dtype).clone()
 
 
 def convolve(

@@ -86,7 +86,7 @@ def quadratic(
         transform: phi; quadratic is (a + b)^2, multiplicative a b.
     """
     out: Tensor = _Quadratic.apply(drive_BTF, hidden_BF, mix_FF, transform)
-    return out, out[:, -1]
+    return out, out[:, -1].clone()  # a view would keep all outputs alive
 
 
 def quadratic_reference(

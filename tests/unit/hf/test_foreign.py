@@ -111,6 +111,19 @@ def test_what_is_different_is_refused(
         convert(config, dict(model.state_dict()))
 
 
+def test_whose_head_is_read(tmp_path: Path) -> None:
+    model = made(*CASES["llama"], tmp_path)
+    config, named = json.loads((tmp_path / "config.json").read_text()), dict(model.state_dict())
+    table = named["model.embed_tokens.weight"]
+    assert not torch.equal(named["lm_head.weight"], table)
+    for tied, want in ((False, named["lm_head.weight"]), (True, table)):
+        _, ours = convert(config | {"tie_word_embeddings": tied}, dict(named))
+        assert torch.equal(ours["head.weight"], want)
+    del named["lm_head.weight"]
+    with pytest.raises(ConfigError, match=r"lm_head.weight: not in the checkpoint, and tie_word"):
+        convert(config | {"tie_word_embeddings": False}, dict(named))
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(*CASES["gpt2"], tmp_path / "m")
     target = str(tmp_path / "x.safetensors")

@@ -194,9 +194,12 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
         nl.load_model(tmp_path)
 
 
-def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nl.dist.export import export
 
+    monkeypatch.chdir(tmp_path)  # data/stdlib has a tokenizer of another vocabulary
     run, model = built("hope_attention")
     file, folder = tmp_path / "m.safetensors", tmp_path / "out"
     export(model.state_dict(), run, file)
