@@ -186,6 +186,15 @@ def test_proportional_kinds_scale_with_a_small_signal(kind: str) -> None:
     assert torch.allclose(two, 2 * one, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["muon", "deep"])
+def test_steps_of_one_size_are_so_for_tiny_signals_in_single_precision(kind: str) -> None:
+    rule: Any = memory_with(kind).config.inner
+    grad, meta = torch.randn(2, 6, WIDTH), torch.ones(6, WIDTH)
+    whole, _ = rule.step(grad, None, meta, 1.0)
+    tiny, _ = rule.step(grad * 1e-27, None, meta, 1.0)
+    torch.testing.assert_close(tiny, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_every_kind_is_under_test() -> None:
     assert set(table("inner")) == {"sgd", "momentum", "delta", "adam", "muon", "deep"}
 
