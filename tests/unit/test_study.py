@@ -190,6 +190,25 @@ def test_a_limit_has_the_colour_of_text() -> None:
     assert limit.count(INK) > plain.count(INK)
 
 
+def some_runs(root: Path) -> None:
+    """What is there of a comparison: runs, losses by position, dynamic evaluation."""
+    losses = {"transformer": 4.0, "hope_attention": 4.1, "hope_attention-frozen": 4.2}
+    losses |= {"hope_attention-rate-3": 4.05, "transformer-lr6e-3": 3.9}
+    losses |= {"transformer-longer": 3.75}
+    for label, loss in losses.items():
+        for seed in range(2 if label in ("transformer", "hope_attention") else 1):
+            wobble = 0.001 * seed * (label == "transformer")
+            finish(root / f"{label}-s{seed}", loss + 0.1 * seed + wobble)
+    for label, lift in (("transformer", 0.0), ("hope_attention", 0.25)):
+        for seed in range(2):
+            levels = [4.0 + lift * (position < 2) + seed for position in range(16)]
+            found = {"val/prose": levels, "val/code": levels}
+            (root / f"{label}-s{seed}.positions.json").write_text(json.dumps(found))
+    (root / "transformer-s1.dynamic.json").write_text("[4.0, 3.9, 3.8, 3.7, 4.5]")
+    (root / "transformer-s1.dynamic_head.json").write_text("[4.0, 3.9, 3.8, 3.6, 4.5]")
+    (root / "hope_attention-s1.dynamic_head.json").write_text("[3.5, 3.4, 3.8, 3.7, 4.5]")
+
+
 def test_page_of_a_partial_comparison(
     study: ModuleType,
     comparison_rows: ModuleType,
@@ -198,21 +217,7 @@ def test_page_of_a_partial_comparison(
 ) -> None:
     load("comparison_positions")
     comparison = load("comparison")
-    losses = {"transformer": 4.0, "hope_attention": 4.1, "hope_attention-frozen": 4.2}
-    losses |= {"hope_attention-rate-3": 4.05, "transformer-lr6e-3": 3.9}
-    losses |= {"transformer-longer": 3.75}
-    for label, loss in losses.items():
-        for seed in range(2 if label in ("transformer", "hope_attention") else 1):
-            wobble = 0.001 * seed * (label == "transformer")
-            finish(tmp_path / f"{label}-s{seed}", loss + 0.1 * seed + wobble)
-    for label, lift in (("transformer", 0.0), ("hope_attention", 0.25)):
-        for seed in range(2):
-            levels = [4.0 + lift * (position < 2) + seed for position in range(16)]
-            found = {"val/prose": levels, "val/code": levels}
-            (tmp_path / f"{label}-s{seed}.positions.json").write_text(json.dumps(found))
-    (tmp_path / "transformer-s1.dynamic.json").write_text("[4.0, 3.9, 3.8, 3.7, 4.5]")
-    (tmp_path / "transformer-s1.dynamic_head.json").write_text("[4.0, 3.9, 3.8, 3.6, 4.5]")
-    (tmp_path / "hope_attention-s1.dynamic_head.json").write_text("[3.5, 3.4, 3.8, 3.7, 4.5]")
+    some_runs(tmp_path)
     page = tmp_path / "page" / "comparison.md"
     typed = ["x", "--root", str(tmp_path), "--output", str(page), "--report-only"]
     monkeypatch.setattr(sys, "argv", typed)
