@@ -20,7 +20,6 @@ from nl.config.hydra import compose, plain, publish, quoted, refusing, run_confi
 from nl.config.run import RunConfig
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
-from nl.data.group_forecast import warn_of_standstill
 from nl.data.held_out import DataCorpus
 from nl.data.held_rows import HeldRows
 from nl.data.manifest import data_tokenizer, read_manifest
@@ -34,7 +33,7 @@ from nl.dist.recompute import recompute_segments, recompute_units
 from nl.dist.state_file import load_state, save_state
 from nl.eval.context import EvalContext, NoText, OwnRows, offered
 from nl.eval.suite import run_suite
-from nl.fit import check, validation_splits
+from nl.fit import check, forewarn, validation_splits
 from nl.models.compiled import RECOMPILE_LIMIT, compile_units, too_many_variants
 from nl.nn.cms import ContinuumMemory
 from nl.objectives.ranked import Ranked
@@ -103,7 +102,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
     """
     with agreeing(met() if strategy.world > 1 else None):
         check(run, strategy)
-        warn_of_standstill(run)
+        forewarn(run)
         if run.train.threads:
             torch.set_num_threads(run.train.threads)
         seeds = SeedBook(run.seed)

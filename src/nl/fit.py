@@ -6,7 +6,8 @@ from typing import Any
 
 from nl.config import ConfigError, lookup, require
 from nl.config.run import RunConfig
-from nl.data.group_forecast import check_composition
+from nl.core.logs import get_logger
+from nl.data.group_forecast import check_composition, warn_of_standstill
 from nl.data.phases import check_phases
 from nl.data.stream import check_carry
 from nl.data.task_budget import check_budget, check_held_out
@@ -18,6 +19,8 @@ from nl.eval.task_losses import check_task_ends
 from nl.models.compiled import check_compile
 from nl.objectives.next_token import check_losses
 from nl.train.sinks import check_logging
+
+log = get_logger(__name__)
 
 ROWS = {
     "tokens": ("ids of tokens", "model=language", "objective=next_token"),
@@ -97,6 +100,26 @@ def check_positions(run: RunConfig) -> None:
         "stream.documents: reset; with model.positions=learned documents inside a row would begin "
         "at a place that is not their first: set stream.documents=ignore or model.positions=rope.",
     )
+
+
+def forewarn(run: RunConfig) -> None:
+    """Say before the first step what is known of how it will end."""
+    warn_of_standstill(run)
+    say_unread_levels(run)
+
+
+def say_unread_levels(run: RunConfig) -> None:
+    """Name levels whose first write comes at the end of a row or later: training never reads it."""
+    model: Any = run.model
+    length, write = getattr(run.stream, "seq_len", 0), getattr(run.objective, "write", True)
+    if run.train.carry or not (length and write and _has_levels(model)):
+        return
+    if unread := [str(period) for period in model.cms.periods if period >= length]:
+        log.info(
+            "model.cms.periods: %s; rows of %d tokens end before what these levels write is read: "
+            "their rates stay as they are, and are in force on longer texts",
+            *(", ".join(unread), length),
+        )
 
 
 def _check_shared(run: RunConfig, world: int, scope: str) -> None:

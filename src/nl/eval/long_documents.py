@@ -212,7 +212,7 @@ class LongDocuments:
         uniform = math.log(context.tokenizer.vocab_size)
         config = self.config
         policy = (
-            f"{config.memory.policy('document', mode)}, carried inside"
+            config.memory.policy("document, carried inside", mode)
             if config.state == "document"
             else f"State fresh every {config.window} tokens"
         )

@@ -263,7 +263,7 @@ class Perplexity:
             "bits_per_byte": (bits, bits_error, uniform * tokens / sum(losses.bytes) / math.log(2)),
         }
         policy = (
-            f"{self.config.memory.policy('document', mode)}, carried inside"
+            self.config.memory.policy("document, carried inside", mode)
             if self.config.state == "document"
             else f"State fresh every {self.config.window} tokens"
         )

@@ -44,8 +44,8 @@ class CMSConfig:
     """stop: what a write adds is a constant of the outer loss. through: the outer loss is
     differentiated through the writes, signals included."""
     bptt_chunks: int = 0
-    """With through: every so many writes of a level one is cut off from what it was computed
-    from; 0: none."""
+    """With through: every so many writes of a level, 2 or more, one is cut off from what it was
+    computed from; 0: none."""
     rate: float = 1.0
     """Initial inner learning rate of the levels, relative to the size of their input (learned). A
     level that sums the gradients of more than dim / 4 tokens, or has momentum, starts lower

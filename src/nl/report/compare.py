@@ -10,7 +10,7 @@ from nl.report.frames import Row, is_number
 from nl.report.numbers import DASH, figure, with_error
 from nl.report.page import Placed, data_uri, load_template, replace
 from nl.report.paired import Difference, direction, paired, unpaired
-from nl.report.sides import Key, Side
+from nl.report.sides import Key, Side, samples_of
 from nl.report.tables import Cell, Table, sort_key, table_csv
 
 EXPLAINED = (
@@ -33,7 +33,7 @@ def differences(sides: list[Side]) -> dict[Key, list[Difference | None]]:
             if key not in first.rows or key not in side.rows:
                 line.append(None)
                 continue
-            mine, theirs = (s.samples.get(key, {}) for s in (first, side))
+            mine, theirs = (samples_of(s, key) for s in (first, side))
             same = paired(mine, theirs, key[2])
             line.append(same or unpaired(first.rows[key], side.rows[key]))
         found[key] = line

@@ -109,6 +109,18 @@ def add_samples(side: Side, suite: str, path: Path) -> None:
                 found[str(line["sample"])] = (float(pair[0]), float(pair[1]))
 
 
+def samples_of(side: Side, key: Key) -> dict[str, Pair]:
+    """The samples behind a row; ``<split>/all`` has those of its domains, if all are there."""
+    if key in side.samples or not key[1].endswith("/all"):
+        return side.samples.get(key, {})
+    split = key[1].removesuffix("all")
+    found: dict[str, Pair] = {}
+    for other, named in side.samples.items():
+        if other[1].startswith(split) and (other[0], *other[2:]) == (key[0], *key[2:]):
+            found |= {f"{other[1]} {name}": pair for name, pair in named.items()}
+    return found if len(found) == side.rows[key].get("n") else {}
+
+
 def aligned(sides: list[Side]) -> list[Side]:
     """Sides that each hold one suite are compared whatever their files are called."""
     if any(len(side.suites) != 1 for side in sides):

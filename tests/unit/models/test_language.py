@@ -20,7 +20,7 @@ from nl.core.state import tensors
 from nl.dist.base import Strategy
 from nl.dist.ddp import DDP
 from nl.dist.single import Single
-from nl.fit import check_positions
+from nl.fit import check_positions, say_unread_levels
 
 SIZES: dict[str, Any] = {
     "kind": "language",
@@ -151,6 +151,30 @@ def test_every_block_fits_the_small_configuration(block: str) -> None:
     x = torch.zeros(1, 2, dtype=torch.long)
     assert model(x, model.init_state(1)).pred.shape == (1, 2, 4096)
     assert copy.deepcopy(model)(x).pred.shape == (1, 2, 4096)  # what a call notes is no graph
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "256"),
+        (["stream.seq_len=128"], "128, 256"),
+        (["stream.seq_len=512"], ""),
+        (["model.block=transformer"], ""),
+        (["objective.write=false"], ""),
+        (["train.carry=true"], ""),
+    ],
+)
+def test_levels_that_rows_never_read_are_named(
+    words: list[str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    periods = ["model.cms.periods=[32,64,128,256]", "model.block=hope_attention"]
+    run = run_config(compose("pilot_smoke", [*periods, *words]))
+    with caplog.at_level("INFO"):
+        say_unread_levels(run)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(";")[0] for line in lines] == (
+        [f"model.cms.periods: {said}"] if said else []
+    )
 
 
 def test_a_window_has_no_titan_heads() -> None:

@@ -16,7 +16,7 @@ from scipy import stats
 from nl.config import ConfigError
 from nl.report.compare import as_markdown, differences, markdown, tables, verdict, warnings
 from nl.report.paired import direction, interval, paired, unpaired, wilson
-from nl.report.sides import aligned, read_side, short_names
+from nl.report.sides import Side, aligned, read_side, short_names
 from nl.report.summary import flattened, summary
 from nl.report.tables import table_csv
 from nl.run.student import t_95
@@ -145,6 +145,29 @@ def test_sides_and_verdicts(two: list[Path]) -> None:
     swapped = markdown([sides[1], sides[0]])
     assert "| worse |" in swapped
     assert "**one: tokenizers differ" in swapped
+
+
+def test_a_row_over_all_domains_is_paired_on_their_samples() -> None:
+    def side(shift: float, kept: tuple[str, ...] = ("v/a", "v/b")) -> Side:
+        names = ("v/a", "v/b", "v/all")
+        rows = {("s", name, "nats_per_token", "off"): {"n": 4, "value": 1.0} for name in names[:2]}
+        rows["s", "v/all", "nats_per_token", "off"] = {"n": 8, "value": 1.0, "stderr": 9.0}
+        samples = {
+            ("s", name, "nats_per_token", "off"): {
+                str(i): (10.0 * i + shift * i, 10.0) for i in range(1, 5)
+            }
+            for name in kept
+        }
+        return Side("x", Path(), rows, samples)
+
+    key = ("s", "v/all", "nats_per_token", "off")
+    (pooled,) = differences([side(0.0), side(1.0)])[key]
+    assert pooled is not None
+    assert (pooled.n, pooled.method, pooled.clear) == (8, "paired t", True)
+    assert pooled.value == pytest.approx(0.25)
+    (lone,) = differences([side(0.0), side(1.0, ("v/a",))])[key]
+    assert lone is not None
+    assert lone.method == "unpaired normal"
 
 
 def test_a_run_and_a_folder(full_run: Path, two: list[Path]) -> None:
