@@ -197,7 +197,6 @@ def _save(target: Path, reading: Reading, facts: dict[str, Any]) -> None:
     from nl.dist.state_file import save_state
 
     check_finite(reading.state, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     save_state(target, reading.state, {**facts, "read": reading.read})
     print(f"State saved: {target}")
 

@@ -32,7 +32,7 @@ def save_state(path: str | Path, state: Any, facts: Mapping[str, Any] | None = N
     """Write a State; the file is either whole or as it was before.
 
     Args:
-        path: file ending in ``.safetensors``.
+        path: file ending in ``.safetensors``; its folder is made.
         state: any State; tensors of any device.
         facts: JSON data beside it.
 
@@ -50,12 +50,13 @@ def save_state(path: str | Path, state: Any, facts: Mapping[str, Any] | None = N
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(temporary, named, metadata)
             fsync_file(temporary)
             temporary.replace(path)
             fsync_dir(path.parent)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
     return path
 

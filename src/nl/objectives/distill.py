@@ -88,7 +88,7 @@ class Distill(Ranked):
         if batch.starts is not None:
             kept = zip(batch.starts, rows.tolist(), strict=True)
             read["starts"] = tuple(starts for starts, one in kept if one)
-        weights = {name: self.teacher.get_buffer(_key(name)) for name in self._learned()}
+        weights = {key.replace("/", "."): held for key, held in self.teacher.named_buffers()}
         with torch.no_grad():
             old = functional_call(self.model, weights, (inputs, None, knobs), read).pred
         new = self.model(inputs, None, knobs, **read).pred

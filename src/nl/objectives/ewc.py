@@ -136,11 +136,13 @@ class Ewc(Ranked):
         trained = {name: p for name, (p, _, _) in held.items() if p.requires_grad}
         sums = {name: torch.zeros_like(p) for name, p in trained.items()}
         self.model.eval()  # neither noise nor what routers count
-        for row in self.read[self.rank :: self.world].long():
-            for name, gradient in zip(trained, self._gradients(row, trained), strict=True):
-                if gradient is not None:
-                    sums[name] += gradient.square()
-        self.model.train()
+        try:
+            for row in self.read[self.rank :: self.world].long():
+                for name, gradient in zip(trained, self._gradients(row, trained), strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient.square()
+        finally:
+            self.model.train()
         tokens = int((self.read[:, 1] != IGNORE).sum())
         with torch.no_grad():
             for name, total in sums.items():

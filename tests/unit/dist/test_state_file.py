@@ -106,4 +106,9 @@ def test_what_is_no_state_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         save_state(tmp_path / "state.pt", (torch.ones(1),))
     with pytest.raises(ConfigError, match="cannot be written"):
-        save_state(tmp_path / "absent" / "s.safetensors", (torch.ones(1),))
+        save_state(other / "s.safetensors", (torch.ones(1),))
+
+
+def test_the_folder_of_a_state_file_is_made(tmp_path: Path) -> None:
+    path = save_state(tmp_path / "notes" / "july" / "s.safetensors", (torch.ones(1),))
+    assert read_state(path).state == (torch.ones(1),)

@@ -225,11 +225,13 @@ def test_no_gradient_and_zero_gradients_move_nothing_but_the_decay(config: Matri
     torch.testing.assert_close(named[0][1].detach(), before[0] * (1 - 1e-3 * 0.1))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}")
+@pytest.mark.parametrize(
+    "config",
+    [c for c in CONFIGS if not getattr(c, "literal", False)],  # as printed sums do not decay
+    ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}",
+)
 def test_a_matrix_without_gradients_comes_to_rest(config: MatrixConfig) -> None:
     """Momentum decays to nothing over many steps: numbers stay finite on the way."""
-    if getattr(config, "literal", False):
-        return  # as printed: its sums do not decay
     named = parameters()
     optimizer = config.build(named, ROLES)
     generator = torch.Generator().manual_seed(0)
