@@ -18,31 +18,33 @@ from torch import Tensor, nn
 from nl.config import lookup, register, require
 from nl.config.groups import ModelConfig
 from nl.core.output import Knobs, Output
-from nl.core.state import detach, reset_rows, settled, tensors
-from nl.models.block_signal import PendingTile, TileRead, gather, tile_of
+from nl.core.state import reset_rows, settled, tensors
+from nl.models.block_signal import PendingTile
 from nl.models.blocks import Block, check_widths
 from nl.models.documents import Part, Starts, cut_call, without_crossing
 from nl.models.embedding import EMBED_STD, embedded, embedded_tiles
 from nl.models.generate import Sampling, generate
-from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
+from nl.models.language_state import LanguageState, Read
 from nl.models.memories import Memories, permitted
+from nl.models.reading import ReadTile, read_tile
 from nl.models.resuming import begin_call
 from nl.models.routes import check_depth, check_levels, route_contexts, routing_report
 from nl.models.scoring import Call, score
 from nl.models.statistics import memory_statistics
-from nl.models.writing import absorb
 from nl.nn.attention import Attention, AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.context import ReadContext
 from nl.nn.experts import SparseExperts, idle_parameters
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.gated_delta import GatedDeltaConfig
+from nl.nn.head_memory import HeadMemory, HeadMemoryConfig, check_head
 from nl.nn.mlp import MLPKind, NormKind, make_mlp, make_norm
 from nl.nn.rebuilt import anchored
 from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.surprise import fresh_surprise
 from nl.nn.titan_config import TitanConfig
+from nl.ops.head_walk import HeadWrites
 from nl.ops.losses import teach_signal
 from nl.ops.rotary import rotary_table
 
@@ -96,6 +98,8 @@ class LanguageConfig(ModelConfig):
     """Titans memory and the attention beside it, in blocks that have them."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     """Sparse experts in the place of feed-forward layers."""
+    head_memory: HeadMemoryConfig = field(default_factory=HeadMemoryConfig)
+    """A head that learns while it reads."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "max_positions"):
@@ -110,6 +114,7 @@ class LanguageConfig(ModelConfig):
         check_widths(self, kinds)
         check_depth(self.experts, self.layers)
         if any(kind.levels for kind in kinds):
+            check_head(self.head_memory, self.cms)
             check_levels(self.experts, self.cms, all(kind.levels for kind in kinds))
 
     @property
@@ -171,6 +176,8 @@ class LanguageModel(Memories, nn.Module):
         ]
         self.blocks = nn.ModuleList(built)
         self.norm = config.make_norm()
+        own = config.head_memory
+        self.head_memory = HeadMemory(own, config.dim, config.head_std) if own.period else None
         self.places: nn.Embedding | None = None
         if config.positions == "learned":
             self.places = nn.Embedding(config.max_positions, config.dim)
@@ -198,7 +205,8 @@ class LanguageModel(Memories, nn.Module):
         blocks = tuple(block.init_state(batch) for block in self._blocks())
         gated = self.taught and self.config.cms.surprise.gate != "none"
         gate = fresh_surprise(batch, self.head.weight) if gated else None
-        return LanguageState(position, blocks, None, gate)
+        head = HeadWrites() if self.head_memory is not None else None
+        return LanguageState(position, blocks, None, gate, head)
 
     def reset_rows(self, state: LanguageState, rows: Sequence[int] | Tensor) -> LanguageState:
         """The State with some rows fresh: as ``init_state(position=state.position)`` has them.
@@ -253,28 +261,12 @@ class LanguageModel(Memories, nn.Module):
         parts = self._parts(state.position, inputs.shape[1], write, starts)
         for (tile, begins), x in embedded_tiles(self, inputs, state.position, parts):
             state = self.reset_rows(state, begins) if begins else state
-            start, before = state.position, state
+            before = state
             hidden, traces, state = self.read(inputs[:, tile], state, reading, x=x)
-            logits.append(self.head(hidden))
-            if not (self.taught and write):
-                continue
-            if not self.labelled:
-                state = absorb(self, state, traces, each_token(hidden), start, knobs)
-                continue
-            label = labels[:, tile]
-            if self.inner:
-                found = TileRead(tile_of(before, inputs[:, tile], label))
-                state = gather(self, state, found, knobs)
-                continue
-            known = label.shape[1]
-            if known:
-                signal = self.signal(logits[-1][:, :known], label)
-                state = absorb(self, state, cut(traces, slice(known)), signal, start, knobs)
-            if wait and tile.stop == inputs.shape[1]:
-                newest = slice(hidden.shape[1] - 1, None)
-                pending = PendingLabel(hidden[:, newest], cut(traces, newest))
-                pending = pending if self.through else detach(pending)
-                state = state._replace(pending=pending)
+            found = ReadTile(inputs[:, tile], labels[:, tile], hidden, traces, before)
+            last = wait and tile.stop == inputs.shape[1]
+            said, state = read_tile(self, state, found, reading, last)
+            logits.append(said)
         state = anchored(settled(state))
         return Output(torch.cat(logits, 1), state, self._report(state, reading, learn=False))
 
@@ -340,12 +332,13 @@ class LanguageModel(Memories, nn.Module):
     def flops_per_token(self, seq_len: int = 0) -> int:
         """Forward FLOPs: 2 per matrix parameter that is read, 4 D per position looked at."""
         inside = [p.numel() for b in self.blocks for p in b.parameters() if p.dim() >= 2]
-        read = sum(inside) - idle_parameters(self) + self.head.weight.numel()
+        heads = 1 if self.head_memory is None else 2  # the fast matrix is as large
+        read = sum(inside) - idle_parameters(self) + heads * self.head.weight.numel()
         seen = sum(m.attended(seq_len) for m in self.modules() if isinstance(m, Attention))
         return 2 * read + int(4 * self.config.dim * seen)
 
     def _report(self, state: LanguageState, read: Read, learn: bool) -> dict[str, Tensor]:
-        found = memory_statistics(self._blocks(), state)
+        found = memory_statistics(self._blocks(), state, self.head_memory, self.head.weight)
         return found | routing_report(self, read.routed or [], learn=learn)
 
     def _blocks(self) -> list[Block]:
@@ -390,7 +383,7 @@ class LanguageModel(Memories, nn.Module):
                 read.routed.append((i, routed))
             if outputs is not None:
                 outputs.append(x)
-        state = LanguageState(state.position + length, tuple(blocks), None, state.gate)
+        state = LanguageState(state.position + length, tuple(blocks), None, state.gate, state.head)
         return self.norm(x), tuple(traces), state
 
     def signal(self, logits: Tensor, label: Tensor) -> Tensor:

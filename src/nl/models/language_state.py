@@ -12,6 +12,7 @@ from nl.core.batch import IGNORE
 from nl.core.output import Knobs
 from nl.core.state import check_fits, map_tensors, state_type, tensors
 from nl.nn.surprise import SurpriseState
+from nl.ops.head_walk import HeadWrites
 
 
 @state_type
@@ -56,12 +57,14 @@ class LanguageState(NamedTuple):
         pending: set while the newest token waits for its label (PendingLabel), or tokens for the
             signal of their tile (PendingTile of nl.models.block_signal).
         gate: the surprise gate, where there is one.
+        head: what the head has learned, where it does.
     """
 
     position: int
     blocks: Any
     pending: Any = None
     gate: SurpriseState | None = None
+    head: HeadWrites | None = None
 
 
 class Read(NamedTuple):

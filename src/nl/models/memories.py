@@ -1,8 +1,8 @@
 """Names of a model's memories, which of them may write, and what they have written. Floor 3.
 
 A memory has a path (``selfmod``, ``gated_delta``, ``titan``, ``lstm``, ``gru``,
-``quadratic_rnn``, or ``level<i>`` of the continuum memory, fastest first as configured) and a
-layer, the index of its block.
+``quadratic_rnn``, ``level<i>`` of the continuum memory, fastest first as configured, or ``head``)
+and a layer, the index of its block.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ from nl.models.language_state import LanguageState
 from nl.nn.attention import AttentionState
 from nl.nn.context import ReadContext
 from nl.nn.gated_delta import GatedDeltaState
+from nl.nn.head_memory import HeadMemory
 from nl.nn.recurrent import RecurrentState
 from nl.nn.selfmod import SelfModState
 from nl.nn.surprise import SurpriseConfig
+from nl.ops.head_walk import HeadWrites
+
+HEAD = "head"
+"""Path of the memory of the head; it counts to the last layer."""
 
 
 def block_paths(block: Any) -> list[str]:
@@ -36,7 +41,8 @@ def block_paths(block: Any) -> list[str]:
 
 def memory_paths(model: Any) -> list[str]:
     """Every path of a model, once."""
-    return list(dict.fromkeys(path for block in model.blocks for path in block_paths(block)))
+    found = [path for block in model.blocks for path in block_paths(block)]
+    return list(dict.fromkeys([*found, *([HEAD] if model.head_memory is not None else [])]))
 
 
 def check_writes(model: Any, knobs: Knobs | None) -> None:
@@ -75,6 +81,7 @@ class Memories:
     config: Any
     blocks: Any
     taught: bool
+    head_memory: HeadMemory | None
 
     def memory_paths(self) -> list[str]:
         """Names of the memories, as ``Knobs.paths`` takes them."""
@@ -114,6 +121,10 @@ class Memories:
             self.taught,
             f"surprise: {threshold}; this model has no label-driven levels: leave it out.",
         )
+        require(
+            self.head_memory is None,
+            f"surprise: {threshold}; the head of this model learns from every token: leave it out.",
+        )
         before = self.config
         gate = SurpriseConfig(gate="hard", threshold=threshold)
         self.config = replace(before, cms=replace(before.cms, surprise=gate))
@@ -136,7 +147,11 @@ class Memories:
         rows = max((len(tensor) for tensor in tensors(state)), default=1)
         fresh = model.init_state(rows, position=state.position)
         return LanguageState(
-            state.position, _attention_alone(state.blocks, fresh.blocks), None, fresh.gate
+            state.position,
+            _attention_alone(state.blocks, fresh.blocks),
+            None,
+            fresh.gate,
+            fresh.head,
         )
 
     @torch.no_grad()
@@ -150,6 +165,7 @@ class Memories:
             levels included; tokens for the gated delta rule and recurrences) and ``added``: the
             norm of what was added relative to the initial memory (as it is where that is zero).
         """
+        model: Any = self
         found = []
         known = state.position - (state.pending is not None)
         for layer, (block, own) in enumerate(zip(self.blocks, state.blocks, strict=True)):
@@ -163,6 +179,12 @@ class Memories:
                 else:
                     writes, added = _added_to_mixer(block, own, state.position)
                 found.append({"path": path, "layer": layer, "writes": writes, "added": added})
+        last = len(self.blocks) - 1
+        if self.head_memory is not None and (knobs is None or knobs.permits(HEAD, last)):
+            writes = known // self.head_memory.config.period
+            held = state.head or HeadWrites()
+            size = float(self.head_memory.added(model.head.weight, held))
+            found.append({"path": HEAD, "layer": last, "writes": writes, "added": size})
         return found
 
 

@@ -11,8 +11,8 @@ from nl.models.block_signal import PendingTile, resume
 from nl.models.documents import Starts, check_starts, first_rows
 from nl.models.language_state import LanguageState, check_inputs, check_places, check_state
 from nl.models.memories import check_writes
+from nl.models.reading import label_newest
 from nl.models.routes import check_experts
-from nl.models.writing import absorb
 
 
 def begin_call(
@@ -41,8 +41,6 @@ def begin_call(
         return state
     if isinstance(state.pending, PendingTile):
         return resume(model, state, inputs, knobs, write)
-    pending, state = state.pending, state._replace(pending=None)
     if not write:
-        return state
-    signal = model.signal(model.head(pending.hidden), pending.labels(inputs[:, :1]))
-    return absorb(model, state, pending.traces, signal, state.position - 1, knobs)
+        return state._replace(pending=None)
+    return label_newest(model, state, inputs, knobs)

@@ -14,9 +14,9 @@ from nl.models.block_signal import TileRead, gather, tile_of
 from nl.models.documents import Part
 from nl.models.embedding import embedded_tiles
 from nl.models.language_state import LanguageState, Read, each_token
+from nl.models.reading import ReadTile, score_tile
 from nl.models.writing import absorb
 from nl.nn.rebuilt import anchored
-from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ def score_tiles(
     """``score`` for some of the tiles, everything kept."""
     losses, hits = list[Tensor](), list[Tensor]()
     read, knobs = call.read, call.read.knobs
-    entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
     for (tile, begins), x in embedded_tiles(model, call.inputs, state.position, parts):
         state = model.reset_rows(state, begins) if begins else state
         start, before = state.position, state
@@ -94,16 +93,17 @@ def score_tiles(
         tokens = call.inputs[:, tile]
         hidden, traces, state = model.read(tokens, state, step, outputs, x)
         target = call.targets[:, tile]
-        nll, signal, logits = entropy(hidden.flatten(0, 1), model.head.weight, target.flatten())
-        losses.append(nll.view_as(target))
-        hits.append(logits.argmax(-1).view_as(target) == target)
+        tile_read = ReadTile(tokens, target, hidden, traces, before)
+        nll, signal, logits, state = score_tile(model, state, tile_read, step)
+        losses.append(nll)
+        hits.append(logits.argmax(-1) == target)
         if model.inner and read.write:
             found = TileRead(tile_of(before, tokens, target))
             if outputs and found.tokens.begin == start:
-                live = (nll.sum(), (tuple(outputs),), traces, signal.view_as(hidden))
+                live = (nll.sum(), (tuple(outputs),), traces, signal)
                 found = TileRead(found.tokens, *live)
             state = gather(model, state, found, knobs, call.needed)
         elif model.taught and read.write:
-            signal = signal.view_as(hidden) if model.labelled else each_token(hidden)
+            signal = signal if model.labelled else each_token(hidden)
             state = absorb(model, state, traces, signal, start, knobs, call.needed)
     return losses, hits, state

@@ -1,0 +1,120 @@
+"""What a tile of tokens says and teaches: logits, then writes of head and levels. Floor 3."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from nl.core.output import Knobs
+from nl.core.state import detach
+from nl.models.block_signal import TileRead, gather, tile_of
+from nl.models.language_state import LanguageState, PendingLabel, Read, cut, each_token
+from nl.models.memories import HEAD
+from nl.models.writing import absorb
+from nl.nn.head_memory import HeadMemory
+from nl.ops.head_memory import head_cross_entropy, head_logits
+from nl.ops.head_walk import HeadRule, HeadWrites
+from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy
+
+
+class ReadTile(NamedTuple):
+    """A tile that was read.
+
+    Attributes:
+        tokens (B, T), labels (B, T), or (B, T - 1) where the newest waits for its own.
+        hidden (B, T, D): what the head reads.
+        traces: of the levels of every block.
+        before: the State before it.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    hidden: Tensor
+    traces: tuple[Any, ...]
+    before: LanguageState
+
+
+def head_rule(memory: HeadMemory, model: Any, write: bool, knobs: Knobs | None) -> HeadRule:
+    """How the head writes in a call; its memory counts to the last layer."""
+    if not write or (knobs is not None and not knobs.permits(HEAD, len(model.blocks) - 1)):
+        return memory.rule(None)
+    return memory.rule(1.0 if knobs is None else knobs.write_scale)
+
+
+def read_tile(
+    model: Any, state: LanguageState, tile: ReadTile, read: Read, wait: bool
+) -> tuple[Tensor, LanguageState]:
+    """Logits (B, T, V), and the State after head and levels have learned from the labels.
+
+    ``wait``: no token follows in this call, so that the newest, unlabelled one waits in the State.
+    """
+    hidden, start, knobs = tile.hidden, tile.before.position, read.knobs
+    memory: HeadMemory | None = model.head_memory
+    known = tile.labels.shape[1]
+    if memory is None:
+        logits = model.head(hidden)
+    else:
+        weights, rule = (
+            memory.weights(model.head.weight),
+            head_rule(memory, model, read.write, knobs),
+        )
+        learned = head_logits(hidden, weights, tile.labels, state.head or HeadWrites(), start, rule)
+        logits, state = learned[0], state._replace(head=learned[2])
+    if not read.write or not (model.taught or memory):
+        return logits, state
+    if not model.labelled:
+        return logits, absorb(model, state, tile.traces, each_token(hidden), start, knobs)
+    if model.inner:
+        found = TileRead(tile_of(tile.before, tile.tokens, tile.labels))
+        return logits, gather(model, state, found, knobs)
+    if known:
+        signal = learned[1] if memory else model.signal(logits[:, :known], tile.labels)
+        traces = cut(tile.traces, slice(known))
+        state = absorb(model, state, traces, signal, start, knobs)
+    if wait and known < hidden.shape[1]:
+        newest = slice(hidden.shape[1] - 1, None)
+        pending = PendingLabel(hidden[:, newest], cut(tile.traces, newest))
+        pending = pending if model.through else detach(pending)
+        state = state._replace(pending=pending)
+    return logits, state
+
+
+def label_newest(
+    model: Any, state: LanguageState, inputs: Tensor, knobs: Knobs | None
+) -> LanguageState:
+    """The token that waited has got its label, the first of ``inputs`` (B, T): it is learned."""
+    pending, state = state.pending, state._replace(pending=None)
+    label, start = pending.labels(inputs[:, :1]), state.position - 1
+    memory: HeadMemory | None = model.head_memory
+    if memory is None:
+        signal = model.signal(model.head(pending.hidden), label)
+    else:
+        weights, rule = memory.weights(model.head.weight), head_rule(memory, model, True, knobs)
+        found = head_logits(pending.hidden, weights, label, state.head or HeadWrites(), start, rule)
+        signal, state = found[1], state._replace(head=found[2])
+    return absorb(model, state, pending.traces, signal, start, knobs)
+
+
+def score_tile(
+    model: Any, state: LanguageState, tile: ReadTile, read: Read
+) -> tuple[Tensor, Tensor, Tensor, LanguageState]:
+    """Cross-entropy (B, T), teach signal (B, T, D), logits (B, T, V); the head has learned then."""
+    hidden, target = tile.hidden, tile.labels
+    memory: HeadMemory | None = model.head_memory
+    if memory is not None:
+        weights, rule = (
+            memory.weights(model.head.weight),
+            head_rule(memory, model, read.write, read.knobs),
+        )
+        call = hidden, weights, target, state.head or HeadWrites(), tile.before.position, rule
+        nll, signal, logits, head = head_cross_entropy(*call)
+        return nll, signal, logits, state._replace(head=head)
+    entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
+    nll, signal, logits = entropy(hidden.flatten(0, 1), model.head.weight, target.flatten())
+    return (
+        nll.view_as(target),
+        signal.view_as(hidden),
+        logits.view(*target.shape, logits.shape[-1]),
+        state,
+    )

@@ -1,0 +1,221 @@
+"""Reading a block of tokens with a head that learns, chunk by chunk. Floor 1."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nl.core.batch import IGNORE
+from nl.core.state import state_type
+
+BLOCK = 128
+"""Tokens between the places where a call forms S."""
+
+
+@state_type
+class HeadWrites(NamedTuple):
+    """What a head has learned from. A field is None while it would be zero or empty.
+
+    Attributes:
+        fast: S (B, V, D).
+        residuals, keys: r (B, n, V) and k (B, n, D) of the tokens of the unfinished chunk.
+    """
+
+    fast: Tensor | None = None
+    residuals: Tensor | None = None
+    keys: Tensor | None = None
+
+
+class HeadRule(NamedTuple):
+    """How a head writes.
+
+    Attributes:
+        period: tokens of a chunk; they end at multiples of it.
+        retention: what S keeps of itself at the end of a chunk.
+        gain: multiplies what is gathered; None: nothing is gathered, S is only read.
+    """
+
+    period: int
+    retention: float
+    gain: float | None = 1.0
+
+    def blocks(self, start: int, length: int) -> list[tuple[int, int]]:
+        """Ranges of a call between the places where S is formed; chunks end there."""
+        size = max(BLOCK // self.period, 1) * self.period
+        cuts = range(-start % size, length, size) if self.gain is not None else ()
+        return list(pairwise(sorted({0, *cuts, length})))
+
+
+class HeadWeights(NamedTuple):
+    """W (V, D), and what the rates of words follow from: exp(log_rate (1,) + scale W toward (D,)).
+
+    The rate is a function of the word's row, which is a constant of it: what training has told
+    about frequent words serves rare ones like them.
+    """
+
+    weight: Tensor
+    log_rate: Tensor
+    toward: Tensor
+    scale: float
+
+    def rate(self) -> Tensor:
+        """The rate of every word (V,)."""
+        spread = self.weight.detach() @ (self.scale * self.toward)
+        return (self.log_rate + spread).exp()
+
+
+class _Plan(NamedTuple):
+    """Which token of a block reads what.
+
+    Attributes:
+        cuts: where chunks begin, and the length.
+        decay (T,): what is left of S when a token reads.
+        kept (T, n + T): what is left of a token's write when another reads; 0: not written yet.
+        fold (done,): what is left of a write at the end of the block.
+        last: what is left of S then.
+    """
+
+    cuts: tuple[int, ...]
+    decay: Tensor
+    kept: Tensor
+    fold: Tensor
+    last: float
+
+
+@functools.lru_cache(maxsize=128)
+def _plan(
+    offset: int,
+    sizes: tuple[int, int, int],
+    rule: HeadRule,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _Plan:
+    """The plan of ``sizes`` = (waiting, T, K) tokens; the T begin ``offset`` into a chunk."""
+    waits, length, known = sizes
+    writes = rule.gain is not None
+    inner = range(-offset % rule.period, length, rule.period) if writes else ()
+    cuts = sorted({0, *inner, length})
+    chunk = torch.zeros(waits + length, dtype=torch.float64)
+    for j, (begin, end) in enumerate(pairwise(cuts)):
+        chunk[waits + begin : waits + end] = j
+    full = writes and known == length and (offset + length) % rule.period == 0
+    closed = len(cuts) - 2 + full
+    done = waits + cuts[closed] if closed else 0
+    keep = torch.tensor(rule.retention, dtype=torch.float64)
+    ago = chunk[waits:, None] - chunk[None] - 1
+    kept = torch.where(ago >= 0, keep**ago, 0.0)
+    tables = keep ** chunk[waits:], kept, keep ** (closed - 1 - chunk[:done])
+    decay, kept, fold = (table.to(device=device, dtype=dtype) for table in tables)
+    return _Plan(tuple(cuts), decay, kept, fold, rule.retention**closed)
+
+
+class HeadBlock(NamedTuple):
+    """A block to read: targets (B, K) of its first K tokens, writes before it, position, rule."""
+
+    target: Tensor
+    before: HeadWrites
+    start: int
+    rule: HeadRule
+
+
+class HeadWalk(NamedTuple):
+    """A block, read chunk by chunk; n tokens of the unfinished chunk come before its T.
+
+    Attributes:
+        plan: its plan.
+        logits, moved (B, T, V): what the head says, and what its writes took from that.
+        residuals (B, n + K, V), keys (B, n + K, D): of the labelled tokens.
+        fast: S before the block.
+        after: writes after the block.
+    """
+
+    plan: _Plan
+    logits: Tensor
+    moved: Tensor | None
+    residuals: Tensor
+    keys: Tensor
+    fast: Tensor | None
+    after: HeadWrites
+
+    @classmethod
+    def read(cls, hidden: Tensor, weight: Tensor, rate: Tensor, block: HeadBlock) -> HeadWalk:
+        """Read a block: every chunk looks at the residuals of those before it."""
+        target, writes, start, rule = block
+        (rows, length, dim), known = hidden.shape, target.shape[1]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logits = (hidden @ weight.mT).to(wide)
+        hidden, rate = hidden.to(wide), rate.to(wide)
+        waits = 0 if writes.keys is None or rule.gain is None else writes.keys.shape[1]
+        plan = _plan(start % rule.period, (waits, length, known), rule, wide, hidden.device)
+        residuals = logits.new_empty(rows, waits + known, logits.shape[-1])
+        keys = hidden.new_empty(rows, waits + known, dim)
+        if waits:
+            held: Any = writes
+            residuals[:, :waits], keys[:, :waits] = held.residuals, held.keys
+        torch.mul(hidden[:, :known], (rule.gain or 0.0) / dim, out=keys[:, waits:])
+        moved: Tensor | None = None
+        if writes.fast is not None:
+            moved = (hidden @ writes.fast.to(wide).mT).mul_(rate).mul_(plan.decay[:, None])
+            logits = logits.sub_(moved)
+        for begin, end in pairwise(plan.cuts):
+            part = logits[:, begin:end]
+            if begin:
+                seen = slice(0, waits + begin)
+                look = (hidden[:, begin:end] @ keys[:, seen].mT).mul_(plan.kept[begin:end, seen])
+                step = (look @ residuals[:, seen]).mul_(rate)
+                moved = torch.zeros_like(logits) if moved is None else moved
+                moved[:, begin:end].add_(step)
+                part.sub_(step)
+            stop = min(end, known)
+            if stop > begin:
+                slot = slice(waits + begin, waits + stop)
+                residuals[:, slot] = cls.residual(part[:, : stop - begin], target[:, begin:stop])
+        after = writes if rule.gain is None else _after(plan, residuals, keys, writes.fast)
+        return cls(plan, logits, moved, residuals, keys, writes.fast, after)
+
+    def signal(self, weight: Tensor, rate: Tensor) -> Tensor:
+        """d nll_t / d hidden_t (B, K, D) of the labelled tokens, in the dtype of the weight."""
+        told = self.told()
+        known = told.shape[1]
+        signal = told.to(weight.dtype) @ weight
+        told = told * rate.to(told.dtype)
+        if self.fast is not None:
+            decay = self.plan.decay[:known, None]
+            signal -= (told @ self.fast.to(told.dtype)).mul_(decay).to(signal.dtype)
+        if len(self.plan.cuts) > 2:
+            kept = self.plan.kept[:known, : self.keys.shape[1]]
+            look = (told @ self.residuals.mT).mul_(kept)
+            signal -= (look @ self.keys).to(signal.dtype)
+        return signal
+
+    def told(self) -> Tensor:
+        """The residuals (B, K, V) of the block's own labelled tokens."""
+        waits = self.plan.kept.shape[1] - self.plan.kept.shape[0]
+        return self.residuals[:, waits:]
+
+    @staticmethod
+    def residual(logits: Tensor, target: Tensor) -> Tensor:
+        """softmax - onehot, zero where unscored."""
+        scored = target != IGNORE
+        out = logits.softmax(-1)
+        index = torch.where(scored, target, 0)[..., None]
+        out.scatter_add_(-1, index, -torch.ones_like(index, dtype=out.dtype))
+        return out.mul_(scored[..., None])
+
+
+def _after(plan: _Plan, residuals: Tensor, keys: Tensor, fast: Tensor | None) -> HeadWrites:
+    """S with the chunks in it that ended in the block; the rest waits."""
+    done, known = len(plan.fold), keys.shape[1]
+    if done:
+        left, right = residuals[:, :done].mT, keys[:, :done] * plan.fold[:, None]
+        if fast is None:
+            fast = left @ right
+        else:
+            fast = torch.baddbmm(fast.to(right.dtype), left, right, beta=plan.last)
+    if done == known:
+        return HeadWrites(fast)
+    return HeadWrites(fast, residuals[:, done:].clone(), keys[:, done:].clone())
