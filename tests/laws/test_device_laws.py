@@ -30,6 +30,8 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("hope_selfmod", {"selfmod": {"compat": "literal"}}),
     ("titan_lmm", {"titan": {"depth": 4, "momentum": False, "step": "plain"}}),
     ("titan_mag", {"titan": {"recompute": False, "retention": "zero"}}),
+    ("transformer", {"head_memory": {"period": 8}}),
+    ("hope_attention", {"head_memory": {"period": 8}}),
     ("transformer", {"experts": {"form": "swiglu", "count": 4, "width": 6}}),
 ]
 NOT_HERE = {"gru", "lstm"}

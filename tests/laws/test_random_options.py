@@ -20,6 +20,7 @@ from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.cms_config import CMSConfig
 from nl.nn.gated_delta import GatedDeltaConfig
+from nl.nn.head_memory import HeadMemoryConfig
 from nl.nn.recurrent import RecurrentConfig
 from nl.nn.selfmod import SelfModConfig
 from nl.nn.titan_config import TitanConfig
@@ -29,6 +30,7 @@ GROUPS: dict[str, Any] = {
     "attention": AttentionConfig,
     "cms": CMSConfig,
     "gated_delta": GatedDeltaConfig,
+    "head_memory": HeadMemoryConfig,
     "recurrent": RecurrentConfig,
     "selfmod": SelfModConfig,
     "titan": TitanConfig,
@@ -57,6 +59,8 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     ),
     "gated_delta.chunk": (3, 8),
     "gated_delta.conv": (0, 4),
+    "head_memory.period": (0, 0, 0, 3, 8),
+    "head_memory.retention": (0.8, 1.0),
     "positions": ("rope", "rope", "rope", "none", "learned"),
     "selfmod.conv": (0, 1, 4),
     "selfmod.gate_hidden": (1, 5),

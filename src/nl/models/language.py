@@ -253,7 +253,7 @@ class LanguageModel(Memories, nn.Module):
         """
         logits = []
         state = begin_call(self, inputs, state, knobs, write, starts)
-        wait, reading = targets is None, Read(write, knobs=knobs, routed=[])
+        reading = Read(write, knobs=knobs, routed=[])
         fits = targets is None or targets.shape == inputs.shape
         require(fits, "targets: must have the shape of inputs; IGNORE (-100) where unknown.")
         labels = inputs[:, 1:] if targets is None else targets
@@ -263,9 +263,9 @@ class LanguageModel(Memories, nn.Module):
             state = self.reset_rows(state, begins) if begins else state
             before = state
             hidden, traces, state = self.read(inputs[:, tile], state, reading, x=x)
-            found = ReadTile(inputs[:, tile], labels[:, tile], hidden, traces, before)
-            last = wait and tile.stop == inputs.shape[1]
-            said, state = read_tile(self, state, found, reading, last)
+            last = tile.stop == inputs.shape[1]
+            found = ReadTile(inputs[:, tile], labels[:, tile], hidden, traces, before, last)
+            said, state = read_tile(self, state, found, reading)
             logits.append(said)
         state = anchored(settled(state))
         return Output(torch.cat(logits, 1), state, self._report(state, reading, learn=False))

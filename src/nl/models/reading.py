@@ -26,6 +26,7 @@ class ReadTile(NamedTuple):
         hidden (B, T, D): what the head reads.
         traces: of the levels of every block.
         before: the State before it.
+        last: whether the call ends here, and a State is kept.
     """
 
     tokens: Tensor
@@ -33,21 +34,25 @@ class ReadTile(NamedTuple):
     hidden: Tensor
     traces: tuple[Any, ...]
     before: LanguageState
+    last: bool
 
 
-def head_rule(memory: HeadMemory, model: Any, write: bool, knobs: Knobs | None) -> HeadRule:
-    """How the head writes in a call; its memory counts to the last layer."""
-    if not write or (knobs is not None and not knobs.permits(HEAD, len(model.blocks) - 1)):
-        return memory.rule(None)
-    return memory.rule(1.0 if knobs is None else knobs.write_scale)
+def head_rule(model: Any, read: Read, last: bool) -> HeadRule:
+    """How the head writes in a part of a call; its memory counts to the last layer."""
+    memory, knobs = model.head_memory, read.knobs
+    gain = None
+    if read.write and (knobs is None or knobs.permits(HEAD, len(model.blocks) - 1)):
+        gain = 1.0 if knobs is None else knobs.write_scale
+    rule: HeadRule = memory.rule(gain, last)
+    return rule
 
 
 def read_tile(
-    model: Any, state: LanguageState, tile: ReadTile, read: Read, wait: bool
+    model: Any, state: LanguageState, tile: ReadTile, read: Read
 ) -> tuple[Tensor, LanguageState]:
     """Logits (B, T, V), and the State after head and levels have learned from the labels.
 
-    ``wait``: no token follows in this call, so that the newest, unlabelled one waits in the State.
+    Where the newest token has no label, it waits for it in the State.
     """
     hidden, start, knobs = tile.hidden, tile.before.position, read.knobs
     memory: HeadMemory | None = model.head_memory
@@ -57,7 +62,7 @@ def read_tile(
     else:
         weights, rule = (
             memory.weights(model.head.weight),
-            head_rule(memory, model, read.write, knobs),
+            head_rule(model, read, tile.last),
         )
         learned = head_logits(hidden, weights, tile.labels, state.head or HeadWrites(), start, rule)
         logits, state = learned[0], state._replace(head=learned[2])
@@ -72,7 +77,7 @@ def read_tile(
         signal = learned[1] if memory else model.signal(logits[:, :known], tile.labels)
         traces = cut(tile.traces, slice(known))
         state = absorb(model, state, traces, signal, start, knobs)
-    if wait and known < hidden.shape[1]:
+    if known < hidden.shape[1]:
         newest = slice(hidden.shape[1] - 1, None)
         pending = PendingLabel(hidden[:, newest], cut(tile.traces, newest))
         pending = pending if model.through else detach(pending)
@@ -90,7 +95,10 @@ def label_newest(
     if memory is None:
         signal = model.signal(model.head(pending.hidden), label)
     else:
-        weights, rule = memory.weights(model.head.weight), head_rule(memory, model, True, knobs)
+        weights, rule = (
+            memory.weights(model.head.weight),
+            head_rule(model, Read(knobs=knobs), last=True),
+        )
         found = head_logits(pending.hidden, weights, label, state.head or HeadWrites(), start, rule)
         signal, state = found[1], state._replace(head=found[2])
     return absorb(model, state, pending.traces, signal, start, knobs)
@@ -105,7 +113,7 @@ def score_tile(
     if memory is not None:
         weights, rule = (
             memory.weights(model.head.weight),
-            head_rule(memory, model, read.write, read.knobs),
+            head_rule(model, read, tile.last),
         )
         call = hidden, weights, target, state.head or HeadWrites(), tile.before.position, rule
         nll, signal, logits, head = head_cross_entropy(*call)

@@ -88,12 +88,12 @@ def score_tiles(
         state = model.reset_rows(state, begins) if begins else state
         start, before = state.position, state
         outputs: list[Tensor] | None = [] if model.inner and torch.is_grad_enabled() else None
-        dropped = not read.keep and tile is call.parts[-1].tokens
-        step = read._replace(keep=not dropped)
+        last = tile is call.parts[-1].tokens
+        step = read._replace(keep=read.keep or not last)
         tokens = call.inputs[:, tile]
         hidden, traces, state = model.read(tokens, state, step, outputs, x)
         target = call.targets[:, tile]
-        tile_read = ReadTile(tokens, target, hidden, traces, before)
+        tile_read = ReadTile(tokens, target, hidden, traces, before, last and read.keep)
         nll, signal, logits, state = score_tile(model, state, tile_read, step)
         losses.append(nll)
         hits.append(logits.argmax(-1) == target)

@@ -82,9 +82,11 @@ class HeadMemory(nn.Module):
         # rates of words apart as it would with inputs of size 1.
         self.scale = dim**0.5 / head_std
 
-    def rule(self, gain: float | None) -> HeadRule:
-        """How it writes; ``gain`` None: it only reads."""
-        return HeadRule(self.config.period, self.config.retention, gain)
+    def rule(self, gain: float | None, last: bool) -> HeadRule:
+        """How it writes; ``gain`` None: it only reads. ``last``: here a call ends."""
+        period = self.config.period
+        size = max(len(self.toward) // period, 1) * period
+        return HeadRule(period, self.config.retention, size, gain, last)
 
     def weights(self, weight: Tensor) -> HeadWeights:
         """The head's weight (V, D) with its rates."""

@@ -114,7 +114,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         index = torch.where(scored, target, 0)[..., None]
         nll = walk.logits.logsumexp(-1) - walk.logits.gather(-1, index).squeeze(-1)
         residual = walk.told()
-        low, signal = residual.to(hidden.dtype), walk.signal(weight, rate)
+        # A copy: the buffer it is a part of holds what was gathered before it too.
+        low, signal = residual.to(hidden.dtype, copy=True), walk.signal(weight, rate)
         ctx.save_for_backward(hidden, low, signal, *_rate_parts(residual, walk.moved, weight))
         ctx.scale, ctx.types = scale, (log_rate.dtype, toward.dtype)
         ctx.mark_non_differentiable(signal)
@@ -181,8 +182,11 @@ def head_cross_entropy_reference(
             waiting = []
     after = writes
     if rule.gain is not None:
-        pairs = zip(*waiting, strict=True)
-        after = HeadWrites(fast, *(torch.stack(parts, 1) for parts in pairs))
+        both: list[Any] = [torch.stack(parts, 1) for parts in zip(*waiting, strict=True)] or [
+            None,
+            None,
+        ]
+        after = HeadWrites(fast, both[0], both[1], len(waiting))
     return torch.stack(nll, 1), torch.stack(signal, 1), torch.stack(logits, 1), after
 
 

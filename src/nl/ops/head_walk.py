@@ -12,9 +12,6 @@ from torch import Tensor
 from nl.core.batch import IGNORE
 from nl.core.state import state_type
 
-BLOCK = 128
-"""Tokens between the places where a call forms S."""
-
 
 @state_type
 class HeadWrites(NamedTuple):
@@ -22,12 +19,15 @@ class HeadWrites(NamedTuple):
 
     Attributes:
         fast: S (B, V, D).
-        residuals, keys: r (B, n, V) and k (B, n, D) of the tokens of the unfinished chunk.
+        residuals, keys: r (B, n, V) and k (B, n, D) of the newest tokens, which are not in S yet.
+        old: how many of them count to the chunk of the token behind them: what was left when a
+            call ended. The others are the tokens before that one.
     """
 
     fast: Tensor | None = None
     residuals: Tensor | None = None
     keys: Tensor | None = None
+    old: int = 0
 
 
 class HeadRule(NamedTuple):
@@ -36,17 +36,21 @@ class HeadRule(NamedTuple):
     Attributes:
         period: tokens of a chunk; they end at multiples of it.
         retention: what S keeps of itself at the end of a chunk.
+        size: tokens between the places where a call forms S, a multiple of the period. About D: up
+            to there looking back costs less, and what is looked at is no larger than S.
         gain: multiplies what is gathered; None: nothing is gathered, S is only read.
+        last: whether the call ends here: all chunks that are complete go into S.
     """
 
     period: int
     retention: float
+    size: int
     gain: float | None = 1.0
+    last: bool = True
 
     def blocks(self, start: int, length: int) -> list[tuple[int, int]]:
-        """Ranges of a call between the places where S is formed; chunks end there."""
-        size = max(BLOCK // self.period, 1) * self.period
-        cuts = range(-start % size, length, size) if self.gain is not None else ()
+        """Ranges of a call between the places where S is formed."""
+        cuts = range(-start % self.size, length, self.size) if self.gain is not None else ()
         return list(pairwise(sorted({0, *cuts, length})))
 
 
@@ -77,6 +81,7 @@ class _Plan(NamedTuple):
         kept (T, n + T): what is left of a token's write when another reads; 0: not written yet.
         fold (done,): what is left of a write at the end of the block.
         last: what is left of S then.
+        looks: whether any token reads another's write outside S.
     """
 
     cuts: tuple[int, ...]
@@ -84,33 +89,42 @@ class _Plan(NamedTuple):
     kept: Tensor
     fold: Tensor
     last: float
+    looks: bool
 
 
-@functools.lru_cache(maxsize=128)
-def _plan(
-    offset: int,
-    sizes: tuple[int, int, int],
-    rule: HeadRule,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> _Plan:
-    """The plan of ``sizes`` = (waiting, T, K) tokens; the T begin ``offset`` into a chunk."""
-    waits, length, known = sizes
-    writes = rule.gain is not None
-    inner = range(-offset % rule.period, length, rule.period) if writes else ()
-    cuts = sorted({0, *inner, length})
-    chunk = torch.zeros(waits + length, dtype=torch.float64)
-    for j, (begin, end) in enumerate(pairwise(cuts)):
-        chunk[waits + begin : waits + end] = j
-    full = writes and known == length and (offset + length) % rule.period == 0
-    closed = len(cuts) - 2 + full
-    done = waits + cuts[closed] if closed else 0
+class _Sizes(NamedTuple):
+    """Tokens of a block: ``old``, ``held`` of this call, ``length`` to read, ``known`` labels.
+
+    ``offset``: how far into a chunk the first of those held (or to read) is. ``fold``: whether S is
+    formed behind them.
+    """
+
+    old: int
+    held: int
+    length: int
+    known: int
+    offset: int
+    fold: bool
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(sizes: _Sizes, rule: HeadRule, dtype: torch.dtype, device: torch.device) -> _Plan:
+    """The plan of a block."""
+    old, held, length, known, offset, fold = sizes
+    waits, writes = old + held, rule.gain is not None
+    place = [0] * old + [(offset + i) // rule.period for i in range(held + length)]
+    chunk = torch.tensor(place if writes else [0] * len(place), dtype=torch.float64)
+    inner = (i for i in range(1, length) if writes and (offset + held + i) % rule.period == 0)
+    full = known == length and (offset + held + length) % rule.period == 0
+    closed = place[-1] + full if writes and fold else 0
+    done = sum(c < closed for c in place[: waits + known])
     keep = torch.tensor(rule.retention, dtype=torch.float64)
     ago = chunk[waits:, None] - chunk[None] - 1
     kept = torch.where(ago >= 0, keep**ago, 0.0)
     tables = keep ** chunk[waits:], kept, keep ** (closed - 1 - chunk[:done])
-    decay, kept, fold = (table.to(device=device, dtype=dtype) for table in tables)
-    return _Plan(tuple(cuts), decay, kept, fold, rule.retention**closed)
+    decay, kept, fading = (table.to(device=device, dtype=dtype) for table in tables)
+    looks = bool((ago >= 0).any())
+    return _Plan((0, *inner, length), decay, kept, fading, rule.retention**closed, looks)
 
 
 class HeadBlock(NamedTuple):
@@ -150,12 +164,16 @@ class HeadWalk(NamedTuple):
         logits = (hidden @ weight.mT).to(wide)
         hidden, rate = hidden.to(wide), rate.to(wide)
         waits = 0 if writes.keys is None or rule.gain is None else writes.keys.shape[1]
-        plan = _plan(start % rule.period, (waits, length, known), rule, wide, hidden.device)
+        held = waits - writes.old if waits else 0
+        fold = rule.last or (start + length) % rule.size == 0
+        offset = (start - held) % rule.period
+        sizes = _Sizes(waits - held, held, length, known, offset, fold)
+        plan = _plan(sizes, rule._replace(last=True), wide, hidden.device)
         residuals = logits.new_empty(rows, waits + known, logits.shape[-1])
         keys = hidden.new_empty(rows, waits + known, dim)
         if waits:
-            held: Any = writes
-            residuals[:, :waits], keys[:, :waits] = held.residuals, held.keys
+            past: Any = writes
+            residuals[:, :waits], keys[:, :waits] = past.residuals, past.keys
         torch.mul(hidden[:, :known], (rule.gain or 0.0) / dim, out=keys[:, waits:])
         moved: Tensor | None = None
         if writes.fast is not None:
@@ -163,8 +181,8 @@ class HeadWalk(NamedTuple):
             logits = logits.sub_(moved)
         for begin, end in pairwise(plan.cuts):
             part = logits[:, begin:end]
-            if begin:
-                seen = slice(0, waits + begin)
+            seen = slice(0, waits + begin)
+            if plan.looks and seen.stop:
                 look = (hidden[:, begin:end] @ keys[:, seen].mT).mul_(plan.kept[begin:end, seen])
                 step = (look @ residuals[:, seen]).mul_(rate)
                 moved = torch.zeros_like(logits) if moved is None else moved
@@ -174,7 +192,9 @@ class HeadWalk(NamedTuple):
             if stop > begin:
                 slot = slice(waits + begin, waits + stop)
                 residuals[:, slot] = cls.residual(part[:, : stop - begin], target[:, begin:stop])
-        after = writes if rule.gain is None else _after(plan, residuals, keys, writes.fast)
+        after = writes
+        if rule.gain is not None:
+            after = _after(plan, residuals, keys, writes, rule)
         return cls(plan, logits, moved, residuals, keys, writes.fast, after)
 
     def signal(self, weight: Tensor, rate: Tensor) -> Tensor:
@@ -186,7 +206,7 @@ class HeadWalk(NamedTuple):
         if self.fast is not None:
             decay = self.plan.decay[:known, None]
             signal -= (told @ self.fast.to(told.dtype)).mul_(decay).to(signal.dtype)
-        if len(self.plan.cuts) > 2:
+        if self.plan.looks:
             kept = self.plan.kept[:known, : self.keys.shape[1]]
             look = (told @ self.residuals.mT).mul_(kept)
             signal -= (look @ self.keys).to(signal.dtype)
@@ -207,15 +227,18 @@ class HeadWalk(NamedTuple):
         return out.mul_(scored[..., None])
 
 
-def _after(plan: _Plan, residuals: Tensor, keys: Tensor, fast: Tensor | None) -> HeadWrites:
-    """S with the chunks in it that ended in the block; the rest waits."""
-    done, known = len(plan.fold), keys.shape[1]
+def _after(
+    plan: _Plan, residuals: Tensor, keys: Tensor, writes: HeadWrites, rule: HeadRule
+) -> HeadWrites:
+    """S with the chunks in it that are complete, where it is formed; the rest waits."""
+    done, known, fast, old = len(plan.fold), keys.shape[1], writes.fast, writes.old
     if done:
         left, right = residuals[:, :done].mT, keys[:, :done] * plan.fold[:, None]
         if fast is None:
             fast = left @ right
         else:
             fast = torch.baddbmm(fast.to(right.dtype), left, right, beta=plan.last)
+        residuals, keys, old = residuals[:, done:].clone(), keys[:, done:].clone(), 0
     if done == known:
         return HeadWrites(fast)
-    return HeadWrites(fast, residuals[:, done:].clone(), keys[:, done:].clone())
+    return HeadWrites(fast, residuals, keys, keys.shape[1] if rule.last else old)
