@@ -26,7 +26,7 @@ class ReadTile(NamedTuple):
         hidden (B, T, D): what the head reads.
         traces: of the levels of every block.
         before: the State before it.
-        last: whether the call ends here, and a State is kept.
+        last: whether the call ends here.
     """
 
     tokens: Tensor
@@ -43,7 +43,7 @@ def head_rule(model: Any, read: Read, last: bool) -> HeadRule:
     gain = None
     if read.write and (knobs is None or knobs.permits(HEAD, len(model.blocks) - 1)):
         gain = 1.0 if knobs is None else knobs.write_scale
-    rule: HeadRule = memory.rule(gain, last)
+    rule: HeadRule = memory.rule(gain, last, read.keep)
     return rule
 
 

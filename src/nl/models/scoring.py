@@ -93,7 +93,7 @@ def score_tiles(
         tokens = call.inputs[:, tile]
         hidden, traces, state = model.read(tokens, state, step, outputs, x)
         target = call.targets[:, tile]
-        tile_read = ReadTile(tokens, target, hidden, traces, before, last and read.keep)
+        tile_read = ReadTile(tokens, target, hidden, traces, before, last)
         nll, signal, logits, state = score_tile(model, state, tile_read, step)
         losses.append(nll)
         hits.append(logits.argmax(-1) == target)

@@ -24,15 +24,20 @@ class HeadMemoryConfig:
 
     period: int = 0
     """Tokens between writes; 0: the head does not learn. Short periods gain more: 8 is a start."""
-    rate: float = 0.3
+    rate: float = 0.5
     """Initial inner learning rate of every word, relative to the size of what the head reads. The
     rate is learned, as a function of the word's row of the head."""
+    limit: float = 4.0
+    """No word's rate grows beyond this."""
     retention: float = 0.995
     """Share of the fast matrix that a write keeps; 1 never forgets."""
 
     def __post_init__(self) -> None:
         require(self.period >= 0, f"period: {self.period}; must be >= 0 (0: no head memory).")
-        require(self.rate > 0, f"rate: {self.rate}; must be > 0.")
+        require(
+            0 < self.rate < self.limit,
+            f"rate: {self.rate}; must be > 0 and below limit ({self.limit}).",
+        )
         require(0 < self.retention <= 1, f"retention: {self.retention}; must be in (0, 1].")
 
 
@@ -76,21 +81,22 @@ class HeadMemory(nn.Module):
         """A head of rows with ``dim`` entries, drawn so that logits have this deviation."""
         super().__init__()
         self.config = config
-        self.log_rate = nn.Parameter(torch.full((1,), config.rate).log())
+        first = torch.tensor([config.rate])
+        self.log_rate = nn.Parameter((first / (1 - first / config.limit)).log())
         self.toward = nn.Parameter(torch.zeros(dim))
         # Entries of a row in units of their first size: a step of the outer optimizer moves the
         # rates of words apart as it would with inputs of size 1.
         self.scale = dim**0.5 / head_std
 
-    def rule(self, gain: float | None, last: bool) -> HeadRule:
-        """How it writes; ``gain`` None: it only reads. ``last``: here a call ends."""
+    def rule(self, gain: float | None, last: bool, keep: bool) -> HeadRule:
+        """How it writes; ``gain`` None: it only reads. ``last``, ``keep``: see ``HeadRule``."""
         period = self.config.period
         size = max(len(self.toward) // period, 1) * period
-        return HeadRule(period, self.config.retention, size, gain, last)
+        return HeadRule(period, self.config.retention, size, gain, last, keep)
 
     def weights(self, weight: Tensor) -> HeadWeights:
         """The head's weight (V, D) with its rates."""
-        return HeadWeights(weight, self.log_rate, self.toward, self.scale)
+        return HeadWeights(weight, self.log_rate, self.toward, self.scale, self.config.limit)
 
     def added(self, weight: Tensor, writes: HeadWrites) -> Tensor:
         """Norm of what was written, times its rates, relative to the head's; mean over rows."""

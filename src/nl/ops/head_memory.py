@@ -88,11 +88,13 @@ def head_cross_entropy(
             block = HeadBlock(target[:, begin:end], writes, start + begin, rule)
             walked: list[HeadWalk] = []
             nll, signal = _HeadCrossEntropy.apply(
-                hidden[:, begin:end], *head[:3], (head.scale, rate, block, walked)
+                hidden[:, begin:end], *head[:3], (head, rate, block, walked)
             )
             writes = walked[0].after
             found.append((nll, signal, walked[0].logits))
-    nll, signal, logits = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    nll, signal, logits = (
+        parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*found, strict=True)
+    )
     return nll, signal, logits, writes
 
 
@@ -104,20 +106,22 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         log_rate: Tensor,
         toward: Tensor,
-        call: tuple[float, Tensor, HeadBlock, list[HeadWalk]],
+        call: tuple[HeadWeights, Tensor, HeadBlock, list[HeadWalk]],
     ) -> tuple[Tensor, Tensor]:
-        scale, rate, block, walked = call
+        head, rate, block, walked = call
         target = block.target
         walk = HeadWalk.read(hidden, weight, rate, block)
         walked.append(walk)
         scored = target != IGNORE
         index = torch.where(scored, target, 0)[..., None]
-        nll = walk.logits.logsumexp(-1) - walk.logits.gather(-1, index).squeeze(-1)
+        nll = walk.total - walk.logits.gather(-1, index).squeeze(-1)
         residual = walk.told()
-        # A copy: the buffer it is a part of holds what was gathered before it too.
-        low, signal = residual.to(hidden.dtype, copy=True), walk.signal(weight, rate)
-        ctx.save_for_backward(hidden, low, signal, *_rate_parts(residual, walk.moved, weight))
-        ctx.scale, ctx.types = scale, (log_rate.dtype, toward.dtype)
+        # Where it is a part of a buffer with what was gathered before, that is not to be kept.
+        apart = len(residual[0]) < len(walk.residuals[0])
+        low, signal = residual.to(hidden.dtype, copy=apart), walk.signal(weight, rate)
+        by_z = (rate * (1 - rate / head.limit)).to(residual.dtype)
+        ctx.save_for_backward(hidden, low, signal, *_rate_parts(residual, walk.moved, weight, by_z))
+        ctx.scale, ctx.types = head.scale, (log_rate.dtype, toward.dtype)
         ctx.mark_non_differentiable(signal)
         ctx.set_materialize_grads(False)
         return torch.where(scored, nll, 0.0), signal
@@ -135,13 +139,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return signal * to_low, to_weight, to_rate, to_toward, None
 
 
-def _rate_parts(residual: Tensor, moved: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """d nll_t by log_rate (B, T, 1) and by W toward, through W (B, T, D)."""
+def _rate_parts(
+    residual: Tensor, moved: Tensor | None, weight: Tensor, by_z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d nll_t by log_rate (B, T, 1) and by W toward, through W (B, T, D).
+
+    ``by_z`` (V,): how fast rates grow with what they follow from.
+    """
     if moved is None:
         nothing = residual.new_zeros(*residual.shape[:2], 1)
         return nothing, nothing.expand(*residual.shape[:2], weight.shape[1])
-    each = (residual * moved).neg_()
-    return each.sum(-1, keepdim=True), (each.to(weight.dtype) @ weight).to(each.dtype)
+    each = residual * moved
+    by_row = (-by_z[:, None] * weight).to(weight.dtype)
+    return each @ -by_z[:, None], (each.to(weight.dtype) @ by_row).to(each.dtype)
 
 
 def head_cross_entropy_reference(
@@ -175,7 +185,9 @@ def head_cross_entropy_reference(
         if rule.gain is None:
             continue
         key = hidden[:, t].detach() * rule.gain / hidden.shape[2]
-        waiting.append((HeadWalk.residual(said.detach(), target[:, t]), key))
+        chances, scored = said.detach().softmax(-1), target[:, t] != IGNORE
+        meant = F.one_hot(target[:, t].clamp(min=0), len(head.weight))
+        waiting.append(((chances - meant) * scored[:, None], key))
         if (start + t + 1) % rule.period == 0:
             new = sum(r[:, :, None] * k[:, None, :] for r, k in waiting)
             fast = new if fast is None else rule.retention * fast + new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from nl.core.batch import IGNORE
 from nl.core.state import state_type
+
+GROUP = 64
+"""Tokens that look at once at what came before all of them."""
 
 
 @state_type
@@ -40,6 +44,7 @@ class HeadRule(NamedTuple):
             to there looking back costs less, and what is looked at is no larger than S.
         gain: multiplies what is gathered; None: nothing is gathered, S is only read.
         last: whether the call ends here: all chunks that are complete go into S.
+        keep: whether what is gathered is asked for again.
     """
 
     period: int
@@ -47,6 +52,7 @@ class HeadRule(NamedTuple):
     size: int
     gain: float | None = 1.0
     last: bool = True
+    keep: bool = True
 
     def blocks(self, start: int, length: int) -> list[tuple[int, int]]:
         """Ranges of a call between the places where S is formed."""
@@ -55,9 +61,10 @@ class HeadRule(NamedTuple):
 
 
 class HeadWeights(NamedTuple):
-    """W (V, D), and what the rates of words follow from: exp(log_rate (1,) + scale W toward (D,)).
+    """W (V, D) and what the rates of words follow from: log_rate (1,), toward (D,).
 
-    The rate is a function of the word's row, which is a constant of it: what training has told
+    rate = limit sigmoid(z - log limit) with z = log_rate + scale W toward: about exp(z) far below
+    the limit. It is a function of the word's row, which is a constant of it: what training has told
     about frequent words serves rare ones like them.
     """
 
@@ -65,18 +72,19 @@ class HeadWeights(NamedTuple):
     log_rate: Tensor
     toward: Tensor
     scale: float
+    limit: float
 
     def rate(self) -> Tensor:
         """The rate of every word (V,)."""
         spread = self.weight.detach() @ (self.scale * self.toward)
-        return (self.log_rate + spread).exp()
+        return self.limit * (self.log_rate + spread - math.log(self.limit)).sigmoid()
 
 
 class _Plan(NamedTuple):
     """Which token of a block reads what.
 
     Attributes:
-        cuts: where chunks begin, and the length.
+        groups: where chunks begin and the last ends, some at a time (``GROUP``).
         decay (T,): what is left of S when a token reads.
         kept (T, n + T): what is left of a token's write when another reads; 0: not written yet.
         fold (done,): what is left of a write at the end of the block.
@@ -84,7 +92,7 @@ class _Plan(NamedTuple):
         looks: whether any token reads another's write outside S.
     """
 
-    cuts: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     decay: Tensor
     kept: Tensor
     fold: Tensor
@@ -124,7 +132,17 @@ def _plan(sizes: _Sizes, rule: HeadRule, dtype: torch.dtype, device: torch.devic
     tables = keep ** chunk[waits:], kept, keep ** (closed - 1 - chunk[:done])
     decay, kept, fading = (table.to(device=device, dtype=dtype) for table in tables)
     looks = bool((ago >= 0).any())
-    return _Plan((0, *inner, length), decay, kept, fading, rule.retention**closed, looks)
+    return _Plan(_groups([0, *inner, length]), decay, kept, fading, rule.retention**closed, looks)
+
+
+def _groups(cuts: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Chunks in a row, until they are ``GROUP`` tokens."""
+    groups = [[0]]
+    for cut in cuts[1:]:
+        groups[-1].append(cut)
+        if cut - groups[-1][0] >= GROUP and cut < cuts[-1]:
+            groups.append([cut])
+    return tuple(tuple(group) for group in groups)
 
 
 class HeadBlock(NamedTuple):
@@ -141,13 +159,15 @@ class HeadWalk(NamedTuple):
 
     Attributes:
         plan: its plan.
-        logits, moved (B, T, V): what the head says, and what its writes took from that.
+        total (B, T): logsumexp of the logits.
+        logits, moved (B, T, V): what the head says, and what its writes took from that by rate 1.
         residuals (B, n + K, V), keys (B, n + K, D): of the labelled tokens.
         fast: S before the block.
         after: writes after the block.
     """
 
     plan: _Plan
+    total: Tensor
     logits: Tensor
     moved: Tensor | None
     residuals: Tensor
@@ -165,10 +185,10 @@ class HeadWalk(NamedTuple):
         hidden, rate = hidden.to(wide), rate.to(wide)
         waits = 0 if writes.keys is None or rule.gain is None else writes.keys.shape[1]
         held = waits - writes.old if waits else 0
-        fold = rule.last or (start + length) % rule.size == 0
+        fold = rule.keep and (rule.last or (start + length) % rule.size == 0)
         offset = (start - held) % rule.period
         sizes = _Sizes(waits - held, held, length, known, offset, fold)
-        plan = _plan(sizes, rule._replace(last=True), wide, hidden.device)
+        plan = _plan(sizes, rule._replace(last=True, keep=True), wide, hidden.device)
         residuals = logits.new_empty(rows, waits + known, logits.shape[-1])
         keys = hidden.new_empty(rows, waits + known, dim)
         if waits:
@@ -177,25 +197,30 @@ class HeadWalk(NamedTuple):
         torch.mul(hidden[:, :known], (rule.gain or 0.0) / dim, out=keys[:, waits:])
         moved: Tensor | None = None
         if writes.fast is not None:
-            moved = (hidden @ writes.fast.to(wide).mT).mul_(rate).mul_(plan.decay[:, None])
-            logits = logits.sub_(moved)
-        for begin, end in pairwise(plan.cuts):
-            part = logits[:, begin:end]
-            seen = slice(0, waits + begin)
-            if plan.looks and seen.stop:
-                look = (hidden[:, begin:end] @ keys[:, seen].mT).mul_(plan.kept[begin:end, seen])
-                step = (look @ residuals[:, seen]).mul_(rate)
-                moved = torch.zeros_like(logits) if moved is None else moved
-                moved[:, begin:end].add_(step)
-                part.sub_(step)
-            stop = min(end, known)
-            if stop > begin:
-                slot = slice(waits + begin, waits + stop)
-                residuals[:, slot] = cls.residual(part[:, : stop - begin], target[:, begin:stop])
+            moved = (hidden @ writes.fast.to(wide).mT).mul_(plan.decay[:, None])
+        elif plan.looks:
+            moved = torch.zeros_like(logits)
+
+        def look(reads: slice, seen: slice) -> None:
+            if plan.looks and seen.stop > seen.start:
+                weights = (hidden[:, reads] @ keys[:, seen].mT).mul_(plan.kept[reads, seen])
+                moved[:, reads].add_(weights @ residuals[:, seen])  # type: ignore[index]
+
+        total = logits.new_empty(rows, length)
+        for group in plan.groups:
+            first, stop = group[0], group[-1]
+            look(slice(first, stop), slice(0, waits + first))
+            for begin, end in pairwise(group):
+                look(slice(begin, end), slice(waits + first, waits + begin))
+                part = logits[:, begin:end]
+                if moved is not None:
+                    part.addcmul_(moved[:, begin:end], rate, value=-1)
+                named = residuals[:, waits + begin : waits + end]
+                total[:, begin:end] = _residual(part, target[:, begin:end], named)
         after = writes
         if rule.gain is not None:
             after = _after(plan, residuals, keys, writes, rule)
-        return cls(plan, logits, moved, residuals, keys, writes.fast, after)
+        return cls(plan, total, logits, moved, residuals, keys, writes.fast, after)
 
     def signal(self, weight: Tensor, rate: Tensor) -> Tensor:
         """d nll_t / d hidden_t (B, K, D) of the labelled tokens, in the dtype of the weight."""
@@ -217,14 +242,16 @@ class HeadWalk(NamedTuple):
         waits = self.plan.kept.shape[1] - self.plan.kept.shape[0]
         return self.residuals[:, waits:]
 
-    @staticmethod
-    def residual(logits: Tensor, target: Tensor) -> Tensor:
-        """softmax - onehot, zero where unscored."""
-        scored = target != IGNORE
-        out = logits.softmax(-1)
-        index = torch.where(scored, target, 0)[..., None]
-        out.scatter_add_(-1, index, -torch.ones_like(index, dtype=out.dtype))
-        return out.mul_(scored[..., None])
+
+def _residual(logits: Tensor, target: Tensor, out: Tensor) -> Tensor:
+    """Logsumexp (B, T); into ``out`` softmax - onehot of the labelled tokens, or zero."""
+    scored, known = target != IGNORE, target.shape[1]
+    found = logits.softmax(-1)
+    total = logits.amax(-1) - found.amax(-1).log()
+    index = torch.where(scored, target, 0)[..., None]
+    found = found[:, :known].scatter_add_(-1, index, -torch.ones_like(index, dtype=found.dtype))
+    torch.mul(found, scored[..., None], out=out)
+    return total
 
 
 def _after(

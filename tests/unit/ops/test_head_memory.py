@@ -33,7 +33,7 @@ def drawn(length: int, seed: int = 0) -> tuple[Tensor, HeadWeights, Tensor]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     hidden, weight = normal(ROWS, length, DIM), normal(WORDS, DIM)
-    head = HeadWeights(weight, normal(1) * 0.1 + 0.5, normal(DIM) * 0.3, 0.7)
+    head = HeadWeights(weight, normal(1) * 0.1 + 0.5, normal(DIM) * 0.3, 0.7, 3.0)
     target = torch.randint(WORDS, (ROWS, length), generator=generator)
     target[torch.rand(ROWS, length, generator=generator) < 0.1] = IGNORE
     return hidden, head, target
@@ -64,7 +64,7 @@ def test_chunks_are_the_token_loop(rule: HeadRule, start: int, length: int) -> N
     scale = torch.rand(ROWS, length, generator=torch.Generator().manual_seed(1)).double()
     for op in (head_cross_entropy, head_cross_entropy_reference):
         x, weight, log_rate, toward = leaves(hidden[:, start:], head)
-        weights = HeadWeights(weight, log_rate, toward, head.scale)
+        weights = HeadWeights(weight, log_rate, toward, *head[3:])
         nll, *rest = op(x, weights, target[:, start:], before, start, rule)
         parts = x, weight, log_rate, toward
         grads.append(torch.autograd.grad((nll * scale).sum(), parts, allow_unused=True))
@@ -85,7 +85,7 @@ def test_logits_are_the_token_loop_and_what_the_loss_is_of(rule: HeadRule, last:
     outs, grads = [], []
     for op in (head_logits, head_logits_reference):
         parts = leaves(hidden, head)
-        weights = HeadWeights(*parts[1:], head.scale)
+        weights = HeadWeights(*parts[1:], *head[3:])
         logits, signal, after = op(parts[0], weights, label, writes, 29, rule)
         grads.append(torch.autograd.grad(logits.square().sum(), parts))
         outs.append((logits, signal, after))
@@ -138,7 +138,7 @@ def test_a_write_makes_what_was_said_likelier() -> None:
 
 def test_low_precision_is_close() -> None:
     hidden, head, target = drawn(40)
-    single = HeadWeights(*(part.float() for part in head[:3]), head.scale)
+    single = HeadWeights(*(part.float() for part in head[:3]), *head[3:])
     exact = head_cross_entropy(hidden, head, target, HeadWrites(), 0, RULES[1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = head_cross_entropy(hidden.float(), single, target, HeadWrites(), 0, RULES[1])
