@@ -25,6 +25,8 @@ LR = "3e-3"
 """Learning rate of all rows: ``optim.lr`` of the configuration."""
 LR_TRIED = ("1e-3", "2e-3", "6e-3")
 LR_BLOCKS = ("transformer", "gated_delta", "titan_lmm", "hope_attention", "hope_selfmod")
+HEAD_PERIOD = 8
+"""Tokens between writes of a head that learns."""
 LONGER = 480
 """Steps of the longer rows: nearly all of the corpus' prose, none of it twice."""
 LONGER_BLOCKS = ("transformer", "hope_attention")
@@ -39,7 +41,7 @@ class Row:
         block: what is trained.
         changes: overrides beside the block.
         parent: the row it is compared with; empty for a block itself.
-        kind: block, frozen, change, longer or lr.
+        kind: block, frozen, head, change, longer or lr.
     """
 
     label: str
@@ -96,6 +98,9 @@ def rows() -> dict[str, Row]:
     for block in BLOCKS[1:]:
         write = ("objective.write=false",)
         found.append(Row(f"{block}-frozen", block, write, block, "frozen"))
+    for block in BLOCKS:
+        learns = (f"model.head_memory.period={HEAD_PERIOD}",)
+        found.append(Row(f"{block}-head", block, learns, block, "head"))
     for block, changes in CHANGES.items():
         for name, told in changes.items():
             found.append(Row(f"{block}-{name}", block, told, block, "change"))
@@ -130,12 +135,12 @@ def run(row: Row, seed: int) -> Cell:
 
 
 def cells(chosen: list[Row], seeds: int) -> list[Cell]:
-    """Blocks, frozen twins, changes, longer runs, rates.
+    """Blocks, frozen twins, heads that learn, changes, longer runs, rates.
 
     Within each all rows of one seed before the next. Learning rates are tried on one seed.
     """
     found = []
-    for kind in ("block", "frozen", "change", "longer", "lr"):
+    for kind in ("block", "frozen", "head", "change", "longer", "lr"):
         for seed in range(1 if kind == "lr" else seeds):
             found += [run(row, seed) for row in chosen if row.kind == kind]
     return found
