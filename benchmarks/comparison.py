@@ -39,6 +39,7 @@ from comparison_sections import (
     better,
     dynamic_pairs,
     dynamic_section,
+    head_section,
     longer_section,
     positions_section,
 )
@@ -287,6 +288,7 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
+    lines += head_section(found, output)
     lines += longer_section(found)
     lines += dynamic_section(found, output)
     lines += positions_section(found, output)

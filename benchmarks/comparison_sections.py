@@ -10,7 +10,7 @@ from pathlib import Path
 import comparison_dynamic as dynamic
 import comparison_positions as positions
 import study
-from comparison_rows import BLOCKS, HOPE, LONGER, LONGER_BLOCKS, REFERENCE
+from comparison_rows import BLOCKS, HEAD_PERIOD, HOPE, LONGER, LONGER_BLOCKS, REFERENCE
 from comparison_runs import Found
 
 from nl.report import figures
@@ -27,6 +27,13 @@ def better(differences: list[float]) -> str:
     if abs(mean) <= half:
         return f"{wins}, not decided"
     return f"{wins}, {'better' if mean < 0 else 'worse'}"
+
+
+def cpu_seconds(found: Found, label: str) -> str:
+    """Median CPU time of a row's runs."""
+    timed = [r.cpu_seconds for r in found.results(label).values()]
+    median = study.median([seconds for seconds in timed if not math.isnan(seconds)])
+    return "-" if median is None else f"{median:.0f}"
 
 
 def positions_section(found: Found, page: Path) -> list[str]:
@@ -62,11 +69,9 @@ def longer_section(found: Found) -> list[str]:
         for label in (block, f"{block}-longer"):
             if not (results := found.results(label)):
                 continue
-            timed = [r.cpu_seconds for r in results.values() if not math.isnan(r.cpu_seconds)]
-            cpu = study.median(timed)
             cells = [study.interval(list(found.values(label, "val/loss").values()))]
             cells += [f"{next(iter(results.values())).tokens:,}"]
-            body.append([label, str(len(results)), *cells, "-" if cpu is None else f"{cpu:.0f}"])
+            body.append([label, str(len(results)), *cells, cpu_seconds(found, label)])
     pairs = [(block, f"{REFERENCE}-longer") for block in HOPE]
     pairs += [(f"{block}-longer", f"{REFERENCE}-longer") for block in LONGER_BLOCKS[1:]]
     gaps = [
@@ -83,6 +88,36 @@ def longer_section(found: Found) -> list[str]:
     lines = study.table(["model", "seeds", "val/loss", "tokens", "CPU s"], body)
     lines += study.table(["difference", "val/loss", "seeds below zero"], gaps)
     return ["", "## More steps", "", text, *lines]
+
+
+def head_section(found: Found, page: Path) -> list[str]:
+    """Blocks whose head learns while it reads."""
+    there = [block for block in BLOCKS if found.results(f"{block}-head")]
+    if not there:
+        return []
+    body, drawn = [], []
+    for block in there:
+        label = f"{block}-head"
+        losses = list(found.values(label, "val/loss").values())
+        cells = [block, str(len(losses)), study.interval(losses)]
+        for other in (block, f"{REFERENCE}-head"):
+            gaps = found.paired(label, other) if label != other else []
+            cells.append(f"{study.interval(gaps)} ({better(gaps)})" if gaps else "-")
+        body.append([*cells, cpu_seconds(found, label), cpu_seconds(found, block)])
+        if gaps := found.paired(label, REFERENCE):
+            drawn.append(Dot(f"{label} ({len(gaps)})", *study.student(gaps)))
+        if block != REFERENCE and (gaps := found.paired(block, REFERENCE)):
+            drawn.append(Dot(f"{block} ({len(gaps)})", *study.student(gaps)))
+    text = (
+        f"`-head`: the head is a memory, too (`model.head_memory.period={HEAD_PERIOD}`), trained "
+        "and validated so; what it has learned begins anew with every window."
+    )
+    head = ["model", "seeds", "val/loss", "minus without", f"minus {REFERENCE}-head"]
+    head += ["CPU s", "CPU s without"]
+    title = "Validation loss minus that of the transformer without a head memory"
+    figure = Dots("comparison_head", title, drawn, "difference of validation loss, nats")
+    shown = [study.save_figure(page, figure)] if drawn else []
+    return ["", "## A head that learns", "", text, *study.table(head, body), *shown]
 
 
 def dynamic_section(found: Found, page: Path) -> list[str]:

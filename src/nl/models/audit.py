@@ -12,7 +12,7 @@ from typing import Any
 from nl.models.audit_blocks import BLOCKS
 from nl.models.audit_experts import EXPERTS
 from nl.models.audit_levels import CONTINUUM
-from nl.models.mechanism import BLOCK, LAWS, OPS, Mechanism
+from nl.models.mechanism import BLOCK, LAWS, OPS, POSITIVE, Mechanism
 
 OPTIM = "tests/unit/optim/test_matrix_optimizers.py::"
 POLICY = "tests/unit/optim/test_roles_and_policy.py::"
@@ -23,6 +23,7 @@ def _optim(kind: str) -> dict[str, tuple[str, ...]]:
 
 
 DOCUMENTS = "tests/laws/test_document_laws.py::"
+HEADS = "tests/laws/test_head_laws.py::"
 
 OUTER: tuple[Mechanism, ...] = (
     Mechanism(
@@ -52,6 +53,27 @@ OUTER: tuple[Mechanism, ...] = (
         ),
         where={BLOCK: tuple(sorted({k for m in BLOCKS + CONTINUUM for k in m.where[BLOCK]}))},
         options=("stream.documents",),
+    ),
+    Mechanism(
+        part="head memory",
+        source="Nested Learning (NeurIPS 2025), Eq. 71 for the layer that gives the logits",
+        equation="logits = W h - rate (S h),  S <- retention S + sum over a period of r k^T\n"
+        "r = softmax(logits) - onehot,  k = h / D,  "
+        "rate = limit sigmoid(log_rate + W toward - log limit) per word",
+        code="nl.ops.head_memory:head_cross_entropy",
+        tests=(
+            f"{OPS}test_head_memory.py::test_chunks_are_the_token_loop",
+            f"{OPS}test_head_memory.py::test_logits_are_the_token_loop_and_what_the_loss_is_of",
+            f"{HEADS}test_split_invariant",
+            f"{HEADS}test_gradients_are_those_of_the_logits",
+            f"{HEADS}test_rows_and_documents_are_apart",
+        ),
+        where={"model.head_memory.period": POSITIVE},
+        options=tuple(
+            f"model.head_memory.{name}" for name in ("period", "rate", "limit", "retention")
+        ),
+        differs="the paper's levels are MLPs; this one is the head, and the rate of a word is a "
+        "learned function of its row",
     ),
     Mechanism(
         part="outer optimizer adamw",
@@ -160,4 +182,6 @@ def used_by(data: Mapping[str, Any]) -> list[Mechanism]:
 
 def _holds(data: Mapping[str, Any], key: str, wanted: tuple[str, ...]) -> bool:
     found = value_at(data, key)
+    if wanted == POSITIVE:
+        return isinstance(found, int | float) and found > 0
     return any(v in wanted for v in (found if isinstance(found, (list, tuple)) else (found,)))

@@ -11,6 +11,8 @@ OPS = "tests/unit/ops/"
 LAYERS = "tests/unit/nn/"
 
 PRINTED = "as printed"
+POSITIVE = ("above 0",)
+"""In ``Mechanism.where``: any number above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
