@@ -218,7 +218,9 @@ class Deep(Inner):
         self, grad: Tensor, slots: Slots | None, meta: Tensor, scale: float
     ) -> tuple[Tensor, Slots]:
         batch, rows, width = grad.shape
-        start = _features(self.hidden, width, grad.dtype, grad.device)
+        # A pretended tensor (nl plan) belongs to its mode and is never handed to another call.
+        draw = _features if type(grad) is Tensor else _features.__wrapped__
+        start = draw(self.hidden, width, grad.dtype, grad.device)
         if slots is None:
             slots = (
                 grad.new_zeros(batch, self.hidden, width),
@@ -250,5 +252,6 @@ def _rms(x_BPN: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _features(hidden: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where the first layer of a deep momentum starts and decays to: fixed, unit variance."""
-    draw = torch.randn(hidden, width, generator=torch.Generator().manual_seed(hidden))
-    return draw.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # or it could be of no use to training later
+        draw = torch.randn(hidden, width, generator=torch.Generator().manual_seed(hidden))
+        return draw.to(device=device, dtype=dtype)

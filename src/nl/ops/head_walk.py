@@ -115,24 +115,35 @@ class _Sizes(NamedTuple):
     fold: bool
 
 
+def _plan(sizes: _Sizes, rule: HeadRule, like: Tensor) -> _Plan:
+    """The plan of a block, in the dtype and on the device of ``like``."""
+    old, held, length, offset = sizes.old, sizes.held, sizes.length, sizes.offset
+    groups, closed, done = _layout(sizes, rule.period if rule.gain is not None else 0)
+    place = torch.arange(offset - old, offset + held + length, dtype=like.dtype, device=like.device)
+    if rule.gain is None:
+        chunk = torch.zeros_like(place)
+    else:
+        chunk = place.clamp(min=0).div(rule.period, rounding_mode="floor")
+    reads = chunk[old + held :]
+    ago = reads[:, None] - chunk - 1
+    kept = torch.where(ago >= 0, rule.retention**ago, 0.0)
+    fading = rule.retention ** (closed - 1 - chunk[:done])
+    looks = rule.gain is not None and (offset + held + length - 1) // rule.period > 0
+    return _Plan(groups, rule.retention**reads, kept, fading, rule.retention**closed, looks)
+
+
 @functools.lru_cache(maxsize=256)
-def _plan(sizes: _Sizes, rule: HeadRule, dtype: torch.dtype, device: torch.device) -> _Plan:
-    """The plan of a block."""
+def _layout(sizes: _Sizes, period: int) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    """Groups of chunks, how many of them go into S, and how many tokens; period 0: no chunks."""
     old, held, length, known, offset, fold = sizes
-    waits, writes = old + held, rule.gain is not None
-    place = [0] * old + [(offset + i) // rule.period for i in range(held + length)]
-    chunk = torch.tensor(place if writes else [0] * len(place), dtype=torch.float64)
-    inner = (i for i in range(1, length) if writes and (offset + held + i) % rule.period == 0)
-    full = known == length and (offset + held + length) % rule.period == 0
-    closed = place[-1] + full if writes and fold else 0
-    done = sum(c < closed for c in place[: waits + known])
-    keep = torch.tensor(rule.retention, dtype=torch.float64)
-    ago = chunk[waits:, None] - chunk[None] - 1
-    kept = torch.where(ago >= 0, keep**ago, 0.0)
-    tables = keep ** chunk[waits:], kept, keep ** (closed - 1 - chunk[:done])
-    decay, kept, fading = (table.to(device=device, dtype=dtype) for table in tables)
-    looks = bool((ago >= 0).any())
-    return _Plan(_groups([0, *inner, length]), decay, kept, fading, rule.retention**closed, looks)
+    if not period:
+        return ((0, length),), 0, 0
+    cuts = [i for i in range(1, length) if (offset + held + i) % period == 0]
+    end = offset + held + length
+    full = known == length and end % period == 0
+    closed = (end - 1) // period + full if fold else 0
+    done = sum((offset + i) // period < closed for i in range(held + known))
+    return _groups([0, *cuts, length]), closed, done + (old if closed else 0)
 
 
 def _groups(cuts: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -188,7 +199,7 @@ class HeadWalk(NamedTuple):
         fold = rule.keep and (rule.last or (start + length) % rule.size == 0)
         offset = (start - held) % rule.period
         sizes = _Sizes(waits - held, held, length, known, offset, fold)
-        plan = _plan(sizes, rule._replace(last=True, keep=True), wide, hidden.device)
+        plan = _plan(sizes, rule, hidden)
         residuals = logits.new_empty(rows, waits + known, logits.shape[-1])
         keys = hidden.new_empty(rows, waits + known, dim)
         if waits:

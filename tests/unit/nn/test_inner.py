@@ -217,3 +217,21 @@ def test_bad_values_are_refused(data: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as error:
         structure(InnerConfig, data, "inner")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("before", ["inference", "pretended"])
+def test_deep_momentum_trains_after_any_other_use(before: str) -> None:
+    """What it draws once is neither of inference mode nor of a mode that only counts memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config: Any = structure(InnerConfig, {"kind": "deep", "hidden": 5})
+    meta = torch.ones(3, 7)
+    modes = {"inference": torch.inference_mode, "pretended": FakeTensorMode}
+    with modes[before]():
+        config.step(torch.ones(2, 3, 7), None, torch.ones(3, 7), 1.0)
+    grad = torch.ones(2, 3, 7, requires_grad=True)
+    step, _ = config.step(grad, None, meta, 1.0)
+    (found,) = torch.autograd.grad(step.square().sum(), grad)
+    assert torch.isfinite(found).all()
+    with FakeTensorMode():
+        assert config.step(torch.ones(2, 3, 7), None, torch.ones(3, 7), 1.0)[0].shape == (2, 3, 7)
