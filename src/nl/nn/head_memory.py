@@ -29,7 +29,7 @@ class HeadMemoryConfig:
     rate is learned, as a function of the word's row of the head."""
     limit: float = 4.0
     """No word's rate grows beyond this."""
-    retention: float = 0.995
+    retention: float = 0.9995
     """Share of the fast matrix that a write keeps; 1 never forgets."""
 
     def __post_init__(self) -> None:
