@@ -83,6 +83,29 @@ class FilterOptions:
                 raise ConfigError(f"--{name}: {value}; allowed: {allowed}.")
 
 
+ASKED_BY = {
+    "broken_utf8": "max_broken",
+    "control_characters": "max_control",
+    "long_line": "max_line_chars",
+    "too_short": "min_chars",
+    "too_long": "max_chars",
+    "other_language": "target_lang",
+    "language_unsure": "lang_threshold",
+}
+"""The option that a reason comes from."""
+
+
+def asked_by(reason: str, options: FilterOptions) -> str:
+    """The flag behind a reason, with its value; empty where there is none to turn."""
+    name = ASKED_BY.get(reason)
+    if name is not None:
+        return f"--{name.replace('_', '-')}: {getattr(options, name)}"
+    if reason == "empty":
+        return ""
+    rules = [rule for rule in options.quality if reason.startswith(f"{rule}_")]
+    return f"--quality: {rules[0]}" if rules else f"--extra: {', '.join(options.extra)}"
+
+
 Maker = Callable[[FilterOptions], Check | None]
 CHECKS: dict[str, Maker] = {}
 """Makers of checks, asked in this order; None: these options do not want it."""
