@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from nl.cli_command import Commands, add_command
-from nl.cli_probes import add_probe
-from nl.cli_report import add_report
-from nl.cli_staircase import add_staircase
-from nl.cli_sweep import add_sweep
-from nl.cli_talk import add_talk
-from nl.config import ConfigError
-from nl.config.registry import unknown
-from nl.core.logs import setup_logging
-from nl.core.stopped import stopped_code, terminable
-from nl.run.ending import leave, open_streams
-from nl.run.files import RunError
+from nl.core.stopped import importing, stopped_code, terminable
+
+with importing():
+    from nl.cli_command import Commands, add_command
+    from nl.cli_probes import add_probe
+    from nl.cli_report import add_report
+    from nl.cli_staircase import add_staircase
+    from nl.cli_sweep import add_sweep
+    from nl.cli_talk import add_talk
+    from nl.config import ConfigError
+    from nl.config.registry import unknown
+    from nl.core.logs import setup_logging
+    from nl.run.ending import leave, open_streams
+    from nl.run.files import RunError
 
 USAGE = 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
