@@ -184,7 +184,7 @@ def add_stream(commands: Commands) -> None:
     parser.add_argument("--text", required=True, help="UTF-8 text file")
     parser.add_argument("--save", help="state file to write at the end and on Ctrl-C")
     parser.add_argument("--from", dest="start", help="state file to go on from")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument("--segment", type=int, default=512, help="tokens per forward pass")
     parser.add_argument("--no-write", action="store_true", help="freeze every memory")
@@ -193,7 +193,7 @@ def add_stream(commands: Commands) -> None:
 def add_path(parser: argparse.ArgumentParser) -> None:
     """What a command that needs weights takes."""
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
 
 

@@ -13,6 +13,14 @@ else:
 Handler = Callable[[argparse.Namespace], int]
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows the default of a flag where it has a value: no None, no empty list."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default in (None, "", []) or action.default is False
+        return action.help if empty else super()._get_help_string(action)
+
+
 def add_command(
     commands: Commands, name: str, summary: str, example: str, handler: Handler
 ) -> argparse.ArgumentParser:
@@ -22,7 +30,7 @@ def add_command(
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog=f"example: {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     parser.set_defaults(handler=handler)
     return parser

@@ -262,7 +262,7 @@ def _shared(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     """Flags of both commands."""
     flag = parser.add_argument
     flag("path", help="run directory, checkpoint directory or exported .safetensors")
-    flag("--data", help="data directory (the one the run was trained on)")
+    flag("--data", help="data directory; default: the one the run was trained on")
     flag("--tokenizer", help="bytes, .model or tokenizer.json, where there is no data directory")
     flag("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     flag("--max-new-tokens", type=int, default=max_new_tokens, help="tokens to add")

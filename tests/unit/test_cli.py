@@ -28,6 +28,15 @@ def test_every_command_has_help_with_an_example(name: str, text: str) -> None:
     assert stop.value.code == 0
 
 
+@pytest.mark.parametrize(("name", "text"), list(commands().items()))
+def test_help_shows_defaults_that_are_values(name: str, text: str) -> None:
+    shown = " ".join(text.split())
+    for empty in ("None", "[]", "False", ""):
+        assert f"(default: {empty})" not in shown, name
+    if name == "eval":
+        assert "no limit (default: 0)" in shown
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "doctor" in capsys.readouterr().out
