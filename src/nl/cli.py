@@ -18,7 +18,7 @@ from nl.cli_talk import add_talk
 from nl.config import ConfigError
 from nl.config.registry import unknown
 from nl.core.logs import setup_logging
-from nl.core.stopped import stopped_code, terminable
+from nl.core.stopped import stopped_code, stopped_text, terminable
 from nl.run.ending import leave, open_streams
 from nl.run.files import RunError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C, 143
-        after SIGTERM where the command takes it so.
+        after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.rest = rest
     setup_logging()
     try:
-        return int(options.handler(options))
+        with terminable():
+            return int(options.handler(options))
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt as stop:
-        print("stopped", file=sys.stderr)
+        print(stopped_text(stop), file=sys.stderr)
         return stopped_code(stop)
     except BrokenPipeError:
         sys.stderr.close()
@@ -147,8 +148,7 @@ def add_eval(commands: Commands) -> None:
     def run(options: argparse.Namespace) -> int:
         from nl.cli_model import evaluate
 
-        with terminable():
-            return evaluate(options)
+        return evaluate(options)
 
     example = "nl eval runs/pilot_smoke/<run> --suite perplexity needle --set needle.samples=4"
     parser = add_command(commands, "eval", "measure saved weights", example, run)

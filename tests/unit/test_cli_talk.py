@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -229,6 +230,23 @@ def test_ctrl_c_ends_a_reply_and_then_the_conversation(
     assert told.err.rstrip().endswith("stopped")
     assert told.out.count("\n") >= 2
     assert seen == sorted(seen)
+
+
+def test_sigterm_during_a_reply_ends_the_conversation(
+    trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "s.safetensors"
+    pick_token = cli_talk.Talk.tokens
+
+    def terminated(self: Any, ids: list[int], sampling: Any) -> Any:
+        yield from itertools.islice(pick_token(self, ids, sampling), 2)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli_talk.Talk, "tokens", terminated)
+    piped(monkeypatch, "prose 1\nprose 2\n")
+    assert main([*chatted(trained), "--save-state", str(kept)]) == 143
+    assert capsys.readouterr().err.count("(reply stopped)") == 1
+    assert kept.exists()
 
 
 def test_a_stop_text_ends_the_reply(

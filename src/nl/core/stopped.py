@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Terminated(KeyboardInterrupt):
@@ -23,6 +23,21 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """A stop inside carries what was kept by then, for ``stopped_text``."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(kept())
+        raise
+
+
+def stopped_text(stop: KeyboardInterrupt) -> str:
+    """That it stopped, and what was kept where that is known."""
+    return ": ".join(["stopped", *getattr(stop, "__notes__", ())])
 
 
 def stopped_code(stop: KeyboardInterrupt) -> int:

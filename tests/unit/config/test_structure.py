@@ -86,4 +86,4 @@ def test_of_many_names_the_nearest_are_listed_and_where_the_others_are() -> None
         compose("pilot", ["experiment=nope"])
     few = unknown("block", "hop", ["hope", "mamba"], "nl help block")
     assert few == "block: unknown 'hop'. Did you mean 'hope'? Known: hope, mamba."
-    assert "Did you mean 'small/recall'?" in unknown("x", "recal", ["small/recall", "small/mqar"])
+    assert "Did you mean 'small/mqar'?" in unknown("x", "mqa", ["small/recall", "small/mqar"])
