@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
+
+from nl.config import ConfigError
 
 if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,3 +37,15 @@ def add_command(
     )
     parser.set_defaults(handler=handler)
     return parser
+
+
+@contextlib.contextmanager
+def naming_flags(*names: str) -> Iterator[None]:
+    """A complaint inside about one of these arguments names its flag instead."""
+    try:
+        yield
+    except ConfigError as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in names or not colon:
+            raise
+        raise ConfigError(f"--{name.replace('_', '-')}:{rest}") from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nl.cli_command import naming_flags
 from nl.cli_measure import check_device, check_vocabulary, step_at
 from nl.config import ConfigError, structure, table, unstructure
 from nl.config.groups import EvaluatorConfig
@@ -84,17 +85,18 @@ def _prepared(options: argparse.Namespace) -> tuple[Any, dict[str, Evaluator], E
     output = Path(options.output) if options.output else default_output(path, home)
     writable_folder(output, "--output")
     made = all(part.reads != "text" for part in chosen.values())
-    context = context_of(
-        run,
-        output,
-        options.data if made else data_of(run, options.data),
-        home=home,
-        device=options.device,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        step=step_at(path),
-    )
+    with naming_flags("batch_size", "limit"):
+        context = context_of(
+            run,
+            output,
+            options.data if made else data_of(run, options.data),
+            home=home,
+            device=options.device,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            seed=options.seed,
+            step=step_at(path),
+        )
     if made:
         check_reads(chosen, run.stream, run.model)
     else:
@@ -159,7 +161,15 @@ def choose_evaluators(
         if suite not in data:
             raise ConfigError(unknown(f"--set {setting}", suite, data))
         _place(data[suite], field.split("."), parse_value(setting, text))
-    return {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+    chosen = {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+    for setting in settings:
+        suite, _, field = setting.partition("=")[0].partition(".")
+        if field.startswith("memory.") and getattr(chosen[suite], "memorize", None) == ("off",):
+            raise ConfigError(
+                f"--set {setting}: with {suite}.memorize=[off] nothing is written for an answer; "
+                f"add context or oracle to {suite}.memorize, or leave this setting out."
+            )
+    return chosen
 
 
 def _place(data: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -199,8 +209,22 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     keys = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
     memory = "frozen" if options.no_write else "written while reading"
     told = {key: getattr(options, key) for key in keys}
-    told["temperature"] = 0.0 if options.greedy else options.temperature
-    return {**told, "memory": memory}
+    return {**told, "temperature": temperature_of(options), "memory": memory}
+
+
+def temperature_of(options: argparse.Namespace) -> float:
+    """What logits are divided by; 0: the likeliest token is taken.
+
+    Raises:
+        ConfigError: ``--greedy`` and a temperature above 0.
+    """
+    given: float | None = options.temperature
+    if options.greedy and given:
+        raise ConfigError(
+            f"--greedy, --temperature: {given}; --greedy always takes the likeliest token: leave "
+            "one of the two out."
+        )
+    return 0.0 if options.greedy else 1.0 if given is None else given
 
 
 def samples_file(path: Path) -> Path:

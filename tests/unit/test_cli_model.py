@@ -161,7 +161,12 @@ def test_eval_of_an_exported_file_leaves_the_run_alone(
         (["--suite", "needle", "--set", "needle.samples=0"], "samples: 0"),
         (["--suite", "needle", "--set", "samples=0"], "<suite>.<field>=<value>"),
         (["--data", "nowhere"], "nowhere"),
-        (["--batch-size", "0"], "batch_size: 0"),
+        (["--batch-size", "0"], "error: --batch-size: 0"),
+        (["--limit", "-1"], "error: --limit: -1"),
+        (
+            ["--suite", "needle", "--set", "needle.memorize=[off]", "needle.memory.steps=3"],
+            "--set needle.memory.steps=3: with needle.memorize=[off] nothing is written",
+        ),
         (["--set", "needle.memorize=[of]"], "needle.memorize[0]: unknown 'of'. Did you mean 'off'"),
     ],
 )
@@ -309,7 +314,7 @@ def test_export_is_what_load_model_reads(
         (["export", "RUN", "x.bin"], ".safetensors"),
         (["export", "RUN", "no/such/place.safetensors"], "no such directory"),
         (["generate", "nowhere"], "nowhere"),
-        (["generate", "RUN", "--top-p", "2"], "top_p: 2"),
+        (["generate", "RUN", "--top-p", "2"], "--top-p: 2"),
         (["generate", "RUN", "--data", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
     ],
