@@ -52,10 +52,10 @@ def data_of(run: RunConfig, given: str | None) -> str:
 
 def evaluate(options: argparse.Namespace) -> int:
     """``nl eval``: run evaluators on saved weights, record the rows of each, print the table."""
-    from nl.eval.rows import table as as_text
-    from nl.eval.suite import run_suite
-
     with keeping(lambda: "nothing was measured; the same command begins again"):
+        from nl.eval.rows import table as as_text
+        from nl.eval.suite import run_suite
+
         model, evaluators, context = _prepared(options)
     home, step = owner(Path(options.path)), context.step
     rows: list[Any] = []

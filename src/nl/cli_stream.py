@@ -53,10 +53,10 @@ def stream(options: argparse.Namespace) -> int:
     Returns:
         0, 130 after Ctrl-C or 143 after SIGTERM, the State of the tokens read so far being saved.
     """
-    from nl.core.state import num_bytes
-    from nl.train.hooks.stop import StopSignals, exit_code
-
     with keeping(lambda: NOTHING_READ):
+        from nl.core.state import num_bytes
+        from nl.train.hooks.stop import StopSignals, exit_code
+
         model, ids, facts, reading = _open(options)
     begun, first = time.monotonic(), reading.read
     after = "then the State is saved" if options.save else "nothing is saved (no --save)"
