@@ -17,7 +17,7 @@ T = TypeVar("T")
 MISSING = "???"
 YAML_BOOLS = {False: ("off", "no"), True: ("on", "yes")}
 """Words that YAML reads as a bool where they are not quoted."""
-UNQUOTED = "YAML reads off, no, on and yes as false and true: quote the word, ['off']."
+UNQUOTED = "YAML reads off, no, on and yes as false and true: quote the word, as 'off'."
 
 
 def structure(tp: type[T], value: Any, path: str = "") -> T:
@@ -79,7 +79,7 @@ def _convert(tp: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _convert_word(args, value, path, problems)
     if origin is tuple or origin is list:
         if not isinstance(value, (list, tuple)):
-            problems.append(f"{path}: expected a list, got {value!r}.")
+            problems.append(f"{path}: expected a list, [a, b], got {value!r}.")
             return None
         return origin(_convert(args[0], v, f"{path}[{i}]", problems) for i, v in enumerate(value))
     if origin is dict:
