@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from nl.core.stopped import importing, stopped_code, terminable
+from nl.core.stopped import importing, stopped_code, stopped_text, terminable
 
 with importing():
     from nl.cli_command import Commands, add_command
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C, 143
-        after SIGTERM where the command takes it so.
+        after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -51,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.rest = rest
     setup_logging()
     try:
-        return int(options.handler(options))
+        with terminable():
+            return int(options.handler(options))
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt as stop:
-        print("stopped", file=sys.stderr)
+        print(stopped_text(stop), file=sys.stderr)
         return stopped_code(stop)
     except BrokenPipeError:
         sys.stderr.close()
@@ -149,8 +150,7 @@ def add_eval(commands: Commands) -> None:
     def run(options: argparse.Namespace) -> int:
         from nl.cli_model import evaluate
 
-        with terminable():
-            return evaluate(options)
+        return evaluate(options)
 
     example = "nl eval runs/pilot_smoke/<run> --suite perplexity needle --set needle.samples=4"
     parser = add_command(commands, "eval", "measure saved weights", example, run)
@@ -186,7 +186,7 @@ def add_stream(commands: Commands) -> None:
     parser.add_argument("--text", required=True, help="UTF-8 text file")
     parser.add_argument("--save", help="state file to write at the end and on Ctrl-C")
     parser.add_argument("--from", dest="start", help="state file to go on from")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument("--segment", type=int, default=512, help="tokens per forward pass")
     parser.add_argument("--no-write", action="store_true", help="freeze every memory")
@@ -195,7 +195,7 @@ def add_stream(commands: Commands) -> None:
 def add_path(parser: argparse.ArgumentParser) -> None:
     """What a command that needs weights takes."""
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
 
 

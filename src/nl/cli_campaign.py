@@ -63,7 +63,7 @@ def sweep(options: argparse.Namespace) -> int:
     try:
         backend = backend_of(slots, root)
         _describe(root, path, maker, experiments)
-        with StopSignals() as stop:
+        with StopSignals("the jobs are asked to save and stop") as stop:
             runner = Runner(
                 root,
                 backend,

@@ -6,8 +6,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeAlias
+
+Answer: TypeAlias = Callable[[int, FrameType | None], None]
+
+PAUSE = 0.05
+"""Seconds until a signal that came during an import is tried again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -15,34 +21,51 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises ``Terminated``; without effect beside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
+def importing() -> Iterator[None]:
+    """Inside, both signals end the process at once, with a line and its code: nothing has begun."""
+    with _answered({signal.SIGINT: _end, signal.SIGTERM: _end}):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, _raise)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Inside, Ctrl-C ends the process at once, with a line and code 130: nothing has begun.
+def terminable() -> Iterator[None]:
+    """Inside, Ctrl-C raises ``KeyboardInterrupt`` and SIGTERM ``Terminated``.
 
-    An exception would come out of the middle of a package, which may take it for its own. Without
-    effect beside the main thread, and where Ctrl-C is ignored or somebody else's.
+    An import under way is waited for: some packages swallow what is raised while they load, others
+    are left half loaded.
     """
-    alone = threading.current_thread() is threading.main_thread()
-    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, _end)
+    waiting: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not _loads(frame):
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        waiting.append(number)
+        signal.setitimer(signal.ITIMER_REAL, PAUSE)
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        signal.raise_signal(waiting.pop())
+
+    with _answered({signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGALRM: again}):
+        try:
+            yield
+        finally:
+            if waiting:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """A stop inside carries what was kept by then, for ``stopped_text``."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    except KeyboardInterrupt as stop:
+        stop.add_note(kept())
+        raise
+
+
+def stopped_text(stop: KeyboardInterrupt) -> str:
+    """That it stopped, and what was kept where that is known."""
+    return ": ".join(["stopped", *getattr(stop, "__notes__", ())])
 
 
 def stopped_code(stop: KeyboardInterrupt) -> int:
@@ -50,11 +73,34 @@ def stopped_code(stop: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
-def _raise(*_: object) -> None:
-    raise Terminated
+@contextlib.contextmanager
+def _answered(answers: dict[signal.Signals, Answer]) -> Iterator[None]:
+    """Inside, signals are answered so.
+
+    Without effect beside the main thread, and for a signal that is ignored or somebody else's.
+    """
+    alone = threading.current_thread() is threading.main_thread()
+    default = (signal.SIG_DFL, signal.default_int_handler)
+    before = {n: signal.getsignal(n) for n in answers if alone and signal.getsignal(n) in default}
+    for number in before:
+        signal.signal(number, answers[number])
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _end(number: int, _: FrameType | None) -> None:
+def _loads(frame: FrameType | None) -> bool:
+    """Whether an import is under way where the signal came."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"stopped\n")
     os._exit(128 + number)

@@ -1,12 +1,15 @@
-"""Ctrl-C while a command still imports: one line and code 130, no traceback."""
+"""Ctrl-C and SIGTERM while a command still imports: one line and their code, no traceback."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from nl.core import stopped
 
 ROOT = Path(__file__).resolve().parents[3]
 STOPS = """
@@ -15,7 +18,7 @@ import runpy, signal, sys
 class Stops:
     def find_spec(self, name, *_):
         if name == {name!r}:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal({number})
 
 sys.meta_path.insert(0, Stops())
 sys.argv = {argv!r}
@@ -25,8 +28,10 @@ COMMAND = "from nl.cli import command; command()"
 LAUNCHERS = ("train", "train_dist", "train_fsdp", "train_deepspeed")
 
 
-def stopped_at(name: str, argv: list[str], start: str, before: str = "") -> tuple[int, str]:
-    code = before + STOPS.format(name=name, argv=argv, start=start)
+def stopped_at(
+    name: str, argv: list[str], start: str, number: int = signal.SIGINT
+) -> tuple[int, str]:
+    code = STOPS.format(name=name, argv=argv, start=start, number=int(number))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
@@ -43,14 +48,29 @@ def test_a_launcher_that_imports(launcher: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nl.config", "nl.cli_probes", "torch"])
-def test_the_command_that_imports(name: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_that_imports(name: str, number: int) -> None:
     argv = ["nl", "train", "--config-name", "pilot_smoke"]
-    assert stopped_at(name, argv, COMMAND) == (130, "stopped\n")
+    assert stopped_at(name, argv, COMMAND, number) == (128 + number, "stopped\n")
 
 
-@pytest.mark.parametrize("handler", ["signal.SIG_IGN", "signal.default_int_handler"])
-def test_what_is_ignored_stays_ignored_and_the_handler_comes_back(handler: str) -> None:
-    before = f"import signal; signal.signal(signal.SIGINT, {handler})"
-    start = "from nl.core.stopped import importing\nwith importing():\n    pass\n"
-    check = f"assert signal.getsignal(signal.SIGINT) is {handler}"
-    assert stopped_at("none", ["x"], start + check, before) == (0, "")
+def test_a_launcher_hears_sigterm() -> None:
+    file = str(ROOT / "train.py")
+    start = f"runpy.run_path({file!r}, run_name='__main__')"
+    assert stopped_at("torch", [file], start, signal.SIGTERM) == (143, "stopped\n")
+
+
+@pytest.mark.parametrize("listens", ["importing", "terminable"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_is_ignored_or_somebody_elses_stays_so(listens: str, name: str) -> None:
+    number, begun = signal.Signals[name], signal.getsignal(signal.Signals[name])
+    heard: list[int] = []
+    try:
+        for handler in (signal.SIG_IGN, lambda number, _: heard.append(number)):
+            signal.signal(number, handler)
+            with getattr(stopped, listens)():
+                signal.raise_signal(number)
+                assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, begun)
+    assert heard == [number]
