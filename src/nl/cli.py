@@ -35,24 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C, 143
         after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    if not arguments:
-        parser.print_help()
-        return USAGE
-    known = command_names(parser)
-    if not arguments[0].startswith("-") and arguments[0] not in known:
-        parser.error(unknown("command", arguments[0], known))
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
-        parser.error(
-            f"unrecognized arguments: {' '.join(rest)}; nl {options.command} --help lists all"
-        )
-    options.rest = rest
-    setup_logging()
     try:
         with terminable():
-            return int(options.handler(options))
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -67,6 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return USAGE
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    known = command_names(parser)
+    if not arguments[0].startswith("-") and arguments[0] not in known:
+        parser.error(unknown("command", arguments[0], known))
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(
+            f"unrecognized arguments: {' '.join(rest)}; nl {options.command} --help lists all"
+        )
+    options.rest = rest
+    setup_logging()
+    return int(options.handler(options))
 
 
 def command_names(parser: argparse.ArgumentParser) -> list[str]:
@@ -133,9 +136,11 @@ def add_train(commands: Commands) -> None:
     """``nl train``."""
 
     def run(options: argparse.Namespace) -> int:
-        from nl.assembly import job
-        from nl.config.hydra import run_launcher
+        with importing():
+            from nl.assembly import job
+            from nl.config.hydra import publish, run_launcher
 
+            publish()
         run_launcher(partial(job, strategy="single"), options.rest)
         return 0
 

@@ -22,8 +22,11 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Inside, both signals end the process at once, with a line and its code: nothing has begun."""
-    with _answered({signal.SIGINT: _end, signal.SIGTERM: _end}):
+    """Inside, both signals end the process at once, with a line and its code: nothing has begun.
+
+    Also inside ``terminable``.
+    """
+    with _answered({signal.SIGINT: _end, signal.SIGTERM: _end}, instead_of_own=True):
         yield
 
 
@@ -32,13 +35,15 @@ def terminable() -> Iterator[None]:
     """Inside, Ctrl-C raises ``KeyboardInterrupt`` and SIGTERM ``Terminated``.
 
     An import under way is waited for: some packages swallow what is raised while they load, others
-    are left half loaded.
+    are left half loaded. A second signal meanwhile ends the process at once.
     """
     waiting: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not _loads(frame):
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if waiting:
+            _end(number, frame)
         waiting.append(number)
         signal.setitimer(signal.ITIMER_REAL, PAUSE)
 
@@ -74,14 +79,21 @@ def stopped_code(stop: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def _answered(answers: dict[signal.Signals, Answer]) -> Iterator[None]:
-    """Inside, signals are answered so.
+def _answered(
+    answers: dict[signal.Signals, Answer], *, instead_of_own: bool = False
+) -> Iterator[None]:
+    """Inside, signals are answered so, with ``instead_of_own`` also where this module listens.
 
     Without effect beside the main thread, and for a signal that is ignored or somebody else's.
     """
+
+    def free(number: signal.Signals) -> bool:
+        found = signal.getsignal(number)
+        own = instead_of_own and getattr(found, "__module__", "") == __name__
+        return own or found in (signal.SIG_DFL, signal.default_int_handler)
+
     alone = threading.current_thread() is threading.main_thread()
-    default = (signal.SIG_DFL, signal.default_int_handler)
-    before = {n: signal.getsignal(n) for n in answers if alone and signal.getsignal(n) in default}
+    before = {number: signal.getsignal(number) for number in answers if alone and free(number)}
     for number in before:
         signal.signal(number, answers[number])
     try:

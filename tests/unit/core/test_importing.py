@@ -74,3 +74,13 @@ def test_what_is_ignored_or_somebody_elses_stays_so(listens: str, name: str) -> 
     finally:
         signal.signal(number, begun)
     assert heard == [number]
+
+
+def test_the_command_that_reads_its_arguments() -> None:
+    """After its imports, before it does anything."""
+    begins = "import nl.cli, signal\nparser = nl.cli.build_parser\n"
+    stops = "nl.cli.build_parser = lambda: signal.raise_signal(signal.SIGINT) or parser()\n"
+    assert stopped_at("none", ["nl", "doctor"], f"{begins}{stops}nl.cli.command()") == (
+        130,
+        "stopped\n",
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,3 +50,18 @@ def test_an_import_under_way_is_waited_for(
     assert stopped_code(caught.value) == 128 + number
     assert sys.modules.pop("swallows_all").loaded
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_second_signal_during_an_import_ends_at_once(tmp_path: Path) -> None:
+    twice = "import signal\nfor _ in range(2):\n    signal.raise_signal(signal.SIGTERM)\n"
+    (tmp_path / "stopped_twice.py").write_text(twice + "print('loaded')\n")
+    code = "from nl.core.stopped import terminable\nwith terminable():\n    import stopped_twice\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped\n")
