@@ -53,9 +53,10 @@ def sweep(options: argparse.Namespace) -> int:
     writable_folder(Path(options.output or options.root), place)
     spec = read_spec(path)
     slots = _place(options)
-    maker = JobMaker(spec, program(shlex.split(spec.launcher), config_dir().parent))
+    command = program(shlex.split(spec.launcher), config_dir().parent)
+    maker = JobMaker(spec, command)
     experiments = _experiments(spec, maker)
-    maker.check(experiments, fitting(spec.launcher))
+    maker.check(experiments, fitting(Path(command[-1])))
     if options.dry_run:
         return _dry_run(maker, experiments, Path(options.output or "<sweep>"))
     root = _root(options, path)
@@ -93,7 +94,7 @@ def sweep(options: argparse.Namespace) -> int:
     return 0 if all(row["status"] == "done" for row in rows) else FAILED
 
 
-def fitting(launcher: str) -> Callable[[RunConfig], None]:
+def fitting(launcher: Path) -> Callable[[RunConfig], None]:
     """What a launcher asks of a configuration before it trains, but devices and other ranks.
 
     A run whose data directory is not on this machine is left to its launcher, which is said once.
@@ -103,7 +104,7 @@ def fitting(launcher: str) -> Callable[[RunConfig], None]:
     from nl.assembly import check, strategy_class
     from nl.dist.origin import resolve_model
 
-    name = LAUNCHERS.get(Path(launcher.split()[-1]).name)
+    name = LAUNCHERS.get(launcher.name)
     absent: set[Path] = set()
 
     def fits(run: RunConfig) -> None:
