@@ -199,7 +199,7 @@ class Attention(nn.Module):
         require(
             found == heads,
             f"state: keys and values of {found} heads, not {self.kv_heads}: the State of another "
-            "model.",
+            "model; give one of this model, or none.",
         )
         copies = heads // self.kv_heads
         pairs = [(k[:, ::copies], v[:, ::copies]) for k, v in state.pieces()]

@@ -100,10 +100,11 @@ def asked_by(reason: str, options: FilterOptions) -> str:
     name = ASKED_BY.get(reason)
     if name is not None:
         return f"--{name.replace('_', '-')}: {getattr(options, name)}"
-    if reason == "empty":
-        return ""
     rules = [rule for rule in options.quality if reason.startswith(f"{rule}_")]
-    return f"--quality: {rules[0]}" if rules else f"--extra: {', '.join(options.extra)}"
+    if rules:
+        return f"--quality: {rules[0]}"
+    own = options.extra and reason not in CHECKS
+    return f"--extra: {', '.join(options.extra)}" if own else ""
 
 
 Maker = Callable[[FilterOptions], Check | None]

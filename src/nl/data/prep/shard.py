@@ -147,7 +147,8 @@ def tasks_of(corpus: Path, max_records: int | None = None) -> tuple[PartTask, ..
     tasks = _tasks(corpus, max_records, path.stat().st_mtime_ns if path.is_file() else 0)
     if not any(task.take for task in tasks):
         raise ConfigError(
-            f"{corpus}: holds no document; its stage.json says what dropped them. Make it again."
+            f"{corpus}: holds no document; make it again, from more text or with other filters "
+            "(the stage.json of a stage says what it dropped)."
         )
     return tasks
 

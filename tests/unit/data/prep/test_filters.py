@@ -153,6 +153,7 @@ def test_every_reason_names_an_option() -> None:
     assert asked_by("c4_too_few_sentences", options) == "--quality: c4"
     assert asked_by("language_unsure", options) == "--lang-threshold: 0.8"
     assert asked_by("shouting", options) == "--extra: own.py:quiet"
+    assert asked_by("empty", options) == asked_by("shouting", FilterOptions()) == "", "none"
 
 
 def rewrite(corpus: Path, part: Path, text: str) -> None:
