@@ -222,4 +222,5 @@ def _how_to_go_on(options: argparse.Namespace, read: int, total: int) -> str:
     words += ["--from", options.save, "--save", options.save]
     words += ["--data", options.data] if options.data else []
     words += ["--no-write"] if options.no_write else []
+    words += ["--device", options.device, "--segment", str(options.segment)]
     return f"stopped after {read} of {total} tokens; go on with: {shlex.join(words)}"

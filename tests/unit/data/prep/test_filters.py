@@ -122,7 +122,7 @@ def test_a_stage_adds_up_and_texts_stay_as_they_are(tmp_path: Path) -> None:
 def test_filters_that_keep_nothing_are_refused_by_their_thresholds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once all of it was dropped, ranks ended well and an empty corpus was written."""
+    """What was written before stays as it is."""
     texts = [Document("", "x:1"), *numbered("y", 30)]
     source, out = write_parts(tmp_path / "in", {"y": texts}), tmp_path / "out"
     kept, _ = filter_corpus(source, out, lenient(min_chars=100), ONE)
