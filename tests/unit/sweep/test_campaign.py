@@ -108,6 +108,12 @@ def test_runs_that_their_launcher_would_refuse_are_told_before_anything_runs(
     file.write_text(segments + "launcher: train_fsdp.py\n")
     assert main(["sweep", str(file), *more]) == 2
     assert "one: train.recompute_every: 2; fsdp2 has not gathered" in capsys.readouterr().err
+    spaced = tmp_path / "a place" / "train_fsdp.py"
+    spaced.parent.mkdir()
+    spaced.touch()
+    file.write_text(f"{segments}launcher: \"'{spaced}'\"\n")
+    assert main(["sweep", str(file), *more]) == 2
+    assert "fsdp2 has not gathered" in capsys.readouterr().err
     file.write_text(segments + "launcher: train_dist.py\n")
     assert main(["sweep", str(file), *more]) == 0, "another strategy can"
 
