@@ -3,12 +3,15 @@
 The JSON is merged with the run (configs/deepspeed holds three); torchrun starts it as well.
 """
 
-import hydra
-from omegaconf import DictConfig
+from nl.core.stopped import importing
 
-from nl.assembly import job, main, publish
+with importing():
+    import hydra
+    from omegaconf import DictConfig
 
-publish()  # the defaults of every registered part become Hydra nodes
+    from nl.assembly import job, main, publish
+
+    publish()  # the defaults of every registered part become Hydra nodes
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="mid")

@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from nl.cli_command import Commands, add_command
-from nl.cli_probes import add_probe
-from nl.cli_report import add_report
-from nl.cli_staircase import add_staircase
-from nl.cli_sweep import add_sweep
-from nl.cli_talk import add_talk
-from nl.config import ConfigError
-from nl.config.registry import unknown
-from nl.core.logs import setup_logging
-from nl.core.stopped import stopped_code, terminable
-from nl.run.ending import leave, open_streams
-from nl.run.files import RunError
+from nl.core.stopped import importing, stopped_code, stopped_text, terminable
+
+with importing():
+    from nl.cli_command import Commands, add_command
+    from nl.cli_probes import add_probe
+    from nl.cli_report import add_report
+    from nl.cli_staircase import add_staircase
+    from nl.cli_sweep import add_sweep
+    from nl.cli_talk import add_talk
+    from nl.config import ConfigError
+    from nl.config.registry import unknown
+    from nl.core.logs import setup_logging
+    from nl.run.ending import leave, open_streams
+    from nl.run.files import RunError
 
 USAGE = 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,9 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for anything the user can mend (printed without a traceback); 130 after Ctrl-C, 143
-        after SIGTERM where the command takes it so.
+        after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with terminable():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as stop:
+        print(stopped_text(stop), file=sys.stderr)
+        return stopped_code(stop)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USAGE
+
+
+def _run(arguments: list[str]) -> int:
     parser = build_parser()
     if not arguments:
         parser.print_help()
@@ -48,22 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     options.rest = rest
     setup_logging()
-    try:
-        return int(options.handler(options))
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt as stop:
-        print("stopped", file=sys.stderr)
-        return stopped_code(stop)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return USAGE
+    return int(options.handler(options))
 
 
 def command_names(parser: argparse.ArgumentParser) -> list[str]:
@@ -130,9 +136,11 @@ def add_train(commands: Commands) -> None:
     """``nl train``."""
 
     def run(options: argparse.Namespace) -> int:
-        from nl.assembly import job
-        from nl.config.hydra import run_launcher
+        with importing():
+            from nl.assembly import job
+            from nl.config.hydra import publish, run_launcher
 
+            publish()
         run_launcher(partial(job, strategy="single"), options.rest)
         return 0
 
@@ -147,8 +155,7 @@ def add_eval(commands: Commands) -> None:
     def run(options: argparse.Namespace) -> int:
         from nl.cli_model import evaluate
 
-        with terminable():
-            return evaluate(options)
+        return evaluate(options)
 
     example = "nl eval runs/pilot_smoke/<run> --suite perplexity needle --set needle.samples=4"
     parser = add_command(commands, "eval", "measure saved weights", example, run)
@@ -184,7 +191,7 @@ def add_stream(commands: Commands) -> None:
     parser.add_argument("--text", required=True, help="UTF-8 text file")
     parser.add_argument("--save", help="state file to write at the end and on Ctrl-C")
     parser.add_argument("--from", dest="start", help="state file to go on from")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument("--segment", type=int, default=512, help="tokens per forward pass")
     parser.add_argument("--no-write", action="store_true", help="freeze every memory")
@@ -193,7 +200,7 @@ def add_stream(commands: Commands) -> None:
 def add_path(parser: argparse.ArgumentParser) -> None:
     """What a command that needs weights takes."""
     parser.add_argument("path", help="run directory, checkpoint directory or exported .safetensors")
-    parser.add_argument("--data", help="data directory (the one the run was trained on)")
+    parser.add_argument("--data", help="data directory; default: the one the run was trained on")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
 
 

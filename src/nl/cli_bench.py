@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nl.bench import BenchConfig, as_table, bench, figure
+from nl.cli_command import naming_flags
 from nl.cli_measure import check_device
 from nl.report.figures import draw, matplotlib_ready, standalone
 from nl.run.files import writable_folder
@@ -26,7 +27,9 @@ def benchmark(options: argparse.Namespace) -> int:
         for key, value in vars(options).items()
         if key in names
     }
-    result = bench(BenchConfig(**chosen))
+    with naming_flags(*names):
+        config = BenchConfig(**chosen)
+    result = bench(config)
     print(json.dumps(result, indent=1) if options.json else as_table(result))
     if options.output:
         path = Path(options.output)

@@ -12,6 +12,7 @@ from typing import Any
 
 from nl.config import ConfigError
 from nl.config.hydra import config_dir
+from nl.config.run import RunConfig
 from nl.run import write_atomic
 from nl.run.files import writable_folder
 from nl.run.provenance import provenance
@@ -27,6 +28,13 @@ from nl.sweep.spec import Experiment, Goal, SweepSpec, expand, read_spec, seeds_
 
 FAILED = 1
 METADATA = "sweep_metadata.yaml"
+LAUNCHERS = {
+    "train.py": "single",
+    "train_dist.py": "ddp",
+    "train_fsdp.py": "fsdp2",
+    "train_deepspeed.py": "deepspeed",
+}
+"""Strategies by the name of their launcher."""
 PLACE = ("backend", "slots", "gpus", "cpus", "minutes", "memory_gb", "partition", "address")
 """Options that say where jobs run."""
 
@@ -45,9 +53,10 @@ def sweep(options: argparse.Namespace) -> int:
     writable_folder(Path(options.output or options.root), place)
     spec = read_spec(path)
     slots = _place(options)
-    maker = JobMaker(spec, program(shlex.split(spec.launcher), config_dir().parent))
+    command = program(shlex.split(spec.launcher), config_dir().parent)
+    maker = JobMaker(spec, command)
     experiments = _experiments(spec, maker)
-    maker.check(experiments)
+    maker.check(experiments, fitting(Path(command[-1])))
     if options.dry_run:
         return _dry_run(maker, experiments, Path(options.output or "<sweep>"))
     root = _root(options, path)
@@ -55,7 +64,7 @@ def sweep(options: argparse.Namespace) -> int:
     try:
         backend = backend_of(slots, root)
         _describe(root, path, maker, experiments)
-        with StopSignals() as stop:
+        with StopSignals("the jobs are asked to save and stop") as stop:
             runner = Runner(
                 root,
                 backend,
@@ -83,6 +92,34 @@ def sweep(options: argparse.Namespace) -> int:
         print(f"stopped; go on: {again(options, root)}", file=sys.stderr)
         return exit_code(stop.received)
     return 0 if all(row["status"] == "done" for row in rows) else FAILED
+
+
+def fitting(launcher: Path) -> Callable[[RunConfig], None]:
+    """What a launcher asks of a configuration before it trains, but devices and other ranks.
+
+    A run whose data directory is not on this machine is left to its launcher, which is said once.
+    """
+    import torch
+
+    from nl.assembly import check, strategy_class
+    from nl.dist.origin import resolve_model
+
+    name = LAUNCHERS.get(launcher.name)
+    absent: set[Path] = set()
+
+    def fits(run: RunConfig) -> None:
+        stream: Any = run.stream
+        path = getattr(stream, "path", None)
+        if name is None:
+            return
+        if path is not None and not (manifest := Path(path) / "manifest.json").is_file():
+            if manifest not in absent:
+                print(f"{manifest}: not here, so whether runs fit it is not known", file=sys.stderr)
+            absent.add(manifest)
+            return
+        check(resolve_model(run), strategy_class(name)(torch.device("cpu")))
+
+    return fits
 
 
 def _place(options: argparse.Namespace) -> Place:

@@ -11,6 +11,7 @@ from typing import Any
 
 from nl.cli_talk import Talk, check_state_file, opened, sampling_of
 from nl.config import ConfigError
+from nl.core.stopped import Terminated, stopped_code
 
 COMMANDS = "/reset  forget everything    /save FILE  /load FILE  the State    /quit"
 QUIT = "/quit"
@@ -20,7 +21,8 @@ def chat(options: argparse.Namespace) -> int:
     """Lines in, replies out, until /quit or the end of the input.
 
     Returns:
-        0, or 130 after Ctrl-C between two replies. Ctrl-C during a reply ends the reply.
+        0, 130 after Ctrl-C between two replies, 143 after SIGTERM. Ctrl-C during a reply ends the
+        reply.
     """
     template, stop = unescaped(options.template), unescaped(options.stop)
     if "{text}" not in template:
@@ -38,9 +40,9 @@ def chat(options: argparse.Namespace) -> int:
                 continue
             reply(talk, template.replace("{text}", line), stop, replace(sampling, seed=turn))
             turn += 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         say("stopped")
-        code = 130
+        code = stopped_code(stopped)
     if options.save_state is not None and talk.state is not None:
         talk.save(Path(options.save_state))
         say(f"State saved: {options.save_state} (position {talk.position})")
@@ -136,7 +138,9 @@ def reply(talk: Talk, text: str, stop: str, sampling: Any) -> None:
             shown = whole
             if ended:
                 break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         say("\n(reply stopped)")
+        if isinstance(stopped, Terminated):
+            raise
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nl.cli_command import naming_flags
 from nl.config import ConfigError
 from nl.report.compare import markdown, warnings, write_page
-from nl.report.sides import Side, aligned, read_side, short_names
+from nl.report.sides import Side, add_file, aligned, read_side, short_names
 from nl.run.files import writable_folder, write_atomic
 
 
@@ -25,11 +26,14 @@ def compare(options: argparse.Namespace) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.suite:
         measured = options.output.with_suffix("")
-        pairs = zip(paths, names, strict=True)
-        paths = [measure_side(options, path, measured / name) for path, name in pairs]
+        sides = [
+            measure_side(options, Side(name, path, {}), measured / name)
+            for path, name in zip(paths, names, strict=True)
+        ]
     elif options.set:
         raise ConfigError("--set: settings of evaluators that --suite runs; name them there.")
-    sides = [read_side(path, name) for path, name in zip(paths, names, strict=True)]
+    else:
+        sides = [read_side(path, name) for path, name in zip(paths, names, strict=True)]
     show(aligned(sides), options.output)
 
 
@@ -56,8 +60,11 @@ def inputs(options: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def measure_side(options: argparse.Namespace, path: Path, output: Path) -> Path:
-    """Run the evaluators of --suite on one input; the folder that holds its results."""
+def measure_side(options: argparse.Namespace, side: Side, output: Path) -> Side:
+    """The side with what the evaluators of --suite give on its source, details below ``output``.
+
+    What earlier calls left in that folder is not read.
+    """
     from nl.assembly import evaluation_context, load_run
     from nl.cli_measure import check_device, check_vocabulary, step_at
     from nl.cli_model import choose_evaluators, data_of
@@ -65,21 +72,25 @@ def measure_side(options: argparse.Namespace, path: Path, output: Path) -> Path:
     from nl.eval.suite import run_suite
 
     check_device(options.device)
+    path = side.source
     run, model = load_run(path)
     plain: Any = replace(run, evals={})  # the same settings for every side
     chosen = choose_evaluators(plain, options.suite, options.set)
     data = data_of(run, options.data)
-    context = evaluation_context(
-        data,
-        output,
-        device=options.device,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        step=step_at(path),
-        facts={"checkpoint": str(path), "config_hash": config_hash(run), "data": str(data)},
-    )
+    with naming_flags("batch_size", "limit"):
+        context = evaluation_context(
+            data,
+            output,
+            device=options.device,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            seed=options.seed,
+            step=step_at(path),
+            facts={"checkpoint": str(path), "config_hash": config_hash(run), "data": str(data)},
+        )
     check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
     run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
-    return output
+    for name in chosen:
+        add_file(side, output / f"{name}.json")
+    return side

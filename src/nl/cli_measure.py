@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nl.cli_command import naming_flags
 from nl.config import ConfigError, structure, unstructure
 from nl.config.hydra import compose, config_dir, load_config, run_config
 from nl.config.run import RunConfig, config_hash
@@ -101,7 +102,24 @@ def memorize_modes(options: argparse.Namespace) -> list[Memorize]:
     modes: list[Memorize] = options.memorize or ["off", "context"]
     if options.memorize_use_correct_answer:
         modes = ["oracle" if mode == "context" else mode for mode in modes]
+    if set(modes) == {"off"}:
+        _check_nothing_writes(options)
     return list(dict.fromkeys(modes))
+
+
+def _check_nothing_writes(options: argparse.Namespace) -> None:
+    """Refuse flags that say how memories are written beside ``--memorize off``."""
+    fresh = argparse.ArgumentParser()
+    memory_flags(fresh)
+    names = ("steps", "paths", "layers", "surprise", "carry", "samples", "use_correct_answer")
+    given = [f"memorize_{n}" for n in names]
+    given = [n for n in given if getattr(options, n) != fresh.get_default(n)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"{flags}: with --memorize off nothing is written for an answer; add context or oracle "
+            f"to --memorize, or leave {flags} out."
+        )
 
 
 def guarded(work: Callable[[], None]) -> int:
@@ -151,15 +169,17 @@ def load(options: argparse.Namespace, checkpoint: str) -> Loaded:
     data = options.data or getattr(run.stream, "path", None)
     if data is None:
         raise ConfigError(f"data: stream={run.stream.kind} has no text; give --data <directory>.")
-    context = evaluation_context(
-        data,
-        options.output.with_suffix(""),
-        device=options.device,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        step=step_at(Path(checkpoint)),
-        facts={"checkpoint": str(checkpoint), "config_hash": config_hash(run), "data": str(data)},
-    )
+    facts = {"checkpoint": str(checkpoint), "config_hash": config_hash(run), "data": str(data)}
+    with naming_flags("batch_size"):
+        context = evaluation_context(
+            data,
+            options.output.with_suffix(""),
+            device=options.device,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            step=step_at(Path(checkpoint)),
+            facts=facts,
+        )
     if options.tokenizer_path:
         context = replace(context, tokenizer=checked_tokenizer(options.tokenizer_path, context))
     check_vocabulary(context.tokenizer, run, checkpoint)

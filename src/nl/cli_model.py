@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nl.cli_command import naming_flags
 from nl.cli_measure import check_device, check_vocabulary, step_at
 from nl.config import ConfigError, structure, table, unstructure
 from nl.config.groups import EvaluatorConfig
 from nl.config.registry import unknown
 from nl.config.run import RunConfig
+from nl.core.stopped import keeping
 from nl.run.directory import RunDir
 from nl.run.discover import run_of
 from nl.run.files import read_json, writable_folder, write_atomic, write_json
 from nl.run.records import line, read_records
+
+if TYPE_CHECKING:
+    from nl.core.protocols import Evaluator
+    from nl.eval.context import EvalContext
 
 EXPORTED = re.compile(r"step_(\d{6,})\.safetensors")
 
@@ -44,41 +51,77 @@ def data_of(run: RunConfig, given: str | None) -> str:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """``nl eval``: run evaluators on saved weights, print the table, record the rows."""
+    """``nl eval``: run evaluators on saved weights, record the rows of each, print the table."""
+    with keeping(lambda: "nothing was measured; the same command begins again"):
+        from nl.eval.rows import table as as_text
+        from nl.eval.suite import run_suite
+
+        model, evaluators, context = _prepared(options)
+    home, step = owner(Path(options.path)), context.step
+    rows: list[Any] = []
+    done: list[str] = []
+    with keeping(lambda: how_to_go_on(options, context.output, done, list(evaluators))):
+        for name, evaluator in evaluators.items():
+            found = run_suite(model, {name: evaluator}, context)
+            if home is not None and not options.output:
+                kept = [{"step": step, **dataclasses.asdict(row)} for row in found]
+                record(home / "evals.jsonl", kept)
+            rows += found
+            done.append(name)
+    print(as_text(rows))
+    return 0
+
+
+def _prepared(options: argparse.Namespace) -> tuple[Any, dict[str, Evaluator], EvalContext]:
+    """The model, the evaluators by suite and what they may use."""
     from nl.assembly import context_of, load_run
     from nl.eval.context import check_reads
-    from nl.eval.rows import table as as_text
-    from nl.eval.suite import run_suite
 
     path = Path(options.path)
     check_device(options.device)
     run, model = load_run(path)
     chosen = choose_evaluators(run, options.suite, options.set)
-    home, step = owner(path), step_at(path)
+    home = owner(path)
     output = Path(options.output) if options.output else default_output(path, home)
     writable_folder(output, "--output")
     made = all(part.reads != "text" for part in chosen.values())
-    context = context_of(
-        run,
-        output,
-        options.data if made else data_of(run, options.data),
-        home=home,
-        device=options.device,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        step=step,
-    )
+    with naming_flags("batch_size", "limit"):
+        context = context_of(
+            run,
+            output,
+            options.data if made else data_of(run, options.data),
+            home=home,
+            device=options.device,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            seed=options.seed,
+            step=step_at(path),
+        )
     if made:
         check_reads(chosen, run.stream, run.model)
     else:
         check_vocabulary(context.tokenizer, run, path)
     model.to(options.device)
-    rows = run_suite(model, {name: part.build() for name, part in chosen.items()}, context)
-    print(as_text(rows))
-    if home is not None and not options.output:
-        record(home / "evals.jsonl", [{"step": step, **dataclasses.asdict(r)} for r in rows])
-    return 0
+    return model, {name: part.build() for name, part in chosen.items()}, context
+
+
+def how_to_go_on(
+    options: argparse.Namespace, output: Path, done: Sequence[str], names: Sequence[str]
+) -> str:
+    """What a stopped ``nl eval`` has measured, and the command for the rest."""
+    if not done:
+        return "no suite was measured to its end; the same command begins again"
+    left = [name for name in names if name not in done]
+    kept = f"{', '.join(done)} measured and written below {output}"
+    if not left:
+        return kept
+    words = ["nl", "eval", options.path, "--suite", *left]
+    settings = [text for text in options.set if text.partition(".")[0] in left]
+    words += ["--set", *settings] if settings else []
+    for name in ("data", "output", "device", "limit", "batch_size", "seed"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return f"{kept}, {', '.join(left)} not; go on with: {shlex.join(words)}"
 
 
 def default_output(path: Path, home: Path | None) -> Path:
@@ -118,7 +161,15 @@ def choose_evaluators(
         if suite not in data:
             raise ConfigError(unknown(f"--set {setting}", suite, data))
         _place(data[suite], field.split("."), parse_value(setting, text))
-    return {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+    chosen = {name: structure(EvaluatorConfig, part, name) for name, part in data.items()}
+    for setting in settings:
+        suite, _, field = setting.partition("=")[0].partition(".")
+        if field.startswith("memory.") and getattr(chosen[suite], "memorize", None) == ("off",):
+            raise ConfigError(
+                f"--set {setting}: with {suite}.memorize=[off] nothing is written for an answer; "
+                f"add context or oracle to {suite}.memorize, or leave this setting out."
+            )
+    return chosen
 
 
 def _place(data: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -158,8 +209,22 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     keys = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
     memory = "frozen" if options.no_write else "written while reading"
     told = {key: getattr(options, key) for key in keys}
-    told["temperature"] = 0.0 if options.greedy else options.temperature
-    return {**told, "memory": memory}
+    return {**told, "temperature": temperature_of(options), "memory": memory}
+
+
+def temperature_of(options: argparse.Namespace) -> float:
+    """What logits are divided by; 0: the likeliest token is taken.
+
+    Raises:
+        ConfigError: ``--greedy`` and a temperature above 0.
+    """
+    given: float | None = options.temperature
+    if options.greedy and given:
+        raise ConfigError(
+            f"--greedy, --temperature: {given}; --greedy always takes the likeliest token: leave "
+            "one of the two out."
+        )
+    return 0.0 if options.greedy else 1.0 if given is None else given
 
 
 def samples_file(path: Path) -> Path:

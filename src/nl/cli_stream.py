@@ -15,10 +15,15 @@ from nl.cli_measure import check_device, check_vocabulary
 from nl.cli_model import data_of
 from nl.config import ConfigError, unstructure
 from nl.config.run import RunConfig
+from nl.core.stopped import keeping
 from nl.run.files import writable_folder
 
 if TYPE_CHECKING:
     from nl.dist.state_file import SavedState
+
+
+NOTHING_READ = "nothing was read and no State saved; the same command begins again"
+"""What is said of a stop while the model is loaded."""
 
 
 @dataclass
@@ -46,18 +51,43 @@ def stream(options: argparse.Namespace) -> int:
     """Read ``--text``, print what was measured; save the State to ``--save``.
 
     Returns:
-        0, or 130 after Ctrl-C, the State of the tokens read so far being saved.
+        0, 130 after Ctrl-C or 143 after SIGTERM, the State of the tokens read so far being saved.
     """
+    with keeping(lambda: NOTHING_READ):
+        from nl.core.state import num_bytes
+        from nl.train.hooks.stop import StopSignals, exit_code
+
+        model, ids, facts, reading = _open(options)
+    begun, first = time.monotonic(), reading.read
+    after = "then the State is saved" if options.save else "nothing is saved (no --save)"
+    with StopSignals(f"stopping after this segment, {after}") as stop:
+        _advance(model, ids, reading, options, stop)
+        seconds = time.monotonic() - begun
+        held = num_bytes(reading.state) if reading.state is not None else 0
+        mean = reading.nats / reading.scored if reading.scored else math.nan
+        rate = (reading.read - first) / max(seconds, 1e-9)
+        print(
+            f"{reading.read - first} tokens in {seconds:.1f} s ({rate:.0f}/s), {mean:.4f} nats per "
+            f"token; position {getattr(reading.state, 'position', 0)}, State of {held:,} bytes"
+        )
+        if options.save and reading.state is not None:
+            _save(Path(options.save), reading, facts)
+    if reading.read < len(ids):
+        print(_how_to_go_on(options, reading.read, len(ids)))
+        return exit_code(stop.received)
+    return 0
+
+
+def _open(options: argparse.Namespace) -> tuple[Any, list[int], dict[str, Any], Reading]:
+    """Model, the ids of the text, what the State is one of, and what was read before."""
     from nl.assembly import load_run
-    from nl.core.state import num_bytes
     from nl.data.manifest import data_tokenizer
-    from nl.train.hooks.stop import StopSignals, exit_code
 
     if options.segment < 1:
         raise ConfigError(f"--segment: {options.segment}; must be >= 1 token.")
     check_device(options.device)
-    target = Path(options.save) if options.save else None
-    if target is not None:
+    if options.save:
+        target = Path(options.save)
         if target.suffix != ".safetensors":
             raise ConfigError(f"--save: {target}; a state file ends in .safetensors.")
         writable_folder(target.parent, "--save")
@@ -68,24 +98,7 @@ def stream(options: argparse.Namespace) -> int:
     ids = [tokenizer.eos_id, *tokenizer.encode(text)]
     model.to(options.device)
     facts = {"model": model_digest(run, model), "text": _digest(text), "tokens": len(ids)}
-    reading = _begin(options, facts, model)
-    begun, first = time.monotonic(), reading.read
-    with StopSignals() as stop:
-        _advance(model, ids, reading, options, stop)
-    seconds = time.monotonic() - begun
-    held = num_bytes(reading.state) if reading.state is not None else 0
-    mean = reading.nats / reading.scored if reading.scored else math.nan
-    rate = (reading.read - first) / max(seconds, 1e-9)
-    print(
-        f"{reading.read - first} tokens in {seconds:.1f} s ({rate:.0f}/s), {mean:.4f} nats per "
-        f"token; position {getattr(reading.state, 'position', 0)}, State of {held:,} bytes"
-    )
-    if target is not None and reading.state is not None:
-        _save(target, reading, facts)
-    if reading.read < len(ids):
-        print(_how_to_go_on(options, reading.read, len(ids)))
-        return exit_code(stop.received)
-    return 0
+    return model, ids, facts, _begin(options, facts, model)
 
 
 def _read_text(path: Path) -> str:
@@ -209,4 +222,5 @@ def _how_to_go_on(options: argparse.Namespace, read: int, total: int) -> str:
     words += ["--from", options.save, "--save", options.save]
     words += ["--data", options.data] if options.data else []
     words += ["--no-write"] if options.no_write else []
+    words += ["--device", options.device, "--segment", str(options.segment)]
     return f"stopped after {read} of {total} tokens; go on with: {shlex.join(words)}"

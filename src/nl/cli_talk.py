@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from nl.cli_command import Commands, add_command
+from nl.cli_command import Commands, add_command, naming_flags
 from nl.config import ConfigError
 
 CONTEXT = 8
@@ -163,17 +163,19 @@ def check_state_file(path: Path, where: str) -> None:
 
 def sampling_of(options: argparse.Namespace, tokenizer: Any = None) -> Any:
     """How tokens are chosen: those that the tokenizer knows, up to its end mark."""
+    from nl.cli_model import temperature_of
     from nl.models.generate import Sampling
 
-    return Sampling(
-        max_new_tokens=options.max_new_tokens,
-        temperature=0.0 if options.greedy else options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        stop=() if tokenizer is None else (tokenizer.eos_id,),
-        vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
-    )
+    with naming_flags("max_new_tokens", "temperature", "top_k", "top_p"):
+        return Sampling(
+            max_new_tokens=options.max_new_tokens,
+            temperature=temperature_of(options),
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            stop=() if tokenizer is None else (tokenizer.eos_id,),
+            vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
+        )
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -224,11 +226,14 @@ def given_prompt(options: argparse.Namespace, stdin: TextIO) -> str:
 
 
 def read_file(path: Path) -> str:
-    """A UTF-8 text file."""
+    """A UTF-8 text file that is not empty."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--read: {path} cannot be read as UTF-8 text ({error}).") from error
+    if not text:
+        raise ConfigError(f"--read: {path} is empty; give a file with text, or leave --read out.")
+    return text
 
 
 def add_talk(commands: Commands) -> None:
@@ -262,12 +267,12 @@ def _shared(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     """Flags of both commands."""
     flag = parser.add_argument
     flag("path", help="run directory, checkpoint directory or exported .safetensors")
-    flag("--data", help="data directory (the one the run was trained on)")
+    flag("--data", help="data directory; default: the one the run was trained on")
     flag("--tokenizer", help="bytes, .model or tokenizer.json, where there is no data directory")
     flag("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     flag("--max-new-tokens", type=int, default=max_new_tokens, help="tokens to add")
     flag("--greedy", action="store_true", help="always the likeliest token")
-    flag("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    flag("--temperature", type=float, help="0: the likeliest token; default: 1.0")
     flag("--top-k", type=int, default=0, help="sample among the k likeliest; 0: all")
     flag("--top-p", type=float, default=1.0, help="sample within this probability")
     flag("--seed", type=int, default=0, help="seed of the sampling")

@@ -28,6 +28,15 @@ def test_every_command_has_help_with_an_example(name: str, text: str) -> None:
     assert stop.value.code == 0
 
 
+@pytest.mark.parametrize(("name", "text"), list(commands().items()))
+def test_help_shows_defaults_that_are_values(name: str, text: str) -> None:
+    shown = " ".join(text.split())
+    for empty in ("None", "[]", "False", ""):
+        assert f"(default: {empty})" not in shown, name
+    if name == "eval":
+        assert "no limit (default: 0)" in shown
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "doctor" in capsys.readouterr().out
@@ -108,9 +117,21 @@ def make_manifest() -> Callable[[Path], None]:
     return lambda folder: (folder / "manifest.json").write_text("{}") and None
 
 
-def test_bad_bench_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--dim", "0"]) == 2
-    assert "dim: 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dim", "0"], "error: --dim: 0; must be >= 1."),
+        (["--batch-size", "0"], "error: --batch-size: 0; must be >= 1."),
+        (["--vocab-size", "0"], "error: --vocab-size: 0; must be >= 1."),
+        (["--seq-len", "64", "0"], "error: --seq-len: 64, 0; every value must be >= 1."),
+        (["--blocks", "titan_mca"], "error: --blocks: unknown 'titan_mca'. Did you mean 'titan_m"),
+    ],
+)
+def test_bad_bench_flags_are_refused_by_their_names(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_bench_shows_the_defaults_it_uses() -> None:

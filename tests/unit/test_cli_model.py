@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nl.cli import main
+import nl.eval.suite
+from nl.cli import build_parser, main
 from nl.cli_model import validated
 from nl.data.documents import Document
 from nl.data.prep.corpus import Work, write_corpus
@@ -90,6 +93,37 @@ def test_eval_prints_a_table_and_records_rows_once(
     assert [row["value"] for row in again] == [json.loads(row)["value"] for row in first]
 
 
+def test_a_stopped_eval_keeps_the_suites_that_ended_and_says_how_to_go_on(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_suite = nl.eval.suite.run_suite
+
+    def stopped(model: Any, evaluators: dict[str, Any], context: Any) -> Any:
+        if "needle" in evaluators:
+            signal.raise_signal(signal.SIGTERM)
+        return run_suite(model, evaluators, context)
+
+    monkeypatch.setattr(nl.eval.suite, "run_suite", stopped)
+    (trained / "evals.jsonl").unlink(missing_ok=True)
+    sets = ["--set", *FEW, "needle.samples=2"]
+    assert main(["eval", str(trained), "--suite", "perplexity", "needle", *sets]) == 143
+    said = capsys.readouterr().err.splitlines()[-1]
+    folder = trained / "artifacts" / "evals"
+    assert said.startswith(f"stopped: perplexity measured and written below {folder}, needle not;")
+    rest = shlex.split(said.partition("go on with: ")[2])
+    assert rest[:7] == [
+        "nl",
+        "eval",
+        str(trained),
+        *["--suite", "needle", "--set", "needle.samples=2"],
+    ]
+    assert build_parser().parse_args(rest[1:]).suite == ["needle"]
+    rows = [json.loads(text) for text in (trained / "evals.jsonl").read_text().splitlines()]
+    assert {row["suite"] for row in rows} == {"perplexity"}
+    assert main(["eval", str(trained), "--suite", "needle", "perplexity", *sets]) == 143
+    assert "stopped: no suite was measured to its end" in capsys.readouterr().err
+
+
 def test_eval_writes_only_the_memories_that_are_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +161,13 @@ def test_eval_of_an_exported_file_leaves_the_run_alone(
         (["--suite", "needle", "--set", "needle.samples=0"], "samples: 0"),
         (["--suite", "needle", "--set", "samples=0"], "<suite>.<field>=<value>"),
         (["--data", "nowhere"], "nowhere"),
-        (["--batch-size", "0"], "batch_size: 0"),
+        (["--batch-size", "0"], "error: --batch-size: 0"),
+        (["--limit", "-1"], "error: --limit: -1"),
+        (
+            ["--suite", "needle", "--set", "needle.memorize=[off]", "needle.memory.steps=3"],
+            "--set needle.memory.steps=3: with needle.memorize=[off] nothing is written",
+        ),
+        (["--set", "needle.memorize=[of]"], "needle.memorize[0]: unknown 'of'. Did you mean 'off'"),
     ],
 )
 def test_bad_evaluations_are_refused(
@@ -274,7 +314,7 @@ def test_export_is_what_load_model_reads(
         (["export", "RUN", "x.bin"], ".safetensors"),
         (["export", "RUN", "no/such/place.safetensors"], "no such directory"),
         (["generate", "nowhere"], "nowhere"),
-        (["generate", "RUN", "--top-p", "2"], "top_p: 2"),
+        (["generate", "RUN", "--top-p", "2"], "--top-p: 2"),
         (["generate", "RUN", "--data", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
     ],

@@ -81,11 +81,48 @@ def test_after_ctrl_c_the_rest_is_read_from_the_state(
     line = next(row for row in shown.splitlines() if "go on with: nl " in row)
     words = line.split("go on with: nl ")[1].split()
     assert read_state(part).state.position == 192
-    assert main([*words, "--segment", "64"]) == 0
+    assert words[-4:] == ["--device", "cpu", "--segment", "64"]
+    assert main(words) == 0
     assert "goes on at token 192" in capsys.readouterr().out
     first, second = (states.flatten(read_state(p).state) for p in (whole, part))
     assert first[1] == second[1]
     assert all(torch.equal(first[0][key], second[0][key]) for key in first[0])
+
+
+def test_sigterm_while_the_model_is_loaded_says_that_nothing_was_read(
+    trained: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = tmp_path / "s.safetensors"
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(nl.assembly, "load_run", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(command(trained, text, "--save", kept)) == 143
+    said = "stopped: nothing was read and no State saved; the same command begins again\n"
+    assert capsys.readouterr().err == said
+    assert not kept.exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_is_answered_with_what_the_command_does(
+    trained: Path, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that comes when everything is read: the State is saved before the process ends."""
+    kept = tmp_path / "s.safetensors"
+    save = nl.cli_stream._save
+
+    def late(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nl.cli_stream, "_save", late)
+        assert main(command(trained, text, "--save", kept)) == 0
+    told = "signal received: stopping after this segment, then the State is saved; a second one"
+    assert told in capfd.readouterr().err
+    assert read_state(kept).state.position == len(TEXT) + 1
 
 
 def test_another_text_goes_on_from_the_state(

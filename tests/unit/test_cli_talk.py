@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 import nl
 from nl import cli_talk
-from nl.cli import main
+from nl.cli import build_parser, main
 from nl.core import state as states
 from nl.data.manifest import data_tokenizer
 from nl.dist.state_file import read_state
@@ -66,7 +67,7 @@ def test_only_what_the_tokenizer_knows_is_written() -> None:
         max_new_tokens=1, greedy=False, temperature=1, top_k=0, top_p=1, seed=0
     )
     likeliest, random = torch.tensor([[0.0, 1.0, 9.0]]), torch.Generator().manual_seed(0)
-    for options.greedy in (True, False):
+    for options.greedy, options.temperature in ((True, None), (False, 1)):
         sampling = cli_talk.sampling_of(options, tokenizer)
         assert {int(pick(likeliest, sampling, random)) for _ in range(20)} <= {0, 1}
 
@@ -231,6 +232,23 @@ def test_ctrl_c_ends_a_reply_and_then_the_conversation(
     assert seen == sorted(seen)
 
 
+def test_sigterm_during_a_reply_ends_the_conversation(
+    trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "s.safetensors"
+    pick_token = cli_talk.Talk.tokens
+
+    def terminated(self: Any, ids: list[int], sampling: Any) -> Any:
+        yield from itertools.islice(pick_token(self, ids, sampling), 2)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli_talk.Talk, "tokens", terminated)
+    piped(monkeypatch, "prose 1\nprose 2\n")
+    assert main([*chatted(trained), "--save-state", str(kept)]) == 143
+    assert capsys.readouterr().err.count("(reply stopped)") == 1
+    assert kept.exists()
+
+
 def test_a_stop_text_ends_the_reply(
     trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +270,10 @@ def test_a_stop_text_ends_the_reply(
         (["--from", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--segment", "0"], "--segment: 0"),
         (["--tokenizer", "nowhere.model"], "nowhere.model: no such file"),
+        (["--max-new-tokens", "0"], "error: --max-new-tokens: 0; must be >= 1."),
+        (["--top-k", "-1"], "error: --top-k: -1; must be >= 0."),
+        (["--top-p", "2"], "error: --top-p: 2.0; must be in (0, 1]."),
+        (["--temperature", "0.8"], "error: --greedy, --temperature: 0.8; --greedy always takes"),
     ],
 )
 def test_bad_input_is_refused(
@@ -260,6 +282,22 @@ def test_bad_input_is_refused(
     piped(monkeypatch, "")
     assert main(chatted(trained, *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_empty_file_to_read_is_refused(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert main(generated(trained, "--read", tmp_path / "empty.txt")) == 2
+    assert f"--read: {tmp_path}/empty.txt is empty; give a file" in capsys.readouterr().err
+
+
+def test_temperature_has_its_default_and_may_be_0_beside_greedy(trained: Path) -> None:
+    def drawn(*flags: str) -> float:
+        options = build_parser().parse_args(["generate", str(trained), *flags])
+        return float(cli_talk.sampling_of(options).temperature)
+
+    assert drawn() == 1
+    assert drawn("--temperature", "0.5") == 0.5
+    assert drawn("--greedy") == drawn("--greedy", "--temperature", "0") == 0
 
 
 def test_it_works_in_a_real_pipe(trained: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nl.config import require
+from nl.config import lookup, require
 
 Part = Literal["step", "layer"]
 PARTS: tuple[Part, ...] = ("step", "layer")
@@ -46,13 +46,16 @@ class BenchConfig:
     """Keep the result although the GEMM peak moved by more than a tenth between start and end."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "batch_size", "rounds", "threads"):
+        for name in ("dim", "layers", "heads", "batch_size", "vocab_size", "rounds", "threads"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; must be >= 1.")
-        require(len(self.seq_len) > 0, "seq_len: (); give at least one length.")
+        require(len(self.seq_len) > 0, "seq_len: empty; give at least one length.")
         for name in ("seq_len", "chunk"):
             values = getattr(self, name)
-            require(all(v >= 1 for v in values), f"{name}: {values}; every value must be >= 1.")
+            shown = ", ".join(map(str, values))
+            require(all(v >= 1 for v in values), f"{name}: {shown}; every value must be >= 1.")
+        for block in self.blocks:
+            lookup("block", block, "blocks")
         require(
             bool(self.parts) and set(self.parts) <= set(PARTS),
-            f"parts: {self.parts}; choose from {', '.join(PARTS)}.",
+            f"parts: {', '.join(self.parts) or 'empty'}; choose from {', '.join(PARTS)}.",
         )

@@ -333,15 +333,13 @@ def explain(error: Exception) -> str:
 def _not_found(wanted: str) -> str:
     """A complaint about a config or option that neither ``configs`` nor a registry has."""
     group, _, name = wanted.removesuffix(".yaml").rpartition("/")
-    root = config_dir()
-    known = {p.relative_to(root / group).as_posix()[:-5] for p in (root / group).glob("*.yaml")}
-    if group in groups():
-        known |= set(table(group))
     if group.partition("/")[0] == "experiment":
-        group, name = "experiment", wanted.removesuffix(".yaml").partition("/")[2]
-        folder = root / group
-        known = {p.relative_to(folder).as_posix()[:-5] for p in folder.rglob("*.yaml")}
-    return unknown(group or "--config-name", name, known)
+        group, _, name = wanted.removesuffix(".yaml").partition("/")
+    folder = config_dir() / group
+    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+    known = {p.relative_to(folder).as_posix()[:-5] for p in files} | set(table(group))
+    where = f"nl help {group}" if group in groups() else f"files below {folder}"
+    return unknown(group or "--config-name", name, known, where)
 
 
 def run_config(data: dict[str, Any]) -> RunConfig:

@@ -9,6 +9,12 @@ from typing import Any, ClassVar, TypeVar
 T = TypeVar("T", bound=type)
 _TABLES: dict[str, dict[str, type]] = {}
 
+ALIKE = 0.6
+"""From this likeness on a known name may have been meant."""
+MOST_NAMES = 30
+"""Names that a complaint lists; of more, the nearest."""
+NEAREST = 8
+
 
 class ConfigError(ValueError):
     """A complaint a user can act on: dotted key or file, value, what is allowed, what to do.
@@ -61,9 +67,26 @@ def lookup(group: str, kind: Any, path: str) -> type:
     raise ConfigError(unknown(path, str(kind), entries))
 
 
-def unknown(path: str, got: str, known: Iterable[str]) -> str:
-    """The standard sentence for an unknown name, with a nearest match where there is one."""
+def unknown(path: str, got: str, known: Iterable[str], where: str = "") -> str:
+    """The standard sentence for an unknown name, with a nearest match where there is one.
+
+    Args:
+        path: what was to have the name.
+        got: the name.
+        known: all names.
+        where: where all names can be seen; of many, the nearest alone are listed then.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    ranked = sorted(names, key=lambda name: -_likeness(got, name))
+    alike = ranked and _likeness(got, ranked[0]) >= ALIKE
+    hint = f" Did you mean {ranked[0]!r}?" if alike else ""
+    if where and len(names) > MOST_NAMES:
+        shown, rest = ", ".join(ranked[:NEAREST]), len(names) - NEAREST
+        return f"{path}: unknown {got!r}.{hint} Nearest: {shown}; {rest} others: {where}."
     return f"{path}: unknown {got!r}.{hint} Known: {', '.join(names) or '(none)'}."
+
+
+def _likeness(got: str, name: str) -> float:
+    """How much a name is like what was typed, 0 to 1; of a path also its last part counts."""
+    parts = {name, name.rpartition("/")[2]}
+    return max(difflib.SequenceMatcher(None, part, got).ratio() for part in parts)

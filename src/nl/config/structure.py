@@ -15,6 +15,9 @@ from nl.config.registry import ConfigError, Group, lookup, table, unknown
 
 T = TypeVar("T")
 MISSING = "???"
+YAML_BOOLS = {False: ("off", "no"), True: ("on", "yes")}
+"""Words that YAML reads as a bool where they are not quoted."""
+UNQUOTED = "YAML reads off, no, on and yes as false and true: quote the word, as 'off'."
 
 
 def structure(tp: type[T], value: Any, path: str = "") -> T:
@@ -73,13 +76,10 @@ def _convert(tp: Any, value: Any, path: str, problems: list[str]) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, path, problems)
     if origin is typing.Literal:
-        if value in args and not isinstance(value, bool):
-            return value
-        problems.append(unknown(path, str(value), [str(a) for a in args]))
-        return None
+        return _convert_word(args, value, path, problems)
     if origin is tuple or origin is list:
         if not isinstance(value, (list, tuple)):
-            problems.append(f"{path}: expected a list, got {value!r}.")
+            problems.append(f"{path}: expected a list, [a, b], got {value!r}.")
             return None
         return origin(_convert(args[0], v, f"{path}[{i}]", problems) for i, v in enumerate(value))
     if origin is dict:
@@ -90,6 +90,19 @@ def _convert(tp: Any, value: Any, path: str, problems: list[str]) -> Any:
     if isinstance(tp, type) and (dataclasses.is_dataclass(tp) or issubclass(tp, Group)):
         return _convert_dataclass(tp, value, path, problems)
     return _convert_scalar(tp, value, path, problems)
+
+
+def _convert_word(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    """One of the words of a ``Literal``; off and on may come as what YAML reads them as."""
+    if isinstance(value, bool):
+        meant = [word for word in args if word in YAML_BOOLS[value]]
+        if len(meant) == 1:
+            return meant[0]
+    elif value in args:
+        return value
+    told = unknown(path, str(value), [str(a) for a in args])
+    problems.append(told + (f" {UNQUOTED}" if isinstance(value, bool) else ""))
+    return None
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
@@ -113,7 +126,8 @@ def _convert_scalar(tp: Any, value: Any, path: str, problems: list[str]) -> Any:
     if value == MISSING:
         problems.append(f"{path}: missing; set it to a value of type {tp.__name__}.")
     elif not isinstance(value, tp) or (tp is int and isinstance(value, bool)):
-        problems.append(f"{path}: expected {tp.__name__}, got {value!r}.")
+        told = f" {UNQUOTED}" if tp is str and isinstance(value, bool) else ""
+        problems.append(f"{path}: expected {tp.__name__}, got {value!r}.{told}")
     elif tp is float and not math.isfinite(value):
         problems.append(f"{path}: expected a finite number, got {value!r}.")
     return value

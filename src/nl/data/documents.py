@@ -31,6 +31,13 @@ RECIPE = (
     "pilot, mid and target with: bash scripts/data/run_full.sh; shard any other corpus with "
     "scripts/data/shard_corpus.py."
 )
+"""How a data directory of shards is built."""
+CORPUS_RECIPE = (
+    "Build the standard-library corpus with: bash scripts/data/run_sample.sh; the mixture of "
+    "pilot, mid and target with: bash scripts/data/run_full.sh; a corpus of other text with: "
+    "scripts/data/filter_corpus.py --dataset <format or hub name> --output-path <corpus>."
+)
+"""How a corpus of text is built."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def read_jsonl(path: Path) -> Iterator[Document]:
         ConfigError: a missing file, or a line without a text, by its number.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file. {RECIPE}")
+        raise ConfigError(f"{path}: no such file. {CORPUS_RECIPE}")
     number, unreadable = 0, _unreadable(path)
     try:
         with open_text(path) as file:
@@ -156,7 +163,7 @@ def read_corpus(corpus: Path) -> CorpusManifest:
         ConfigError: no manifest, or one that does not say what it must.
     """
     path = corpus / "manifest.json"
-    data = read_json(path, RECIPE)
+    data = read_json(path, CORPUS_RECIPE)
     if isinstance(data, dict) and "tokenizer" in data:
         raise ConfigError(
             f"{corpus}: is a data directory of shards, not a corpus of text; what it was made from "

@@ -80,12 +80,18 @@ def evaluate_segments(
     memory: MemoryConfig | None = None,
 ) -> list[float]:
     """One row of R: nats per token on each segment, State fresh per document."""
-    return [
-        document_losses(model, segment.documents, context, memorize=memorize, memory=memory).loss()[
-            0
-        ]
+    found = [
+        document_losses(
+            model,
+            segment.documents,
+            context,
+            memorize=memorize,
+            memory=memory,
+            title=f"segment {segment.name}",
+        )
         for segment in segments
     ]
+    return [losses.loss()[0] for losses in found]
 
 
 @dataclass(frozen=True)

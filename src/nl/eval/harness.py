@@ -40,6 +40,7 @@ class Answers:
         max_length: tokens that are read for one answer; 0: no limit.
         texts: what was read for the items that were scored.
         answer: for ``oracle``, the right text of a request that generates one.
+        title: what the progress is called.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Answers:
     max_length: int = 0
     texts: list[Tokens] = field(default_factory=list)
     answer: Callable[[Any], str] | None = None
+    title: str = "zeroshot"
 
     @property
     def encoding(self) -> Encoding:
@@ -98,7 +100,7 @@ class Answers:
 
     def score(self, items: Sequence[Item]) -> list[tuple[float, bool]]:
         """Total and greedy match per item."""
-        with ProgressMeter(f"log-likelihoods ({self.memorize})", len(items), "answers") as meter:
+        with ProgressMeter(f"{self.title} ({self.memorize})", len(items), "answers") as meter:
             judge = scorer(self.model, self.context, self.memorize, meter.advance, self.memory)
             scores = judge.score(items)
         return [(score.total, score.greedy) for score in scores]
@@ -112,7 +114,7 @@ class Answers:
         asked = [self.primed(request) for request in requests]
         self.texts.extend(prompt for prompt, _ in asked)
         judge = scorer(self.model, self.context, self.memorize, memory=self.memory)
-        return _generate(judge, self.context, self.memorize, asked)
+        return _generate(judge, self.context, f"{self.title} ({self.memorize})", asked)
 
     def primed(self, request: Any) -> tuple[Tokens, dict[str, Any]]:
         """``prompt``, with what is read before it by the mode."""
@@ -179,7 +181,7 @@ def harness_model(answers: Answers) -> Any:
 def _generate(
     judge: Scorer,
     context: EvalContext,
-    memorize: Memorize,
+    title: str,
     asked: list[tuple[Tokens, dict[str, Any]]],
 ) -> list[str]:
     """Prompts of one length and one set of options go together; rows never share a pad."""
@@ -195,7 +197,7 @@ def _generate(
     texts: list[str | None] = [None] * len(asked)
     model, team = judge.model, context.team
     with (
-        ProgressMeter(f"generate ({memorize})", len(asked), "prompts") as meter,
+        ProgressMeter(title, len(asked), "prompts") as meter,
         evaluating(model),
         judge.memory.gated(model),
     ):

@@ -122,6 +122,7 @@ def losses_by_token(
     context: EvalContext,
     config: LongDocumentsConfig,
     mode: Memorize,
+    task: str,
 ) -> list[torch.Tensor]:
     """Nats of every token of every document, float64 (T,)."""
     mark, memory = context.tokenizer.eos_id, config.memory
@@ -135,7 +136,7 @@ def losses_by_token(
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
             items.append(primed(item, item.context + item.continuation, mode, steps))
             owner.append(number)
-    with ProgressMeter(f"long documents ({mode})", len(items), "texts") as meter:
+    with ProgressMeter(f"long documents {task} ({mode})", len(items), "texts") as meter:
         judge = scorer(model, context, mode, meter.advance, memory, whole=True)
         scores = judge.score(items)
     parts: list[list[torch.Tensor]] = [[] for _ in documents]
@@ -184,7 +185,7 @@ class LongDocuments:
             texts = [(context.tokenizer.eos_id, *document.tokens) for document in documents]
             for mode in config.memorize:
                 start = time.monotonic()
-                losses = losses_by_token(model, documents, context, config, mode)
+                losses = losses_by_token(model, documents, context, config, mode, task)
                 seconds = time.monotonic() - start
                 buckets = by_position(losses, ends)
                 found = self._rows(task, mode, documents, losses, buckets, context)

@@ -133,6 +133,7 @@ def document_losses(
     memorize: Memorize,
     window: int = 0,
     memory: MemoryConfig | None = None,
+    title: str = "perplexity",
 ) -> DocumentLosses:
     """Losses of documents, each read from a fresh State after the mark that ends a document.
 
@@ -144,6 +145,7 @@ def document_losses(
         window: 0 carries State through a document; else it is fresh every ``window`` tokens,
             and a window's first token is predicted from the one before it.
         memory: which memories are written, how often, for how long.
+        title: what the progress is called: what is measured, on which documents.
     """
     memory = memory or MemoryConfig()
     steps = memory.steps if memorize == "oracle" else 1
@@ -156,7 +158,7 @@ def document_losses(
             item = Item((tokens[start],), tokens[start + 1 : start + 1 + size])
             items.append(primed(item, item.context + item.continuation, memorize, steps))
             owner.append(number)
-    with ProgressMeter(f"perplexity ({memorize})", len(items), "texts") as meter:
+    with ProgressMeter(f"{title} ({memorize})", len(items), "texts") as meter:
         judge = scorer(model, context, memorize, meter.advance, memory, whole=True)
         scores = judge.score(items)
     nats = [0.0] * len(documents)
@@ -231,13 +233,19 @@ class Perplexity:
         window = self.config.window if self.config.state == "window" else 0
         began = time.monotonic()
         for domain, documents in domains.items():
-            start = time.monotonic()
+            start, task = time.monotonic(), f"{split}/{domain}"
             losses = document_losses(
-                model, documents, context, memorize=mode, window=window, memory=self.config.memory
+                model,
+                documents,
+                context,
+                memorize=mode,
+                window=window,
+                memory=self.config.memory,
+                title=f"perplexity {task}",
             )
             seconds = time.monotonic() - start
-            keep_samples(context, f"{split}/{domain}", mode, documents, losses)
-            rows += self._rows(f"{split}/{domain}", losses, mode, seconds, context)
+            keep_samples(context, task, mode, documents, losses)
+            rows += self._rows(task, losses, mode, seconds, context)
             total = losses if total is None else total + losses
         if total is not None and len(domains) > 1:
             seconds = time.monotonic() - began

@@ -188,8 +188,8 @@ def run_task(
     from lm_eval.tasks import TaskManager
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would fork a threaded process
-    name = task.task_name
-    start = time.monotonic()
+    name, start = task.task_name, time.monotonic()
+    title = f"zeroshot {name}"
 
     def gold(request: Any, requests: Sequence[Any]) -> Any:
         return right_request(task, request, requests)
@@ -201,10 +201,11 @@ def run_task(
         return text if text[:1].isspace() else task.config.target_delimiter + text
 
     memory = config.memory
-    longest = config.max_length
-    most = positions_of(model)
+    longest, most = config.max_length, positions_of(model)
     longest = min(longest, most) if longest and most else longest or most
-    answers = Answers(model, context, mode, gold, memory, config.begin, longest, answer=right_text)
+    answers = Answers(
+        model, context, mode, gold, memory, config.begin, longest, answer=right_text, title=title
+    )
     with own_progress_only():
         result = simple_evaluate(
             model=harness_model(answers),

@@ -48,7 +48,7 @@ class AttentionConfig:
 
 @state_type
 class AttentionState(NamedTuple):
-    """Keys and values read so far, (B, H, S, K) each.
+    """Keys and values read so far, (B, G, S, K) each, for the G heads that keys and values have.
 
     ``hidden`` (B,) counts the oldest of them that belong to what a row read before it was reset;
     they are zero and nothing sees them. None: no row was reset. ``recent`` are keys and values,
@@ -95,10 +95,14 @@ class AttentionState(NamedTuple):
         )
 
     def settled(self) -> AttentionState:
-        """The same in one piece."""
+        """The same in one piece, which keeps nothing else alive."""
         if not self.recent:
-            return self
+            return self.owned()
         return self._replace(recent=self.recent[:-1]).extended(*self.recent[-1])
+
+    def owned(self) -> AttentionState:
+        """The same without views: values lie among queries and keys of one product."""
+        return self._replace(keys=_owned(self.keys), values=_owned(self.values))
 
     def followed(self, keys: Tensor, values: Tensor) -> AttentionState:
         """As ``extended``, in pieces as long as a backward pass will go through them."""
@@ -135,7 +139,7 @@ class Attention(nn.Module):
 
     def init_state(self, batch: int) -> AttentionState:
         """Nothing read yet."""
-        shape = (batch, self.config.heads, 0, self.head_size)
+        shape = (batch, self.kv_heads, 0, self.head_size)
         like = self.qkv.weight  # may be sharded between calls
         keys, values = torch.zeros(2, *shape, dtype=like.dtype, device=like.device).unbind()
         return AttentionState(keys, values)
@@ -153,19 +157,24 @@ class Attention(nn.Module):
             The branch to add to the residual, and the new state.
         """
         q, k, v = self.project(x_BTD, ctx)
+        state = None if state is None else self.past(state)
         if state is None or torch.compiler.is_compiling():
             seen = AttentionState(k, v) if state is None else state.extended(k, v)
         else:
             seen = state.followed(k, v)
         if not seen.recent:
             y = causal_attention(q, seen.keys.to(q.dtype), seen.values, seen.hidden)
-            return self.join(y), seen
+            frees = ctx.keep and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            return self.join(y), seen.owned() if frees else seen
         keys = [piece.to(q.dtype) for piece, _ in seen.pieces()]
         values = [piece.to(v.dtype) for _, piece in seen.pieces()]
         return self.join(piecewise_attention(q, keys, values, seen.hidden)), seen
 
     def project(self, x_BTD: Tensor, ctx: ReadContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys (both with their positions) and values of new tokens, (B, H, T, K) each."""
+        """Queries (B, H, T, K), keys and values (B, G, T, K) of new tokens.
+
+        Queries and keys have their positions; G is the number of ``kv_heads``.
+        """
         heads, shared = self.config.heads, self.kv_heads
         qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * shared, self.head_size))
         q, k, v = qkv.split([heads, shared, shared], 2)
@@ -174,9 +183,27 @@ class Attention(nn.Module):
             k = nn.functional.rms_norm(k, (self.head_size,), eps=RMS_EPS)
         if ctx.cos is not None and ctx.sin is not None:
             q, k = turned(q, ctx.cos, ctx.sin), turned(k, ctx.cos, ctx.sin)
-        if shared < heads:
-            k, v = (t.repeat_interleave(heads // shared, 2) for t in (k, v))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def past(self, state: AttentionState) -> AttentionState:
+        """A State from before with the heads of this layer's keys and values.
+
+        It was kept once per query head: equal copies, of which one stays.
+
+        Raises:
+            ConfigError: the State of a layer with other heads.
+        """
+        if state.keys.shape[1] == self.kv_heads:
+            return state
+        found, heads = state.keys.shape[1], self.config.heads
+        require(
+            found == heads,
+            f"state: keys and values of {found} heads, not {self.kv_heads}: the State of another "
+            "model; give one of this model, or none.",
+        )
+        copies = heads // self.kv_heads
+        pairs = [(k[:, ::copies], v[:, ::copies]) for k, v in state.pieces()]
+        return AttentionState(*pairs[0], state.hidden, tuple(pairs[1:]))
 
     def join(self, y_BHTK: Tensor) -> Tensor:
         """The output projection of what the heads found, (B, T, D)."""
@@ -186,6 +213,12 @@ class Attention(nn.Module):
     def attended(self, seq_len: int) -> float:
         """Keys that a token of a sequence of this length sees, on average."""
         return seq_len / 2
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of a view of something larger."""
+    size = tensor.numel() * tensor.element_size()
+    return tensor if tensor.untyped_storage().nbytes() <= size else tensor.clone()
 
 
 def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

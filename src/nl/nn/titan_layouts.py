@@ -38,7 +38,7 @@ from nl.nn.titan import TitanMemory, TitanState
 from nl.nn.titan_bank import OpenBank, TitanBank, TitanBankState, join_heads, split_heads
 from nl.nn.titan_config import TitanConfig
 from nl.nn.window import Persistent, WindowAttention
-from nl.ops.attention import seen_keys
+from nl.ops.attention import for_queries, seen_keys
 from nl.ops.norm_linear import RMS_EPS
 
 
@@ -109,14 +109,14 @@ class SegmentAttention(Attention):
 
         Args:
             queries: (B, H, c, K).
-            fresh: (B, H, 2 c, K) keys and values of these positions, pairs side by side.
-            seen: (B, H, 2 s, K), of the positions before them.
+            fresh: (B, G, 2 c, K) keys and values of these positions, pairs side by side.
+            seen: (B, G, 2 s, K), of the positions before them.
 
         Returns:
             (B, c, D), heads side by side, and the keys and values of all s + c positions.
         """
-        after = seen.extended(fresh.keys, fresh.values)
-        k, v = after.keys, after.values
+        after = self.past(seen).extended(fresh.keys, fresh.values)
+        k, v = (for_queries(t, queries.shape[1]) for t in (after.keys, after.values))
         new, total = queries.shape[2], k.shape[2]
         mask = torch.ones(new, total // 2, dtype=torch.bool, device=k.device)
         mask = mask.tril(total // 2 - new).repeat_interleave(2, 1)
@@ -162,7 +162,8 @@ class Asking(NamedTuple):
 
     Attributes:
         x, questions: (B, T, D), the input and what is asked of the memory.
-        queries, keys, values: (B, H, T, K) of the attention.
+        queries: (B, H, T, K) of the attention.
+        keys, values: (B, G, T, K) of the attention.
     """
 
     x: Tensor

@@ -70,7 +70,7 @@ class WindowAttention(Attention):
     ) -> tuple[Tensor, AttentionState]:
         """Attend; keep what the next token will still see. As ``Attention.forward``."""
         q, k, v = self.project(x_BTD, ctx)
-        seen = AttentionState(k, v) if state is None else state.extended(k, v)
+        seen = AttentionState(k, v) if state is None else self.past(state).extended(k, v)
         k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
         always = None if self.persistent is None else self.persistent()
         y = window_attention(q, k, v, self.window, always, seen.hidden)

@@ -7,7 +7,9 @@ store, one for each term,
 
 z the logits when the row was read. The store is a uniform sample of all rows read so far (those
 with the smallest keyed hash of their number, a reservoir). Of the logits the ``top`` largest are
-kept, with their tokens: the others are left free. It needs no phases.
+kept, with their tokens: the others are left free. It needs no phases. Rows are stored without the
+State that they were read with: answers, then and now, are those of a fresh one, also where
+``train.carry`` keeps a State for the loss of the batch.
 """
 
 from __future__ import annotations

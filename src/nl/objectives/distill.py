@@ -5,7 +5,9 @@ next-token distribution p_old and the model's p, both softened by a temperature 
 
     loss = sum over scored tokens of  -log p(target) + strength H^2 KL(p_old^(1/H) || p^(1/H)).
 
-``on`` says which rows are held: all of a batch, or those that the stream replays.
+``on`` says which rows are held: all of a batch, or those that the stream replays. Teacher and model
+both answer from a fresh State, also where ``train.carry`` keeps one for the loss: it holds what the
+model's memories made of the rows before, which the teacher's would have read in another way.
 """
 
 from __future__ import annotations

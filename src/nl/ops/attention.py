@@ -1,4 +1,8 @@
-"""Causal softmax attention of new tokens over past and new tokens, all or a window. Floor 1."""
+"""Causal softmax attention of new tokens over past and new tokens, all or a window. Floor 1.
+
+Keys and values may have fewer heads than queries, G with H a multiple of it (grouped-query
+attention, arXiv 2305.13245): each is shared by H / G query heads in a row.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,14 @@ def causal_attention(
 
     Args:
         q_BHTK: (B, H, T, K) queries of the newest T positions.
-        k_BHSK, v_BHSK: (B, H, S, K) keys and values of all S >= T positions.
+        k_BHSK, v_BHSK: (B, H or G, S, K) keys and values of all S >= T positions.
         hidden_B: (B,) how many of the oldest S - T positions a row does not see; None: none.
 
     Returns:
         (B, H, T, K).
     """
     new, total = q_BHTK.shape[2], k_BHSK.shape[2]
+    k_BHSK, v_BHSK = (for_queries(t, q_BHTK.shape[1]) for t in (k_BHSK, v_BHSK))
     if new == total:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True)
     if new == 1 and hidden_B is None:
@@ -34,6 +39,12 @@ def causal_attention(
     if hidden_B is not None:
         mask = mask & seen_keys(hidden_B, total)[:, None, None]
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask)
+
+
+def for_queries(x_BGSK: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, G, S, K) once for each of the query heads, (B, H, S, K)."""
+    shared = heads // x_BGSK.shape[1]
+    return x_BGSK if shared == 1 else x_BGSK.repeat_interleave(shared, 1)
 
 
 def seen_keys(hidden_B: Tensor, total: int) -> Tensor:
@@ -92,7 +103,7 @@ def piecewise_attention(
 
     Args:
         q_BHTK: (B, H, T, K) queries of the newest T positions.
-        keys, values: (B, H, S_i, K) each, oldest first, of one dtype.
+        keys, values: (B, H or G, S_i, K) each, oldest first, of one dtype.
         hidden_B: as there.
 
     Returns:
@@ -128,7 +139,7 @@ def window_attention(
 
     Args:
         q_BHTK: (B, H, T, K) queries of the newest T positions.
-        k_BHSK, v_BHSK: (B, H, S, K) keys and values of all S >= T positions.
+        k_BHSK, v_BHSK: (B, H or G, S, K) keys and values of all S >= T positions.
         window: positions a query sees, itself included, >= 1.
         always: keys and values (H, P, K) that every query sees besides.
         hidden_B: (B,) how many of the oldest S - T positions a row does not see; None: none.
@@ -140,7 +151,7 @@ def window_attention(
     past = min(k_BHSK.shape[2] - new, window - 1)
     cut = k_BHSK.shape[2] - new - past
     hidden_B = None if hidden_B is None or not past else hidden_B - cut
-    k, v = (t[:, :, cut:] for t in (k_BHSK, v_BHSK))
+    k, v = (for_queries(t[:, :, cut:], q_BHTK.shape[1]) for t in (k_BHSK, v_BHSK))
     blocks = -(-new // window)
     if blocks == 1:
         at = torch.arange(new, device=k.device)[:, None] + past
@@ -203,6 +214,9 @@ def window_attention_reference(
 ) -> Tensor:
     """The same, one row and one query at a time."""
     new, total = q_BHTK.shape[2], k_BHSK.shape[2]
+    heads, groups = q_BHTK.shape[1], k_BHSK.shape[1]
+    own = [head * groups // heads for head in range(heads)]
+    k_BHSK, v_BHSK = k_BHSK[:, own], v_BHSK[:, own]
     rows = []
     for b in range(len(q_BHTK)):
         first = 0 if hidden_B is None else int(hidden_B[b])

@@ -70,11 +70,12 @@ def tables(sides: list[Side]) -> list[Table]:
 def one_table(
     title: str, keys: list[Key], sides: list[Side], found: dict[Key, list[Difference | None]]
 ) -> Table:
-    """Values of every side, then per further side difference, verdict and counts."""
+    """Values of every side, then per further side difference, verdict and method."""
     names = [side.name for side in sides]
     head = ["task", "metric", "memory", "chance", "n", *names]
     for name in names[1:]:
         head += ["difference" if len(names) == 2 else f"difference of {name}", "verdict"]
+        head.append("method")
     columns = ["task", "metric", "memorize", "chance", "side", "value", "stderr", "n"]
     columns += ["difference", "low", "high", "pairs", "better", "worse", "method"]
     cells, numbers = [], [columns]
@@ -99,8 +100,15 @@ def line_cells(key: Key, rows: list[Row], found: list[Difference | None]) -> lis
         line.append(Cell(shown, sort_key(row.get("value")), str(row.get("note", "")), numeric=True))
     for difference in found:
         line.append(difference_cell(difference))
-        line.append(Cell(verdict(difference, key[2])))
+        line += [Cell(verdict(difference, key[2])), Cell(method(difference))]
     return line
+
+
+def method(difference: Difference | None) -> str:
+    """How an interval was made, and on how many samples."""
+    if difference is None:
+        return ""
+    return difference.method + (f", {difference.n} samples" if difference.n else "")
 
 
 def difference_cell(difference: Difference | None) -> Cell:
@@ -112,7 +120,7 @@ def difference_cell(difference: Difference | None) -> Cell:
     if half:
         ends = (figure(end, 3) for end in (value - half, value + half))
         shown += f" [{', '.join(ends)}]"
-    title = difference.method + (f", {difference.n} samples" if difference.n else "")
+    title = method(difference)
     if difference.better is not None:
         title += f", better on {difference.better}, worse on {difference.worse}"
     return Cell(("+" if value > 0 else "") + shown, value, title, numeric=True)

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 
 from nl.report.frames import Row, is_number
-from nl.report.sides import Pair
+from nl.report.sides import LOGS, Pair
 from nl.run.student import NORMAL, t_95
 
 HIGHER = ("acc", "acc_norm", "exact_match", "choice_accuracy", "answer_logprob", "f1")
 LOWER = ("nats", "perplexity", "bits_per_byte", "loss", "ppl", "forgetting")
+
+LARGEST_LOG = 700.0
+"""Nats whose exponential is still a number."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def paired(first: dict[str, Pair], second: dict[str, Pair], metric: str) -> Diff
 
     The interval is Student's on what each sample adds to the difference, to first order (for
     means: on the differences of the samples): exact samples, so that what is hard for both cancels.
-    None with fewer than two common samples.
+    For a perplexity the samples are those of its logarithm. None with fewer than two common
+    samples, or a perplexity beyond all numbers.
     """
     names = [name for name in first if name in second]
     if len(names) < 2:
@@ -62,18 +66,24 @@ def paired(first: dict[str, Pair], second: dict[str, Pair], metric: str) -> Diff
         sum(side[name][0] for name in names) / total
         for side, total in zip((first, second), below, strict=True)
     ]
+    values, slopes = ratios, [1.0, 1.0]
+    if metric in LOGS:
+        if max(ratios) > LARGEST_LOG:
+            return None
+        values = slopes = [math.exp(ratio) for ratio in ratios]
     parts = []
     better = worse = 0
     sign = direction(metric)
     for name in names:
         (a, p), (b, q) = first[name], second[name]
-        parts.append((b - ratios[1] * q) / below[1] - (a - ratios[0] * p) / below[0])
+        own, other = (b - ratios[1] * q) / below[1], (a - ratios[0] * p) / below[0]
+        parts.append(slopes[1] * own - slopes[0] * other)
         gain = sign * (b * p - a * q)
         better, worse = better + (gain > 0), worse + (gain < 0)
     count = len(names)
     spread = sum(part * part for part in parts) * count / (count - 1)
     half = t_95(count - 1) * math.sqrt(spread)
-    value = ratios[1] - ratios[0]
+    value = values[1] - values[0]
     if not sign:
         return Difference(value, half, count, None, None, "paired t")
     return Difference(value, half, count, better, worse, "paired t")

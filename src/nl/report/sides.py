@@ -18,6 +18,8 @@ Pair = tuple[float, float]
 """(numerator, denominator); the denominator of a mean's sample is 1."""
 
 
+LOGS = {"perplexity": ("nats_per_token", "answer_nats")}
+"""Metrics that are the exponential of another one, which their samples are kept of."""
 FILES = (".json", ".safetensors")
 """Endings that are left out of a name."""
 
@@ -110,7 +112,18 @@ def add_samples(side: Side, suite: str, path: Path) -> None:
 
 
 def samples_of(side: Side, key: Key) -> dict[str, Pair]:
-    """The samples behind a row; ``<split>/all`` has those of its domains, if all are there."""
+    """The samples behind a row; ``<split>/all`` has those of its domains, if all are there.
+
+    A perplexity has those of its logarithm.
+    """
+    suite, task, metric, mode = key
+    number = side.rows[key].get("n")
+    kept = (_kept(side, (suite, task, name, mode), number) for name in LOGS.get(metric, (metric,)))
+    return next(filter(None, kept), {})
+
+
+def _kept(side: Side, key: Key, number: object) -> dict[str, Pair]:
+    """The samples of a key, for a pooled row those of all domains if they are ``number``."""
     if key in side.samples or not key[1].endswith("/all"):
         return side.samples.get(key, {})
     split = key[1].removesuffix("all")
@@ -118,7 +131,7 @@ def samples_of(side: Side, key: Key) -> dict[str, Pair]:
     for other, named in side.samples.items():
         if other[1].startswith(split) and (other[0], *other[2:]) == (key[0], *key[2:]):
             found |= {f"{other[1]} {name}": pair for name, pair in named.items()}
-    return found if len(found) == side.rows[key].get("n") else {}
+    return found if len(found) == number else {}
 
 
 def aligned(sides: list[Side]) -> list[Side]:

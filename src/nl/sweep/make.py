@@ -6,7 +6,7 @@ The parts that configurations name must have been registered (``nl.assembly``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,16 @@ class JobMaker:
         self.shared = flat(spec.global_overrides) if spec.global_overrides else {}
         self._runs: dict[tuple[str, ...], RunConfig] = {}
 
-    def check(self, experiments: Sequence[Experiment]) -> None:
+    def check(
+        self,
+        experiments: Sequence[Experiment],
+        fits: Callable[[RunConfig], None] | None = None,
+    ) -> None:
         """Compose every experiment.
+
+        Args:
+            experiments: what will be run.
+            fits: complains of a configuration whose parts do not fit each other.
 
         Raises:
             ConfigError: what is wrong with which experiment; the first 20 complaints,
@@ -44,7 +52,9 @@ class JobMaker:
         complaints: dict[str, list[str]] = {}
         for experiment in experiments:
             try:
-                self.run_of(experiment)
+                run = self.run_of(experiment)
+                if fits is not None:
+                    fits(run)
             except ConfigError as error:
                 for line in str(error).splitlines():
                     complaints.setdefault(line, []).append(experiment.name)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from nl.assembly import run_config
-from nl.config import ConfigError, writing
-from nl.config.hydra import compose
+from nl.config import ConfigError, structure, writing
+from nl.config.groups import EvaluatorConfig
+from nl.config.hydra import compose, config_dir
+from nl.config.registry import unknown
 
 
 def test_what_cannot_be_written_is_a_config_error_and_other_errors_are_not(tmp_path: Path) -> None:
@@ -56,3 +58,32 @@ def test_options_of_another_kind_are_named_with_it() -> None:
 def test_options_of_an_inner_optimizer_are_typed_as_all_others(words: tuple[str, ...]) -> None:
     inner: Any = run_config(compose("pilot_smoke", words)).model.cms.inner  # type: ignore[attr-defined]
     assert (inner.kind, inner.size, inner.beta1) == ("adam", 0.1, 0.9)
+
+
+def test_off_and_on_are_words_where_words_are_asked_for() -> None:
+    """YAML 1.1 reads them as bools, in files as in values of ``nl eval --set``."""
+
+    def made(kind: str, **fields: Any) -> Any:
+        return structure(EvaluatorConfig, {"kind": kind, **fields}, kind)
+
+    assert made("perplexity", memorize=[False, "context"]).memorize == ("off", "context")
+    assert made("floor", writes=[True, "frozen"]).writes == ("on", "frozen")
+    for fields in ({"state": False}, {"splits": [True]}, {"memorize": [True]}):
+        with pytest.raises(ConfigError, match=r"YAML reads off, no, on .* quote the word"):
+            made("perplexity", **fields)
+    with pytest.raises(ConfigError, match=r"max_tokens: expected int, got False\.$"):
+        made("perplexity", max_tokens=False)
+
+
+def test_of_many_names_the_nearest_are_listed_and_where_the_others_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose("pilot", ["experiment=probes/small/mad_recal"])
+    told = str(caught.value)
+    assert "Did you mean 'probes/small/mad_recall'? Nearest: probes/small/mad_recall, " in told
+    assert told.endswith(f" others: files below {config_dir() / 'experiment'}.")
+    assert len(told.partition("Nearest: ")[2].split(", ")) == 8
+    with pytest.raises(ConfigError, match=r"experiment: unknown 'nope'\. Nearest: "):
+        compose("pilot", ["experiment=nope"])
+    few = unknown("block", "hop", ["hope", "mamba"], "nl help block")
+    assert few == "block: unknown 'hop'. Did you mean 'hope'? Known: hope, mamba."
+    assert "Did you mean 'small/mqar'?" in unknown("x", "mqa", ["small/recall", "small/mqar"])

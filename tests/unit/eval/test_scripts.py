@@ -107,6 +107,12 @@ def test_continual_finds_the_phases_of_a_run(
             "--config pilot_smoke: model.",
         ),
         ("niah", ["--checkpoint", "RUN", "--depths", "2"], "depths"),
+        ("niah", ["--checkpoint", "RUN", "--batch-size", "0"], "--batch-size: 0; must be"),
+        (
+            "perplexity",
+            ["--checkpoint", "RUN", "--memorize", "off", "--memorize-steps", "3"],
+            "--memorize-steps: with --memorize off nothing is written",
+        ),
         ("perplexity", ["--checkpoint", "RUN", "--splits", "tset"], "unknown 'tset'"),
         ("zeroshot", ["--checkpoint", "RUN", "--tasks", "piqua"], "Did you mean 'piqa'"),
         ("zeroshot", ["--checkpoint", "RUN", "--tasks", "piqa", "--data-dir", "no"], "no/piqa"),

@@ -19,6 +19,7 @@ from nl.core.protocols import EvalRow
 from nl.eval.context import EvalContext
 from nl.eval.harness import Answers
 from nl.eval.memorize import MemoryConfig
+from nl.eval.progress import ProgressMeter
 from nl.eval.scoring import Item
 from nl.eval.zeroshot import ZeroshotConfig
 
@@ -219,10 +220,21 @@ def test_nothing_to_run(fakes: ModuleType, context: EvalContext, tmp_path: Path)
         ZeroshotConfig(tasks=("piqua",))
 
 
-def test_task_files_name_only_local_data(fakes: ModuleType, told: EvalContext) -> None:
+def test_task_files_name_only_local_data(
+    fakes: ModuleType, told: EvalContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+
+    class Meter(ProgressMeter):
+        def __init__(self, title: str, total: int, unit: str) -> None:
+            titles.append(title)
+            super().__init__(title, total, unit)
+
+    monkeypatch.setattr("nl.eval.harness.ProgressMeter", Meter)
     ZeroshotConfig(samples=9, words=20, memorize=("off",)).build()(fakes.UniformModel(), told)
     files = sorted((told.output / "tasks").glob("*.yaml"))
     assert len(files) == 2
+    assert sorted(set(titles)) == [f"zeroshot {file.stem} (off)" for file in files]
     for file in files:
         task = yaml.safe_load(file.read_text())
         assert task["dataset_path"] == "json"

@@ -30,12 +30,14 @@ class Bigram(nn.Module):
         made = torch.Generator().manual_seed(1)
         self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=made))
         self.seen: list[Any] = []
+        self.states: list[Any] = []
 
     def forward(
         self, inputs: Tensor, state: Any = None, knobs: Any = None, *, targets: Tensor,
         write: bool = True, starts: Any = None,
     ) -> Output:  # fmt: skip
         self.seen.append((inputs.shape[0], write, starts))
+        self.states.append(state)
         return Output(self.table[inputs])
 
     def nll(
@@ -103,6 +105,18 @@ def test_the_teacher_is_the_model_at_the_end_of_the_phase_before(on: Any) -> Non
     objective.eval()
     assert objective(data).loss.item() == pytest.approx(plain(data).loss.item())
     assert torch.equal(objective.teacher.get_buffer("table"), teacher)
+
+
+def test_what_is_asked_besides_is_read_from_a_fresh_state() -> None:
+    """As documented: a State that is carried is kept for the loss of the batch alone."""
+    carried = torch.ones(4, 1)
+    for config in (DistillConfig(), DerConfig(capacity=8, rows=2)):
+        objective = config.build(Bigram()).train()
+        objective.carry = True
+        for step in range(2):
+            objective(batch(step, phase=step), carried)
+        assert len(objective.model.states) >= 2
+        assert all(state is None for state in objective.model.states)
 
 
 def test_a_phase_without_replayed_rows_asks_no_teacher() -> None:

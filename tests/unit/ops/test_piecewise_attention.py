@@ -37,6 +37,19 @@ def test_pieces_equal_the_loop(sizes: list[int], hidden: list[int] | None) -> No
     assert_twins(run, [q, *pieces])
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pieces_whose_heads_are_shared_equal_the_loop(groups: int) -> None:
+    torch.manual_seed(0)
+    sizes = [3, 1, 4]
+    q, *pieces = draw(B, 4, 4, K), *(draw(B, groups, n, K) for n in sizes * 2)
+
+    def run(leaves: list[Tensor], loop: bool) -> list[Tensor]:
+        function = piecewise_attention_reference if loop else piecewise_attention
+        return [function(leaves[0], leaves[1:4], leaves[4:], torch.tensor([0, 2]))]
+
+    assert_twins(run, [q, *pieces])
+
+
 def test_half_precision_goes_back_as_it_came() -> None:
     torch.manual_seed(0)
     q, *pieces = (torch.randn(B, H, n, K, requires_grad=True) for n in (3, 5, 3, 5, 3))

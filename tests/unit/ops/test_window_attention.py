@@ -82,3 +82,29 @@ def test_hidden_keys_are_seen_by_nobody(past: int, new: int) -> None:
     unhidden = causal_attention(q, k, v)
     assert torch.allclose(unhidden[0], pairs[0][0][0], atol=1e-12)
     assert past == 0 or not torch.allclose(unhidden[2], pairs[0][0][2])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("new", "past"), [(1, 0), (1, 9), (5, 0), (5, 4), (23, 30)])
+def test_keys_that_query_heads_share(new: int, past: int, groups: int) -> None:
+    """Outputs and gradients equal those of one query at a time, for keys that stay shared."""
+    results = []
+    for attend, window in (
+        (causal_attention, ()),
+        (causal_attention_reference, ()),
+        (window_attention, (5,)),
+        (window_attention_reference, (5,)),
+    ):
+        torch.manual_seed(0)
+        q = torch.randn(B, 4, new, K, dtype=torch.float64, requires_grad=True)
+        k, v = (
+            torch.randn(B, groups, past + new, K, dtype=torch.float64, requires_grad=True)
+            for _ in range(2)
+        )
+        y = attend(q, k, v, *window)  # type: ignore[operator]
+        weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+        results.append([y, *torch.autograd.grad((y * weight).sum(), [q, k, v])])
+    for fast, naive in (results[:2], results[2:]):
+        for value, wanted in zip(fast, naive, strict=True):
+            assert value.shape == wanted.shape
+            assert (value - wanted).abs().max() < 1e-12

@@ -20,6 +20,11 @@ from nl.report.sides import Side, aligned, read_side, short_names
 from nl.report.summary import flattened, summary
 from nl.report.tables import table_csv
 from nl.run.student import t_95
+from tests.unit import test_cli_model
+
+data = test_cli_model.data
+trained = test_cli_model.trained
+FEW = test_cli_model.FEW
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts" / "eval"
 
@@ -168,6 +173,51 @@ def test_a_row_over_all_domains_is_paired_on_their_samples() -> None:
     (lone,) = differences([side(0.0), side(1.0, ("v/a",))])[key]
     assert lone is not None
     assert lone.method == "unpaired normal"
+
+
+def test_perplexities_are_paired_on_their_logarithms() -> None:
+    nats, ppl = (("s", "v/a", metric, "off") for metric in ("nats_per_token", "perplexity"))
+
+    def side(*sums: float) -> Side:
+        samples = {nats: {str(i): (total, 10.0) for i, total in enumerate(sums)}}
+        value = math.exp(sum(sums) / 10 / len(sums))
+        return Side("x", Path(), {ppl: {"n": len(sums), "value": value, "stderr": 9.0}}, samples)
+
+    first, second = side(10.0, 30.0, 50.0), side(9.0, 29.5, 47.0)
+    (found,) = differences([first, second])[ppl]
+    assert found is not None
+    assert (found.method, found.n, found.better, found.worse) == ("paired t", 3, 3, 0)
+    a, b = math.exp(3.0), math.exp(2.85)
+    assert found.value == pytest.approx(b - a)
+    # what each document moves either perplexity by, to first order
+    pairs = [(9.0, 10.0), (29.5, 30.0), (47.0, 50.0)]
+    moved = [(b * (y - 28.5) - a * (x - 30)) / 30 for y, x in pairs]
+    assert found.half == pytest.approx(4.303 * math.sqrt(sum(m * m for m in moved) * 3 / 2))
+    assert "| paired t, 3 samples |" in markdown([first, second])
+    vast, small = (dict.fromkeys("xy", (total, 1.0)) for total in (1e4, 1.0))
+    assert paired(vast, small, "perplexity") is None
+
+
+def test_sides_that_are_measured_name_their_input_and_hold_what_was_asked_for(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "c.html"
+    result(tmp_path / "c" / "a" / "stale.json", [row("t", "acc", 0.5)], {})
+    flags = ["--inputs", trained, trained, "--names", "a", "b", "--output", page]
+    flags += ["--suite", "perplexity", "--set", *FEW]
+    assert script(monkeypatch, "compare", *flags) == 0
+    lines = page.with_suffix(".md").read_text().splitlines()
+    assert f"- a: `{trained}, step 4`" in lines
+    assert "## stale" not in lines
+    assert str(tmp_path) not in "".join(line for line in lines if str(trained) not in line)
+    rows = [line for line in lines if line.startswith("| val/")]
+    plain = [line for line in rows if "| memory/" not in line]
+    assert {line.split(" | ")[1] for line in plain} == {
+        "nats_per_token",
+        "perplexity",
+        "bits_per_byte",
+    }
+    assert all("| paired t, " in line for line in plain)
 
 
 def test_a_run_and_a_folder(full_run: Path, two: list[Path]) -> None:

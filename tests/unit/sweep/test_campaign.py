@@ -91,6 +91,42 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_that_their_launcher_would_refuse_are_told_before_anything_runs(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Composing them says nothing of parts that do not fit each other."""
+    line, more = "  - {name: one, overrides: {model.block: transformer}}", ["--dry-run"]
+    bad = f"{line}\n  - {{name: two, overrides: {{train.carry: true}}}}"
+    file.write_text(FILE.replace(line, bad))
+    for flags in (more, ["--output", str(tmp_path / "out")]):
+        assert main(["sweep", str(file), *flags]) == 2
+        said = capsys.readouterr()
+        assert "two: train.carry: true, but the rows of stream=" in said.err
+        assert "train_one" not in said.out
+    assert not (tmp_path / "out" / "one").exists()
+    segments = FILE.replace("model.block: transformer", "train.recompute_every: 2")
+    file.write_text(segments + "launcher: train_fsdp.py\n")
+    assert main(["sweep", str(file), *more]) == 2
+    assert "one: train.recompute_every: 2; fsdp2 has not gathered" in capsys.readouterr().err
+    spaced = tmp_path / "a place" / "train_fsdp.py"
+    spaced.parent.mkdir()
+    spaced.touch()
+    file.write_text(f"{segments}launcher: \"'{spaced}'\"\n")
+    assert main(["sweep", str(file), *more]) == 2
+    assert "fsdp2 has not gathered" in capsys.readouterr().err
+    file.write_text(segments + "launcher: train_dist.py\n")
+    assert main(["sweep", str(file), *more]) == 0, "another strategy can"
+
+
+def test_data_that_is_elsewhere_is_for_the_launcher_to_judge(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = FILE.replace("experiment: recall/pairs8", "stream: shards\n  stream.path: none")
+    file.write_text(text.replace("model.block: transformer", "train.carry: true"))
+    assert main(["sweep", str(file), "--dry-run"]) == 0
+    assert "none/manifest.json: not here" in capsys.readouterr().err
+
+
 def test_dry_run_prints_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = file.parent / "out"
     assert main(["sweep", str(file), "--dry-run", "--output", str(root)]) == 0

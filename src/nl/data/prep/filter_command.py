@@ -10,7 +10,7 @@ from typing import get_args
 
 from nl.config import ConfigError
 from nl.data.prep.engine import Executor
-from nl.data.prep.filters import filter_corpus
+from nl.data.prep.filters import NothingKeptError, filter_corpus
 from nl.data.prep.filters_checks import FilterOptions
 from nl.data.prep.ingest import PART_MB, IngestOptions, ingest
 from nl.data.prep.sources_spec import SAMPLE_HELP, SampleBy, Source
@@ -86,10 +86,15 @@ def _from_source(
             max_records=wanted,
         )
         read, _ = ingest(source, output / "raw", IngestOptions(part_mb=args.part_mb), executor)
-        log, done = filter_corpus(output / "raw", output, options, executor)
         found = read["counts"]["documents_out"]
-        if wanted is None or found < wanted or log["counts"]["documents_out"] >= options.limit:
-            break
-        wanted *= 2
+        last = wanted is None or found < wanted
+        try:
+            log, done = filter_corpus(output / "raw", output, options, executor)
+            if last or log["counts"]["documents_out"] >= options.limit:
+                break
+        except NothingKeptError:
+            if last:
+                raise
+        wanted = 2 * (wanted or 0)
     yield f"{output / 'raw'}: {summary(read)}"
     yield from told(output, log, done)

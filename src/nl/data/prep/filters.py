@@ -18,11 +18,12 @@ from nl.config import ConfigError
 from nl.data.documents import Document, read_corpus, read_jsonl
 from nl.data.files import sha256_file
 from nl.data.prep import language, quality
+from nl.data.prep.command import LOG
 from nl.data.prep.engine import Executor
-from nl.data.prep.filters_checks import FilterOptions, extra_check, make_checks
+from nl.data.prep.filters_checks import FilterOptions, asked_by, extra_check, make_checks
 from nl.data.prep.parts import Part, PartWriter, Tally, part_record, parts_of
 from nl.data.prep.replace import check_apart
-from nl.data.prep.stage import DROPPED, Ranks, Record, Stage, run_stage
+from nl.data.prep.stage import DROPPED, Ranks, Record, Stage, counted, run_stage
 
 VERSION = 1
 """Raise it when a check decides differently."""
@@ -109,6 +110,7 @@ def filter_corpus(
     Raises:
         ConfigError: no corpus, a domain that it does not have, a changed part, no write access,
             an output that is the corpus or something else's.
+        NothingKeptError: no document of the corpus passes; the output stays as it was.
     """
     manifest = read_corpus(corpus)
     check_apart(corpus, output)
@@ -127,6 +129,7 @@ def filter_corpus(
 
     def body(ranks: Ranks) -> list[dict[str, Any]]:
         records = ranks.run(task, len(parts), [part.info.bytes for part in parts])
+        check_kept(corpus, records, options, special)
         return cut(records, options.limit, stage.work) if options.limit else records
 
     return run_stage(
@@ -137,6 +140,44 @@ def filter_corpus(
         recipe=manifest.recipe,
         splits=tuple(manifest.splits),
     )
+
+
+class NothingKeptError(ConfigError):
+    """No document of a corpus passes its filters."""
+
+
+def check_kept(
+    corpus: Path,
+    records: Sequence[Record],
+    options: FilterOptions,
+    by_domain: Mapping[str, FilterOptions],
+) -> None:
+    """Refuse a corpus of which nothing is left; warn of such a domain.
+
+    Raises:
+        NothingKeptError: with the reasons, the most frequent first, and the options behind them.
+    """
+    found, lines = counted(records), []
+    for domain, row in found["domains"].items():
+        counts = row["counts"]
+        if counts["documents_in"] and not counts["documents_out"]:
+            reasons = _explained(row["reasons"], by_domain.get(domain, options))
+            lines.append(
+                f"none of {counts['documents_in']:,} documents of {domain} is kept: {reasons}"
+            )
+    if lines and not found["counts"]["documents_out"]:
+        raise NothingKeptError(f"{corpus}: {'; '.join(lines)}. Change what dropped most.")
+    for line in lines:
+        LOG.warning("warning: %s: %s", corpus, line)
+
+
+def _explained(reasons: Mapping[str, int], options: FilterOptions) -> str:
+    """Reasons with their counts and options, the most frequent first."""
+    found = []
+    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        behind = asked_by(reason, options)
+        found.append(f"{reason} {count:,}" + (f" ({behind})" if behind else ""))
+    return ", ".join(found)
 
 
 def cut(records: Sequence[Record], limit: int, work: Path) -> list[dict[str, Any]]:

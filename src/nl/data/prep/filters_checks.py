@@ -83,6 +83,30 @@ class FilterOptions:
                 raise ConfigError(f"--{name}: {value}; allowed: {allowed}.")
 
 
+ASKED_BY = {
+    "broken_utf8": "max_broken",
+    "control_characters": "max_control",
+    "long_line": "max_line_chars",
+    "too_short": "min_chars",
+    "too_long": "max_chars",
+    "other_language": "target_lang",
+    "language_unsure": "lang_threshold",
+}
+"""The option that a reason comes from."""
+
+
+def asked_by(reason: str, options: FilterOptions) -> str:
+    """The flag behind a reason, with its value; empty where there is none to turn."""
+    name = ASKED_BY.get(reason)
+    if name is not None:
+        return f"--{name.replace('_', '-')}: {getattr(options, name)}"
+    rules = [rule for rule in options.quality if reason.startswith(f"{rule}_")]
+    if rules:
+        return f"--quality: {rules[0]}"
+    own = options.extra and reason not in CHECKS
+    return f"--extra: {', '.join(options.extra)}" if own else ""
+
+
 Maker = Callable[[FilterOptions], Check | None]
 CHECKS: dict[str, Maker] = {}
 """Makers of checks, asked in this order; None: these options do not want it."""

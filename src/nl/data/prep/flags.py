@@ -1,15 +1,21 @@
-"""Flags of a command from the fields of an options record. Floor 1."""
+"""Flags of a command from the fields of an options record; their names in a manifest. Floor 1."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import re
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from nl.config import ConfigError
 from nl.config.fields import field_docs
 
 Options = TypeVar("Options")
+FLAG = re.compile(r"(?<!uv sync )--(no-)?([a-z][a-z-]*)")
+"""A flag of the command in a complaint; that of ``uv sync --extra`` is none."""
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type, **names: str) -> None:
@@ -45,3 +51,23 @@ def read_flags(args: argparse.Namespace, options: type[Options]) -> Options:
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
     made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return options(**made)
+
+
+@contextlib.contextmanager
+def keys_for_flags(keys: Mapping[str, str]) -> Iterator[None]:
+    """Inside, complaints name keys of a manifest where they name flags, which its command lacks.
+
+    Args:
+        keys: field -> key: with ``web.pii`` for ``pii``, ``--no-pii`` becomes ``web.pii=false``.
+    """
+
+    def key(found: re.Match[str]) -> str:
+        named = keys.get(found[2].replace("-", "_"))
+        if named is None:
+            return found[0]
+        return f"{named}=false" if found[1] else named
+
+    try:
+        yield
+    except ConfigError as error:
+        raise type(error)(FLAG.sub(key, str(error))) from error

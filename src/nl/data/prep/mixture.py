@@ -12,12 +12,14 @@ import yaml
 
 from nl.config import ConfigError, require, structure
 from nl.data.prep.filters_checks import FilterOptions
+from nl.data.prep.flags import keys_for_flags
 from nl.data.prep.sources_spec import Source
 from nl.data.prep.train_tokenizer import TokenizerOptions
 
 READ_PER_KEPT = 4
 """A data set with a limit of kept documents is read up to this many times the limit."""
 FROM_SOURCE = tuple(f.name for f in fields(Source))
+TOKENIZER_KEYS = {f.name: f.name for f in fields(TokenizerOptions)}
 RECIPE = "docs/data_pipeline.md describes every key; configs/data holds examples."
 
 
@@ -68,7 +70,8 @@ class Entry(Source):
         for name in ("sample_limit", "seq_len", "sequences_per_shard"):
             value = getattr(self, name)
             require(value >= 1, f"{name}: {value}; must be >= 1.")
-        require(self.limit >= 0, f"limit: {self.limit}; must be >= 0.")
+        with keys_for_flags(self.filter_keys()):
+            _ = self.filters  # checks its values
 
     @property
     def source(self) -> Source:
@@ -92,6 +95,12 @@ class Entry(Source):
             extra=self.extra,
             limit=self.limit,
         )
+
+    def filter_keys(self, path: str = "") -> dict[str, str]:
+        """Keys by field of the filters, with ``path`` in front where a data set has the key."""
+        own, names = {f.name for f in fields(self)}, {"target_lang": "lang"}
+        keys = {f.name: names.get(f.name, f.name) for f in fields(FilterOptions)}
+        return {field: path + key if key in own else key for field, key in keys.items()}
 
     @property
     def shard_tokens(self) -> int:
@@ -133,6 +142,7 @@ class Mixture:
             and sum(shares.values()) < 1,
             f"held_out: {shares}; shares of val and test, >= 0, together below 1.",
         )
+        require(0 <= self.apart <= 1, f"apart: {self.apart}; allowed: 0 to 1.")
         given = [entry.weight is not None for entry in self.datasets]
         require(
             all(given) or not any(given),
@@ -185,7 +195,17 @@ def read_mixture(path: Path) -> Mixture:
         data = {"name": path.stem, "datasets": data}
     if not isinstance(data, Mapping) or "datasets" not in data:
         raise ConfigError(f"{path}: expected a mapping with 'datasets', or a list. {RECIPE}")
-    return structure(Mixture, {"name": path.stem, **data}, str(path))
+    return mixture_of({"name": path.stem, **data}, str(path))
+
+
+def mixture_of(data: Mapping[str, Any], where: str) -> Mixture:
+    """A mixture from plain data.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest name), a bad value, by its key.
+    """
+    with keys_for_flags(TOKENIZER_KEYS):
+        return structure(Mixture, dict(data), where)
 
 
 STAGES = ("ingest", "filter", "dedup", "divide", "tokenizer", "shard")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nl.config import ConfigError, structure, unstructure
+from nl.config import ConfigError, unstructure
 from nl.data.documents import read_corpus, total_bytes, total_documents
 from nl.data.manifest import read_manifest
 from nl.data.prep.command import LOG
@@ -20,9 +20,10 @@ from nl.data.prep.dedup import DedupOptions, dedup_corpus
 from nl.data.prep.divide import DivideOptions, divide_corpus
 from nl.data.prep.engine import Executor
 from nl.data.prep.filters import filter_corpus
+from nl.data.prep.flags import keys_for_flags
 from nl.data.prep.ingest import PART_MB, IngestOptions, ingest
 from nl.data.prep.join import join_corpora
-from nl.data.prep.mixture import STAGES, Mixture, parsed
+from nl.data.prep.mixture import STAGES, TOKENIZER_KEYS, Mixture, mixture_of, parsed
 from nl.data.prep.mixture_layout import Layout
 from nl.data.prep.shard import shard_corpus
 from nl.data.prep.sources import units
@@ -107,7 +108,9 @@ def _filter(at: Layout, options: RunOptions) -> Iterator[Row]:
     for entry in at.mixture.datasets:
         LOG.info("%s: filter", entry.name)
         source, output = at.ingest(entry.name), at.filter(entry.name)
-        yield from rows(*filter_corpus(source, output, entry.filters, options.executor))
+        with keys_for_flags(entry.filter_keys(f"{entry.name}.")):
+            made = filter_corpus(source, output, entry.filters, options.executor)
+        yield from rows(*made)
 
 
 def _dedup(at: Layout, options: RunOptions) -> Iterator[Row]:
@@ -127,15 +130,16 @@ def _divide(at: Layout, options: RunOptions) -> Iterator[Row]:
 def _shard(at: Layout, options: RunOptions) -> Iterator[Row]:
     start = time.perf_counter()
     first = at.mixture.datasets[0]
-    manifest, done = shard_corpus(
-        at.corpus,
-        options.tokenizer_path or str(at.tokenizer / MODELS[at.mixture.tokenizer.model_type]),
-        at.mixture.output,
-        shard_tokens=first.shard_tokens,
-        eos_id=first.eos_id,
-        name=at.mixture.name,
-        executor=options.executor,
-    )
+    with keys_for_flags({"eos_id": f"{first.name}.eos_id"}):
+        manifest, done = shard_corpus(
+            at.corpus,
+            options.tokenizer_path or str(at.tokenizer / MODELS[at.mixture.tokenizer.model_type]),
+            at.mixture.output,
+            shard_tokens=first.shard_tokens,
+            eos_id=first.eos_id,
+            name=at.mixture.name,
+            executor=options.executor,
+        )
     seconds = time.perf_counter() - start
     count = sum(map(len, manifest.splits.values()))
     for split, domains in manifest.splits.items():
@@ -176,7 +180,8 @@ def _tokenizer(at: Layout, options: RunOptions) -> Iterator[Row]:
     if options.tokenizer_path is None:
         wanted = at.mixture.tokenizer
         domains = corpus_domains(at.corpus, wanted.sample_limit)
-        record, done = train_on(domains, at.tokenizer, wanted, options.tokenizer_log)
+        with keys_for_flags({field: f"tokenizer.{key}" for field, key in TOKENIZER_KEYS.items()}):
+            record, done = train_on(domains, at.tokenizer, wanted, options.tokenizer_log)
         chosen = sum(row["samples"] for row in record["datasets"])
     yield Row(
         stage="tokenizer",
@@ -208,7 +213,7 @@ def overridden(mixture: Mixture, changes: list[str]) -> Mixture:
                 f"or <data set>.key=value. Data sets: {', '.join(by_name)}."
             )
         places[name][key] = parsed(text, f"--set: {change}")
-    return structure(Mixture, data, "--set")
+    return mixture_of(data, "--set")
 
 
 def table(found: list[Row]) -> Iterator[str]:

@@ -139,12 +139,18 @@ def tasks_of(corpus: Path, max_records: int | None = None) -> tuple[PartTask, ..
     """One task per text file of the corpus, in its order; ``max_records`` cuts per domain.
 
     Raises:
-        ConfigError: no corpus, or one that is divided in part.
+        ConfigError: no corpus, one that is divided in part or holds no document.
     """
     if max_records is not None and max_records < 1:
         raise ConfigError(f"--max-records: {max_records}; must be >= 1.")
     path = corpus / "manifest.json"
-    return _tasks(corpus, max_records, path.stat().st_mtime_ns if path.is_file() else 0)
+    tasks = _tasks(corpus, max_records, path.stat().st_mtime_ns if path.is_file() else 0)
+    if not any(task.take for task in tasks):
+        raise ConfigError(
+            f"{corpus}: holds no document; make it again, from more text or with other filters "
+            "(the stage.json of a stage says what it dropped)."
+        )
+    return tasks
 
 
 @functools.lru_cache(maxsize=4)

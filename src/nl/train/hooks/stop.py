@@ -16,14 +16,18 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class StopSignals:
-    """Context manager that listens to SIGTERM, SIGINT and SIGUSR1 while training runs.
+    """Context manager that listens to SIGTERM, SIGINT and SIGUSR1 while work runs.
+
+    Args:
+        answer: what is done after the first signal, as the user is told.
 
     Attributes:
         received: number of the first signal, 0 before any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = "saving after this step") -> None:
         self.received = 0
+        self._told = f"signal received: {answer}; a second one ends at once\n".encode()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -46,7 +50,7 @@ class StopSignals:
         if self.received:
             os._exit(128 + number)
         self.received = number
-        os.write(2, b"signal received: saving after this step; a second one ends at once\n")
+        os.write(2, self._told)
 
 
 def exit_code(number: int) -> int:

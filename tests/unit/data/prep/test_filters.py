@@ -13,7 +13,7 @@ from nl.config import ConfigError
 from nl.data.documents import Document, read_corpus, read_jsonl
 from nl.data.prep.engine import Executor
 from nl.data.prep.filters import filter_corpus
-from nl.data.prep.filters_checks import CHECKS, FilterOptions, make_checks
+from nl.data.prep.filters_checks import CHECKS, FilterOptions, asked_by, make_checks
 from tests.unit.data.prep.corpora import contents, numbered, write_parts
 
 ONE = Executor()
@@ -117,6 +117,43 @@ def test_a_stage_adds_up_and_texts_stay_as_they_are(tmp_path: Path) -> None:
     assert list(read_jsonl(tmp_path / "out/all/x/part_00000.jsonl")) == good
     dropped = (tmp_path / "out/dropped/all/x/part_00000.jsonl").read_text().splitlines()
     assert [json.loads(row)["reason"] for row in dropped] == ["empty", "too_short", "broken_utf8"]
+
+
+def test_filters_that_keep_nothing_are_refused_by_their_thresholds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was written before stays as it is."""
+    texts = [Document("", "x:1"), *numbered("y", 30)]
+    source, out = write_parts(tmp_path / "in", {"y": texts}), tmp_path / "out"
+    kept, _ = filter_corpus(source, out, lenient(min_chars=100), ONE)
+    before = contents(out)
+    flags = ["--corpus", source, "--output-path", out, "--target-lang", "any"]
+    assert command(monkeypatch, *flags, "--min-chars", "9000") == 2
+    said = capsys.readouterr()
+    assert "in: none of 31 documents of y is kept: too_short 30 (--min-chars: 9000), empty 1" in (
+        said.err
+    )
+    assert "written" not in said.out
+    assert {k: v for k, v in contents(out).items() if not k.startswith(".")} == before
+    assert filter_corpus(source, out, lenient(min_chars=100), ONE) == (kept, False)
+
+
+def test_a_domain_that_is_filtered_away_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_parts(tmp_path / "in", {"x": [Document("no", "x:1")], "y": numbered("y", 30)})
+    with caplog.at_level("WARNING", logger="nl.data"):
+        filter_corpus(source, tmp_path / "out", lenient(min_chars=100), ONE)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("none of 1 documents of x is kept: too_short 1 (--min-chars: 100)")
+
+
+def test_every_reason_names_an_option() -> None:
+    options = FilterOptions(quality=("c4",), extra=("own.py:quiet",))
+    assert asked_by("c4_too_few_sentences", options) == "--quality: c4"
+    assert asked_by("language_unsure", options) == "--lang-threshold: 0.8"
+    assert asked_by("shouting", options) == "--extra: own.py:quiet"
+    assert asked_by("empty", options) == asked_by("shouting", FilterOptions()) == "", "none"
 
 
 def rewrite(corpus: Path, part: Path, text: str) -> None:
@@ -257,3 +294,16 @@ def test_a_raw_source_is_read_as_far_as_the_limit_needs(
     assert "20 out" in shown
     assert command(monkeypatch, *flags, "--limit", "150") == 0
     assert "raw: 200 documents in, 200 out" in capsys.readouterr().out
+
+
+def test_more_is_read_where_the_first_documents_are_all_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw.jsonl"
+    texts = ["short"] * 8 + [d.text for d in numbered("y", 90) if len(d.text) > 250]
+    raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    flags = ["--dataset", "json", "--data-files", raw, "--target-lang", "any", "--limit", "2"]
+    flags += ["--output-path", tmp_path / "out"]
+    assert command(monkeypatch, *flags, "--min-chars", "250") == 0
+    assert "2 out" in capsys.readouterr().out
+    assert command(monkeypatch, *flags, "--min-chars", "5000") == 2, "nowhere in the source"

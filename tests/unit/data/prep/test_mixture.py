@@ -20,6 +20,7 @@ from nl.config.hydra import compose, run_config
 from nl.data.documents import read_corpus, read_jsonl
 from nl.data.manifest import read_manifest
 from nl.data.prep.engine import Executor
+from nl.data.prep.flags import keys_for_flags
 from nl.data.prep.join import join_corpora
 from nl.data.prep.mixture import READ_PER_KEPT, Mixture, read_mixture
 from nl.data.prep.mixture_run import (
@@ -132,7 +133,7 @@ def test_end_to_end(manifest: Path) -> None:
     lines = list(table(rows))
     assert len(lines) == 1 + len(rows)
     assert "too_short 1" in lines[3]
-    changed = overridden(mixture, ["books.min_chars=10000"])
+    changed = overridden(mixture, ["books.min_chars=100"])
     done = {(r.stage, r.domain) for r in run(changed, until="filter") if r.done}
     assert done == {("filter", "books")}, "the other data set's work is kept"
 
@@ -243,6 +244,15 @@ def test_validation_finds_planted_overlap(tmp_path: Path) -> None:
         (("weight: 3", "weight: -3"), "weight: -3"),
         (("dataset: json,", "dataset: json, seq_len: 64,"), "seq_len: 64, 2048"),
         (("datasets:", "data:"), "expected a mapping with 'datasets'"),
+        (
+            ("min_chars: 100", "min_chars: 100\n    max_chars: 9"),
+            r"small.yaml.datasets\[0\].min_chars: 100; allowed: 0 to max_chars.",
+        ),
+        (
+            ("datasets:", "tokenizer: {vocab_size: 9}\ndatasets:"),
+            r"small.yaml.tokenizer.vocab_size: 9; allowed: 260",
+        ),
+        (("datasets:", "apart: 2\ndatasets:"), "apart: 2"),
         (("name: small", "name: ["), "not YAML"),
     ],
 )
@@ -287,6 +297,32 @@ def test_what_is_missing_is_told_before_any_work(manifest: Path) -> None:
     assert not mixture.output.exists()
 
 
+def test_complaints_of_the_stages_name_keys_of_the_manifest(manifest: Path) -> None:
+    """The command has no flag of a stage: what helps is a key, which --set takes as well."""
+    mixture = read_mixture(manifest)
+    large = overridden(mixture, ["tokenizer.vocab_size=90000"])
+    lower = "lower tokenizer.vocab_size, raise tokenizer.sample_mb or use"
+    with pytest.raises(ConfigError, match=r"^tokenizer.vocab_size: 90000 ") as refused:
+        list(run_mixture(large, RunOptions(until="tokenizer")))
+    assert str(refused.value).endswith(f"{lower} tokenizer.hard_vocab_limit=false.")
+    with pytest.raises(ConfigError, match=r"^--set.tokenizer.sample_mb: 0.0; allowed: > 0"):
+        overridden(mixture, ["tokenizer.sample_mb=0"])
+    with pytest.raises(ConfigError, match=r"too_short 152 \(web.min_chars: 5000\)"):
+        run(overridden(mixture, ["web.min_chars=5000", f"output_dir={manifest.parent}/none"]))
+    assert not list((manifest.parent / "none").rglob("corpus")), "nothing empty is written"
+    with pytest.raises(ConfigError, match=r"^web.eos_id: 9999; allowed: -1"):
+        run(overridden(mixture, ["web.eos_id=9999", "books.eos_id=9999"]))
+    entry = mixture.datasets[0]
+    assert entry.filter_keys("web.")["target_lang"] == "web.lang"
+    assert entry.filter_keys("web.")["max_broken"] == "max_broken", "a data set has no such key"
+
+
+def test_words_that_are_no_flags_of_the_record_stay() -> None:
+    text = "x: not installed; install it with: uv sync --extra data, or --workers 2"
+    with pytest.raises(ConfigError, match=f"^{text}$"), keys_for_flags({"extra": "web.extra"}):
+        raise ConfigError(text)
+
+
 def test_run_full_honours_its_environment(tmp_path: Path) -> None:
     """A stand-in for Python writes down what it is called with."""
     fake = tmp_path / "python"
@@ -294,7 +330,7 @@ def test_run_full_honours_its_environment(tmp_path: Path) -> None:
     fake.chmod(0o755)
     script = ROOT / "scripts/data/run_full.sh"
     shown = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, check=True)
-    own = {"PYTHON": str(fake), "RW_LIMIT": "7", "WIKI_LOCAL": "mirror", "CODE_MAX_CHARS": "9"}
+    own = {"PYTHON": str(fake), "RW_LIMIT": "7", "WIKI_LOCAL": "mirror", "CODE_MAX_CHARS": "9000"}
     own |= {"TOKENIZER_MODEL": "", "VOCAB_SIZE": "512", "FORCE_FILTER": "1", "WORKERS": "3"}
     own |= {"RETRAIN_TOKENIZER": "1", "SHARD_LOG": "s.json", "C4_OUTPUT": "c4", "RPJ_LANG": "de"}
     own |= {"TOKENIZER_OUTPUT_DIR": "tok", "TOKENIZER_LOG": "t.json", "FALLBACK_SPLIT": "any"}
@@ -305,7 +341,7 @@ def test_run_full_honours_its_environment(tmp_path: Path) -> None:
     for change in (
         "refinedweb.limit=7",
         "wikipedia.local=mirror",
-        "code.max_chars=9",
+        "code.max_chars=9000",
         "c4.filtered_dir=c4",
         "redpajama.lang=de",
         "tokenizer.vocab_size=512",

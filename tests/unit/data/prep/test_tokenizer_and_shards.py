@@ -22,6 +22,7 @@ from nl.data.prep.train_tokenizer import (
     sentences_of,
     train_tokenizer,
 )
+from tests.unit.data.prep.corpora import write_parts
 
 OPTIONS = TokenizerOptions(vocab_size=500, sample_mb=0.1)
 
@@ -139,6 +140,14 @@ def test_bad_inputs(corpus: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"none/manifest.json: no such file"):
         shard_corpus(tmp_path / "none", "bytes", tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"filter_corpus.py --dataset .* --output-path"
+    ) as missing:
+        shard_corpus(tmp_path / "none", "bytes", tmp_path)
+    assert "shard_corpus.py" not in str(missing.value), "the command that has just failed"
+    empty = write_parts(tmp_path / "empty", {"x": []})
+    with pytest.raises(ConfigError, match=r"empty: holds no document"):
+        shard_corpus(empty, "bytes", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"x.model: no such file"):
         shard_corpus(corpus, str(tmp_path / "x.model"), tmp_path)
     with pytest.raises(ConfigError, match="--shard-tokens: 0"):
