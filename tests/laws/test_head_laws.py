@@ -89,6 +89,47 @@ def test_gradients_are_those_of_the_logits(model: Any) -> None:
     assert found["head_memory.toward"].abs().max() > 0
 
 
+@pytest.mark.parametrize("length", [11, 12, 13, 40])
+def test_the_loss_does_not_depend_on_keeping_the_state(model: Any, length: int) -> None:
+    """S is formed every 12 tokens here: rows are shorter and longer than that."""
+    x, labels = tokens(2, length), tokens(2, length, 1)
+    for before in (None, states.detach(model(tokens(2, 3, 7)).state)):
+        found, grads = [], []
+        for keep in (True, False):
+            nll, _ = model.nll(x, labels, before, keep=keep)
+            found.append(nll)
+            model.zero_grad()
+            nll.sum().backward()
+            grads.append(model.head_memory.toward.grad.clone())
+        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*grads)
+
+
+@torch.no_grad()
+def test_a_state_that_is_not_kept_holds_no_tokens(float64: None) -> None:
+    model = learning("transformer")
+    head = model.nll(tokens(2, 23), tokens(2, 23, 1), keep=False)[1].state.head
+    assert head.residuals is None
+    assert head.keys is None
+    assert not head.old
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("labelled", [True, False])
+def test_rows_are_fresh_where_all_are_reset_inside_a_period(model: Any, labelled: bool) -> None:
+    x, labels = tokens(1, 23), tokens(1, 23, 1)
+    given = {"targets": labels} if labelled else {}
+    held = model(x[:, :3], **{key: value[:, :3] for key, value in given.items()}).state
+    fresh = model.init_state(1, position=3)
+    whole = model(x, fresh, **given).pred
+    assert torch.equal(model(x, model.reset_rows(held, [0]), **given).pred, whole)
+    cut = model(x, fresh, starts=([2, 5],), **given)
+    found = model(x, held, starts=([0, 2, 5],), **given)
+    assert torch.equal(found.pred, cut.pred)
+    assert found.state.head.old == cut.state.head.old
+    assert largest_gap(found.state, cut.state) == 0
+
+
 @torch.no_grad()
 def test_rows_and_documents_are_apart(model: Any) -> None:
     x, labels = tokens(3, 30), tokens(3, 30, 1)

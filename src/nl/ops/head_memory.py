@@ -45,10 +45,10 @@ def head_logits(
         gradient.
     """
     out, signals, rate = [], [], head.rate()
-    for begin, end in rule.blocks(start, hidden.shape[1]):
+    for begin, end, own in rule.blocks(start, hidden.shape[1]):
         part, label = hidden[:, begin:end], target[:, begin:end]
         with torch.no_grad():
-            block = HeadBlock(label, writes, start + begin, rule)
+            block = HeadBlock(label, writes, start + begin, own)
             walk = HeadWalk.read(part, head.weight, rate, block)
             signals.append(walk.signal(head.weight, rate))
         logits = part @ head.weight.mT
@@ -84,8 +84,8 @@ def head_cross_entropy(
         low = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(low), head._replace(weight=head.weight.to(low))
     with torch.autocast(hidden.device.type, enabled=False):
-        for begin, end in rule.blocks(start, hidden.shape[1]):
-            block = HeadBlock(target[:, begin:end], writes, start + begin, rule)
+        for begin, end, own in rule.blocks(start, hidden.shape[1]):
+            block = HeadBlock(target[:, begin:end], writes, start + begin, own)
             walked: list[HeadWalk] = []
             nll, signal = _HeadCrossEntropy.apply(
                 hidden[:, begin:end], *head[:3], (head, rate, block, walked)

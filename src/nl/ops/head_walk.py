@@ -44,7 +44,7 @@ class HeadRule(NamedTuple):
             to there looking back costs less, and what is looked at is no larger than S.
         gain: multiplies what is gathered; None: nothing is gathered, S is only read.
         last: whether the call ends here: all chunks that are complete go into S.
-        keep: whether what is gathered is asked for again.
+        keep: whether what is gathered is asked for again; if not, the writes after it are none.
     """
 
     period: int
@@ -54,10 +54,15 @@ class HeadRule(NamedTuple):
     last: bool = True
     keep: bool = True
 
-    def blocks(self, start: int, length: int) -> list[tuple[int, int]]:
-        """Ranges of a call between the places where S is formed."""
+    def blocks(self, start: int, length: int) -> list[tuple[int, int, HeadRule]]:
+        """Ranges of a part between the places where S is formed, and the rule of each.
+
+        A call ends, and what it has gathered is left, with the last of them alone.
+        """
         cuts = range(-start % self.size, length, self.size) if self.gain is not None else ()
-        return list(pairwise(sorted({0, *cuts, length})))
+        inner = self._replace(last=False, keep=True)
+        places = pairwise(sorted({0, *cuts, length}))
+        return [(begin, end, self if end == length else inner) for begin, end in places]
 
 
 class HeadWeights(NamedTuple):
@@ -268,8 +273,14 @@ def _residual(logits: Tensor, target: Tensor, out: Tensor) -> Tensor:
 def _after(
     plan: _Plan, residuals: Tensor, keys: Tensor, writes: HeadWrites, rule: HeadRule
 ) -> HeadWrites:
-    """S with the chunks in it that are complete, where it is formed; the rest waits."""
-    done, known, fast, old = len(plan.fold), keys.shape[1], writes.fast, writes.old
+    """S with the chunks in it that are complete, where it is formed; the rest waits.
+
+    The count of what waits outlives it where all rows of a State were made fresh.
+    """
+    if not rule.keep:
+        return HeadWrites(writes.fast)
+    done, known, fast = len(plan.fold), keys.shape[1], writes.fast
+    old = 0 if writes.keys is None else writes.old
     if done:
         left, right = residuals[:, :done].mT, keys[:, :done] * plan.fold[:, None]
         if fast is None:
