@@ -49,6 +49,7 @@ def run_with(mechanism: Mechanism) -> dict[str, Any]:
         "model.cms.activation": "model.cms.activation={}",
         "model.experts.form": "model.experts={{form:{},count:16,rank:4}}",
         "model.experts.router": "model.experts.router={}",
+        "model.head_memory.period": "model.head_memory.period=8",
         "model.cms.surprise.gate": "model.cms.surprise={{gate:{},quantile:0.5}}",
     }
     chosen = [texts[key].format(values[0]) for key, values in mechanism.where.items()]

@@ -41,23 +41,45 @@ def head_logits(
         rule: how it writes.
 
     Returns:
-        (B, T, V); the teach signal (B, K, D) and the new writes of the labelled tokens, without
-        gradient.
+        (B, T, V), at least fp32; the teach signal (B, K, D) and the new writes of the labelled
+        tokens, without gradient.
     """
-    out, signals, rate = [], [], head.rate()
-    for begin, end, own in rule.blocks(start, hidden.shape[1]):
-        part, label = hidden[:, begin:end], target[:, begin:end]
-        with torch.no_grad():
-            block = HeadBlock(label, writes, start + begin, own)
-            walk = HeadWalk.read(part, head.weight, rate, block)
-            signals.append(walk.signal(head.weight, rate))
-        logits = part @ head.weight.mT
-        if walk.fast is not None:
-            logits = logits - rate * (part @ walk.fast.mT) * walk.plan.decay[:, None]
-        look = (part @ walk.keys.mT) * walk.plan.kept[:, : walk.keys.shape[1]]
-        out.append(logits - rate * (look @ walk.residuals))
-        writes = walk.after
+    out, signals, (hidden, low) = [], [], _as_autocast(hidden, head)
+    with torch.autocast(hidden.device.type, enabled=False):
+        rate = head.rate()
+        for begin, end, own in rule.blocks(start, hidden.shape[1]):
+            part, label = hidden[:, begin:end], target[:, begin:end]
+            with torch.no_grad():
+                block = HeadBlock(label, writes, start + begin, own)
+                walk = HeadWalk.read(part, low.weight, rate, block)
+                signals.append(walk.signal(low.weight, rate))
+            graph = torch.is_grad_enabled()
+            out.append(_said_again(part, low.weight, rate, walk) if graph else walk.logits)
+            writes = walk.after
     return torch.cat(out, 1), torch.cat(signals, 1), writes
+
+
+def _as_autocast(hidden: Tensor, head: HeadWeights) -> tuple[Tensor, HeadWeights]:
+    """What is multiplied outside the memory in the dtype of autocast, where it is on.
+
+    Rates and all that is gathered stay as they are, at least fp32.
+    """
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden, head
+    low = torch.get_autocast_dtype(device)
+    return hidden.to(low), head._replace(weight=head.weight.to(low))
+
+
+def _said_again(hidden: Tensor, weight: Tensor, rate: Tensor, walk: HeadWalk) -> Tensor:
+    """The logits (B, T, V) of a block that was read, differentiable in hidden, weight and rate."""
+    wide = hidden.to(walk.logits.dtype)
+    logits = (hidden @ weight.mT).to(wide.dtype)
+    if walk.fast is not None:
+        fast = walk.fast.to(wide.dtype)
+        logits = logits - rate * (wide @ fast.mT) * walk.plan.decay[:, None]
+    look = (wide @ walk.keys.mT) * walk.plan.kept[:, : walk.keys.shape[1]]
+    return logits - rate * (look @ walk.residuals)
 
 
 def head_cross_entropy(
@@ -77,18 +99,15 @@ def head_cross_entropy(
         signal (B, T, D) = d nll_t / d hidden_t and logits (B, T, V), without gradient; the new
         writes.
     """
-    found = []
-    with torch.no_grad():
-        rate = head.rate()
-    if torch.is_autocast_enabled(hidden.device.type):
-        low = torch.get_autocast_dtype(hidden.device.type)
-        hidden, head = hidden.to(low), head._replace(weight=head.weight.to(low))
+    found, (hidden, low) = [], _as_autocast(hidden, head)
     with torch.autocast(hidden.device.type, enabled=False):
+        with torch.no_grad():
+            rate = head.rate()
         for begin, end, own in rule.blocks(start, hidden.shape[1]):
             block = HeadBlock(target[:, begin:end], writes, start + begin, own)
             walked: list[HeadWalk] = []
             nll, signal = _HeadCrossEntropy.apply(
-                hidden[:, begin:end], *head[:3], (head, rate, block, walked)
+                hidden[:, begin:end], *low[:3], (low, rate, block, walked)
             )
             writes = walked[0].after
             found.append((nll, signal, walked[0].logits))

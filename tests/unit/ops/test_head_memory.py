@@ -146,3 +146,36 @@ def test_low_precision_is_close() -> None:
     assert found[3].fast is not None
     assert found[3].fast.dtype == torch.float32
     assert (found[0] - exact[0]).abs().mean() < 0.05 * exact[0].mean()
+
+
+@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_is_gathered_stays_in_single_precision(grads: bool, autocast: bool) -> None:
+    """Logits as the loss has them, in two calls, under autocast and with weights in bf16."""
+    hidden, head, target = drawn(45)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    low = HeadWeights(*(part.to(dtype) for part in head[:3]), *head[3:])
+    hidden, rule = hidden.to(dtype), RULES[1]
+    with (
+        torch.set_grad_enabled(grads),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        writes = other = HeadWrites()
+        for begin, end in ((0, 20), (20, 45)):
+            part, label = hidden[:, begin:end], target[:, begin:end]
+            logits, _, writes = head_logits(part, low, label, writes, begin, rule)
+            _, _, said, other = head_cross_entropy(part, low, label, other, begin, rule)
+            assert logits.dtype == torch.float32
+            torch.testing.assert_close(logits, said, rtol=1e-4, atol=1e-4)
+            compare(writes, other)
+            assert {t.dtype for t in writes if isinstance(t, Tensor)} == {torch.float32}
+
+
+def test_logits_are_the_same_with_and_without_a_graph() -> None:
+    hidden, head, target = drawn(40)
+    call = hidden, head, target, HeadWrites(), 0, RULES[0]
+    logits, signal, writes = head_logits(*call)
+    with torch.no_grad():
+        found = head_logits(*call)
+    torch.testing.assert_close(found[:2], (logits, signal))
+    compare(found[2], writes)
