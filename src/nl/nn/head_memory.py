@@ -103,5 +103,5 @@ class HeadMemory(nn.Module):
         if writes.fast is None:
             return weight.new_zeros(())
         rate = self.weights(weight).rate()
-        norm = (writes.fast.square().sum(2) * rate.square()).sum(1).sqrt()
-        return norm.mean() / weight.norm()
+        size = torch.linalg.vector_norm(writes.fast, dim=2)  # a square of S would be as large
+        return (size * rate).norm(dim=1).mean() / weight.norm()

@@ -12,7 +12,7 @@ looks at the r of earlier chunks with weights h_t . k_s, which costs as much as 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,11 +103,16 @@ def head_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         with torch.no_grad():
             rate = head.rate()
+        graph = torch.is_grad_enabled()
+        wants = _Wants(
+            graph and any(part.requires_grad for part in (hidden, *low[:3])),
+            graph and (head.log_rate.requires_grad or head.toward.requires_grad),
+        )
         for begin, end, own in rule.blocks(start, hidden.shape[1]):
             block = HeadBlock(target[:, begin:end], writes, start + begin, own)
             walked: list[HeadWalk] = []
             nll, signal = _HeadCrossEntropy.apply(
-                hidden[:, begin:end], *low[:3], (low, rate, block, walked)
+                hidden[:, begin:end], *low[:3], (low, rate, block, walked, wants)
             )
             writes = walked[0].after
             found.append((nll, signal, walked[0].logits))
@@ -115,6 +120,13 @@ def head_cross_entropy(
         parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*found, strict=True)
     )
     return nll, signal, logits, writes
+
+
+class _Wants(NamedTuple):
+    """What gradients are asked for: of ``anything``, of the ``rates``."""
+
+    anything: bool
+    rates: bool
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -125,36 +137,45 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         log_rate: Tensor,
         toward: Tensor,
-        call: tuple[HeadWeights, Tensor, HeadBlock, list[HeadWalk]],
+        call: tuple[HeadWeights, Tensor, HeadBlock, list[HeadWalk], _Wants],
     ) -> tuple[Tensor, Tensor]:
-        head, rate, block, walked = call
+        head, rate, block, walked, wants = call
         target = block.target
         walk = HeadWalk.read(hidden, weight, rate, block)
         walked.append(walk)
         scored = target != IGNORE
         index = torch.where(scored, target, 0)[..., None]
         nll = walk.total - walk.logits.gather(-1, index).squeeze(-1)
+        nll, signal = torch.where(scored, nll, 0.0), walk.signal(weight, rate)
+        ctx.mark_non_differentiable(signal)
+        ctx.set_materialize_grads(False)
+        if not wants.anything:
+            return nll, signal
         residual = walk.told()
         # Where it is a part of a buffer with what was gathered before, that is not to be kept.
         apart = len(residual[0]) < len(walk.residuals[0])
-        low, signal = residual.to(hidden.dtype, copy=apart), walk.signal(weight, rate)
-        by_z = (rate * (1 - rate / head.limit)).to(residual.dtype)
-        ctx.save_for_backward(hidden, low, signal, *_rate_parts(residual, walk.moved, weight, by_z))
+        by_rates: tuple[Tensor, ...] = ()
+        if wants.rates:
+            by_z = (rate * (1 - rate / head.limit)).to(residual.dtype)
+            by_rates = _rate_parts(residual, walk.moved, weight, by_z)
+        ctx.save_for_backward(hidden, residual.to(hidden.dtype, copy=apart), signal, *by_rates)
         ctx.scale, ctx.types = head.scale, (log_rate.dtype, toward.dtype)
-        ctx.mark_non_differentiable(signal)
-        ctx.set_materialize_grads(False)
-        return torch.where(scored, nll, 0.0), signal
+        return nll, signal
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor | None, _signal: Tensor | None) -> tuple[Any, ...]:
         if grad_nll is None:
             return (None,) * 5
-        hidden, residual, signal, by_all, by_toward = ctx.saved_tensors
+        hidden, residual, signal, *by_rates = ctx.saved_tensors
         each = grad_nll[..., None]
         to_low = each.to(hidden.dtype)
-        to_weight = (residual * to_low).flatten(0, 1).mT @ hidden.flatten(0, 1)
-        to_rate = (by_all * each).sum().reshape(1).to(ctx.types[0])
-        to_toward = ctx.scale * (by_toward * each).flatten(0, 1).sum(0).to(ctx.types[1])
+        to_weight = to_rate = to_toward = None
+        if ctx.needs_input_grad[1]:
+            to_weight = residual.flatten(0, 1).mT @ (hidden * to_low).flatten(0, 1)
+        if by_rates:
+            by_all, by_toward = by_rates
+            to_rate = (by_all * each).sum().reshape(1).to(ctx.types[0])
+            to_toward = ctx.scale * (by_toward * each).flatten(0, 1).sum(0).to(ctx.types[1])
         return signal * to_low, to_weight, to_rate, to_toward, None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from nl.bench.live import LiveBytes
 from nl.core.batch import IGNORE
 from nl.ops.head_memory import (
     head_cross_entropy,
@@ -179,3 +181,35 @@ def test_logits_are_the_same_with_and_without_a_graph() -> None:
         found = head_logits(*call)
     torch.testing.assert_close(found[:2], (logits, signal))
     compare(found[2], writes)
+
+
+def test_only_what_gradients_ask_for_is_computed_and_kept() -> None:
+    """Products over all words: none for rates that are frozen; without a graph nothing is kept."""
+    hidden, head, target = drawn(24)
+    weight, (log_rate, toward) = head.weight.requires_grad_(), head[1:3]
+    call = target, HeadWrites(), 0, RULES[0]
+    work, kept = [], []
+    for graph, rates in ((False, False), (True, False), (True, True)):
+        own = (part.detach().requires_grad_(rates) for part in (log_rate, toward))
+        saved: list[Tensor] = []
+        with (
+            torch.set_grad_enabled(graph),
+            FlopCounterMode(display=False) as counter,
+            torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t), lambda t: t),
+        ):
+            head_cross_entropy(hidden, HeadWeights(weight, *own, *head[3:]), *call)
+        work.append(counter.get_total_flops())
+        kept.append(len(saved))
+    assert work[0] == work[1] < work[2]
+    assert kept[0] == 0 < kept[1] < kept[2]
+
+
+def test_going_back_makes_nothing_of_the_size_of_the_logits() -> None:
+    words, length = 500, 24
+    hidden, weight = torch.randn(1, length, DIM), torch.randn(words, DIM, requires_grad=True)
+    head = HeadWeights(weight, torch.zeros(1), torch.zeros(DIM), 1.0, 4.0)
+    target = torch.zeros(1, length, dtype=torch.int64)
+    nll, *_ = head_cross_entropy(hidden, head, target, HeadWrites(), 0, RULES[0])
+    with LiveBytes() as live:
+        nll.sum().backward()
+    assert live.peak < nll.element_size() * length * words
