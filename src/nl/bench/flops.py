@@ -19,6 +19,7 @@ from torch import nn
 from nl.nn.attention import Attention
 from nl.nn.experts import idle_parameters
 from nl.nn.gated_delta import GatedDelta
+from nl.nn.head_memory import HeadMemory
 from nl.nn.level import Level
 from nl.nn.selfmod import SelfMod
 from nl.nn.titan_bank import TitanBank
@@ -87,9 +88,21 @@ def writes(module: nn.Module) -> float:
     return 0.0
 
 
+def head_memory_flops(model: nn.Module) -> float:
+    """FLOPs per token of a head of S words and width d that learns, 8 S d.
+
+    Its fast matrix is read forward and for the gradient of what the head reads, and written; the
+    gradient of its rates is one more product of that size. Nothing flows back through any of them.
+    """
+    if not any(isinstance(m, HeadMemory) for m in model.modules()):
+        return 0.0
+    weight = model.get_parameter("head.weight")
+    return 8.0 * weight.numel()
+
+
 def algorithmic_flops(model: nn.Module, seq_len: int) -> float:
-    """Training FLOPs per token with the writes; no gradient flows through those of levels."""
-    extra = 0.0
+    """Training FLOPs per token with the writes; no gradient flows through levels' and head's."""
+    extra = head_memory_flops(model)
     for m in model.modules():
         extra += writes(m) * (1 if isinstance(m, Level) else TRAINING)
     return model_flops(model, seq_len) + extra

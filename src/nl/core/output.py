@@ -46,8 +46,9 @@ class Knobs(NamedTuple):
     lr_scale: float = 1.0
     """Multiplies the scheduled learning rate."""
     write_scale: float = 1.0
-    """Multiplies the signal of every write into a continuum memory, behind the surprise gate; inner
-    optimizers whose steps have a size of their own heed 0 alone."""
+    """Multiplies the signal of every write into a continuum memory, behind the surprise gate, and
+    into the memory of the head; inner optimizers whose steps have a size of their own heed 0
+    alone."""
     paths: tuple[str, ...] | None = None
     """Memories that may write, by name (``nl.models.memories``); the others are frozen. None: all.
     """

@@ -27,7 +27,8 @@ def memory_statistics(
     Returns:
         ``memory/level<i>``: |rate * fast| / |meta weights| of level i, for levels that have
         written since the State was fresh. ``memory/open_rate``: share of scored tokens that the
-        surprise gate let write, where there is a gate. ``memory/head``: as levels, of the head.
+        surprise gate let write, where there is a gate. ``memory/head``: as levels, of the head, at
+        the last place where the call formed its fast matrix.
     """
     sizes: dict[str, list[Tensor]] = {}
     for block, own in zip(blocks, state.blocks, strict=True):

@@ -20,6 +20,7 @@ from nl.bench.machine import cpu_flags
 from nl.bench.steps import BASELINE, kept_per_layer, language, matched
 from nl.config import ConfigError
 from nl.models.presets import count_parameters
+from nl.nn.head_memory import HeadMemoryConfig
 from nl.nn.selfmod import SelfMod, SelfModConfig
 
 SMALL = BenchConfig(dim=128, heads=2, seq_len=(32,), batch_size=2, vocab_size=64, rounds=1)
@@ -71,6 +72,13 @@ def test_transformer_flops_by_hand() -> None:
     assert algorithmic_flops(model, T) == model_flops(model, T)
     block = 2 * (4 * d * d + 3 * d * hidden) + 4 * d * T
     assert layer_flops(model.blocks[0], T) == block
+
+
+def test_a_head_that_learns_is_counted() -> None:
+    plain = language(SMALL, BASELINE)
+    learning = replace(plain, head_memory=HeadMemoryConfig(period=8)).build()
+    extra = algorithmic_flops(learning, 32) - algorithmic_flops(plain.build(), 32)
+    assert extra == 4 * 2 * 64 * 128
 
 
 def test_memory_flops_by_hand() -> None:
