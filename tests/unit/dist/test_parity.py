@@ -59,7 +59,8 @@ def every_option() -> list[dict[str, Any]]:
     frozen = {"optim": {"policy": "memory_only"}}
     rebuilt = {"model": {"dim": 24, "cms": cms | {"hidden": 48}}, "train__grad_accum": 2}
     more = {"strategy": "fsdp2", "kind": "hope_attention"}
-    options = (again, own, through, shared, frozen, rebuilt)
+    head = {"model": {"head_memory": {"period": 4}, "tie_embeddings": True}}
+    options = (again, own, through, shared, frozen, rebuilt, head)
     segments = {"strategy": "ddp", "changes": {"train__recompute_every": 4}}
     keeps = [more | kept, more | kept | {"changes": {"train__grad_accum": 2}}]
     cases = [*keeps, *(more | {"changes": changes} for changes in options)]
