@@ -204,6 +204,14 @@ def test_generation_reads_what_the_head_has_learned(float64: None) -> None:
     assert torch.equal(said, found)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("length", "part"), [(3, r"residuals: \(29,\)"), (9, r"fast: \(29, 12\)")])
+def test_what_a_head_of_other_words_has_learned_is_refused(length: int, part: str) -> None:
+    state = learning("transformer").nll(tokens(2, length), tokens(2, length))[1].state
+    with pytest.raises(ConfigError, match=rf"state\.head\.{part}, not .*: the State of another"):
+        learning("transformer", vocab_size=40)(tokens(2, 3), state)
+
+
 def test_its_parameters_are_a_memory_of_their_own() -> None:
     from nl.optim.roles import parameter_roles
 

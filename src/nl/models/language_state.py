@@ -95,7 +95,10 @@ def check_inputs(inputs: Tensor, state: LanguageState | None) -> None:
 
 
 def check_state(model: Any, state: LanguageState | None) -> None:
-    """Refuse the State of a model with other blocks or of another width."""
+    """Refuse the State of a model with other blocks, another width or, if it is known, vocabulary.
+
+    It is where a head has learned.
+    """
     if state is None:
         return
     fresh = model.__dict__.get("_fresh")
@@ -104,8 +107,24 @@ def check_state(model: Any, state: LanguageState | None) -> None:
         model.__dict__["_fresh"] = fresh  # types and widths only
     try:
         check_fits(state, fresh)
+        if model.head_memory is not None:
+            _check_head(state.head or HeadWrites(), *model.head.weight.shape)
     except ValueError as error:
         raise ConfigError(f"{error}: the State of another model.") from error
+
+
+def _check_head(writes: HeadWrites, words: int, dim: int) -> None:
+    """Refuse what a head of another size has learned from.
+
+    Raises:
+        ValueError: the part, its size and that of this head (V, D).
+    """
+    sizes = (("fast", (words, dim)), ("residuals", (words,)), ("keys", (dim,)))
+    for name, size in sizes:
+        held = getattr(writes, name)
+        if held is not None and held.shape[-len(size) :] != size:
+            found = tuple(held.shape[-len(size) :])
+            raise ValueError(f"state.head.{name}: {found}, not {size}")
 
 
 def check_places(longest: int, length: int, state: LanguageState | None, starts: Any) -> None:
