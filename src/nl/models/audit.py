@@ -59,7 +59,7 @@ OUTER: tuple[Mechanism, ...] = (
         source="Nested Learning (NeurIPS 2025), Eq. 71 for the layer that gives the logits",
         equation="logits = W h - rate (S h),  S <- retention S + sum over a period of r k^T\n"
         "r = softmax(logits) - onehot,  k = h / D,  "
-        "rate = limit sigmoid(log_rate + W toward - log limit) per word",
+        "rate = limit sigmoid(log_rate + c W toward - log limit) per word",
         code="nl.ops.head_memory:head_cross_entropy",
         tests=(
             f"{OPS}test_head_memory.py::test_chunks_are_the_token_loop",
