@@ -27,6 +27,7 @@ LR_TRIED = ("1e-3", "2e-3", "6e-3")
 LR_BLOCKS = ("transformer", "gated_delta", "titan_lmm", "hope_attention", "hope_selfmod")
 HEAD_PERIOD = 8
 """Tokens between writes of a head that learns."""
+LEARNS = (f"model.head_memory.period={HEAD_PERIOD}",)
 LONGER = 480
 """Steps of the longer rows: nearly all of the corpus' prose, none of it twice."""
 LONGER_BLOCKS = ("transformer", "hope_attention")
@@ -99,14 +100,15 @@ def rows() -> dict[str, Row]:
         write = ("objective.write=false",)
         found.append(Row(f"{block}-frozen", block, write, block, "frozen"))
     for block in BLOCKS:
-        learns = (f"model.head_memory.period={HEAD_PERIOD}",)
-        found.append(Row(f"{block}-head", block, learns, block, "head"))
+        found.append(Row(f"{block}-head", block, LEARNS, block, "head"))
     for block, changes in CHANGES.items():
         for name, told in changes.items():
             found.append(Row(f"{block}-{name}", block, told, block, "change"))
     for block in LONGER_BLOCKS:
         steps = (f"train.steps={LONGER}",)
         found.append(Row(f"{block}-longer", block, steps, block, "longer"))
+        both = (*LEARNS, *steps)
+        found.append(Row(f"{block}-head-longer", block, both, block, "longer"))
     for lr in LR_TRIED:
         for block in LR_BLOCKS:
             found.append(Row(f"{block}-lr{lr}", block, (f"optim.lr={lr}",), block, "lr"))

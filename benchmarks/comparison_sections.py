@@ -66,7 +66,7 @@ def longer_section(found: Found) -> list[str]:
     """Blocks cost more per token than the transformer: what it learns in more steps."""
     body = []
     for block in LONGER_BLOCKS:
-        for label in (block, f"{block}-longer"):
+        for label in (block, f"{block}-longer", f"{block}-head", f"{block}-head-longer"):
             if not (results := found.results(label)):
                 continue
             cells = [study.interval(list(found.values(label, "val/loss").values()))]
@@ -74,6 +74,8 @@ def longer_section(found: Found) -> list[str]:
             body.append([label, str(len(results)), *cells, cpu_seconds(found, label)])
     pairs = [(block, f"{REFERENCE}-longer") for block in HOPE]
     pairs += [(f"{block}-longer", f"{REFERENCE}-longer") for block in LONGER_BLOCKS[1:]]
+    pairs += [(f"{block}-head-longer", f"{block}-longer") for block in LONGER_BLOCKS]
+    pairs += [(f"{block}-head", f"{REFERENCE}-longer") for block in LONGER_BLOCKS]
     gaps = [
         [f"{label} - {other}", study.interval(found.paired(label, other)), better(between)]
         for label, other in pairs
