@@ -198,10 +198,15 @@ def not_won(found: Found) -> list[list[str]]:
                 lone = len(gaps) == 1 and gaps[0] < 0
                 if gaps and not lone and not better(gaps).endswith("better"):
                     body.append([block, other, key, study.interval(gaps), better(gaps)])
-        longer = f"{REFERENCE}-longer"
-        gaps = found.paired(block, longer)
-        if gaps and not better(gaps).endswith("better"):
-            body.append([block, longer, "val/loss", study.interval(gaps), better(gaps)])
+        learns = f"{REFERENCE}-head"
+        for mine, other in (
+            (block, f"{REFERENCE}-longer"),
+            (block, learns),
+            (f"{block}-head", learns),
+        ):
+            gaps = found.paired(mine, other)
+            if gaps and not better(gaps).endswith("better"):
+                body.append([mine, other, "val/loss", study.interval(gaps), better(gaps)])
     for block, told, rate, (gaps, _) in dynamic_pairs(found):
         if not better(gaps).endswith("better"):
             other = f"{REFERENCE} that learns while read: {told}, rate {rate:g}"
