@@ -165,7 +165,8 @@ def resolve_model(run: RunConfig) -> RunConfig:
             f"model: {SAME}; it stands for the model of a file: name one with init_from=<file>."
         )
     anything: Any = run.model
-    data = read_description(run.init_from)["model"]
+    held = structure(ModelConfig, read_description(run.init_from)["model"], "model")
+    data: Any = unstructure(held)  # with the options that the file does not know yet
     changes = flat(anything.changes) if anything.changes else {}
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -209,12 +210,24 @@ def check_same_model(run: RunConfig, weights: Weights) -> None:
 def fill(model: nn.Module, weights: Weights) -> None:
     """Put the weights into a model that is built and whole.
 
+    A part that says it ``begins_fresh`` stays as it was drawn where the weights do not have it.
+
     Raises:
         ConfigError: other names or shapes.
     """
-    check_names(weights.path, set(model.state_dict()), set(weights.tensors))
+    drawn = model.state_dict()
+    added = {
+        f"{path}.{name}"
+        for path, part in model.named_modules()
+        if getattr(part, "begins_fresh", False)
+        for name in part.state_dict()
+    }
+    kept = {name: drawn[name] for name in added - weights.tensors.keys()}
+    check_names(weights.path, set(drawn), weights.tensors.keys() | kept.keys())
+    if kept:
+        log.info("init_from: %s has no %s; as drawn", weights.path, ", ".join(sorted(kept)))
     try:
-        model.load_state_dict(weights.tensors)
+        model.load_state_dict({**weights.tensors, **kept})
     except RuntimeError as error:
         raise ConfigError(f"{weights.path}: {error}") from error
 

@@ -76,6 +76,7 @@ class HeadMemory(nn.Module):
     """What is learned about the writes of a head; the fast matrix itself is State."""
 
     memory_parameters = True
+    begins_fresh = True
 
     def __init__(self, config: HeadMemoryConfig, dim: int, head_std: float) -> None:
         """A head of rows with ``dim`` entries, drawn so that logits have this deviation."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from nl.assembly import launch, load_model, load_run
@@ -103,6 +104,33 @@ def test_the_model_of_the_file_with_a_change(first: Path, tmp_path: Path) -> Non
         launch(compose("pilot_smoke", [*told[:-1], "+model.changes.cms.speed=1"]))
     with pytest.raises(ConfigError, match="name one with init_from=<file>"):
         launch(compose("pilot_smoke", [*chosen, "model=init_from"]))
+
+
+@pytest.mark.parametrize("block", ["transformer", "hope_attention"])
+def test_a_trained_model_gets_a_head_that_learns(block: str, tmp_path: Path) -> None:
+    """Written by a version without the option, too: its parameters alone are trained then."""
+    plain = trained(tmp_path / "plain", f"model.block={block}")
+    config, old = load_run(plain)
+    file = tmp_path / "plain.safetensors"
+    export(old.state_dict(), config, file)
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    data = json.loads(metadata["nl_config"])
+    del data["model"]["head_memory"]
+    metadata["nl_config"] = json.dumps(data)
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata)
+    asked = ["+model.changes.head_memory.period=4", "optim.policy=memory_only"]
+    chosen = [o for o in SMALL if not o.startswith("model")]
+    told = [*chosen, "model=init_from", f"init_from={file}", *asked]
+    run = launch(compose("pilot_smoke", [*told, f"run.dir={tmp_path / 'learns'}"]))
+    _, new = load_run(run)
+    named, before = dict(new.named_parameters()), dict(old.named_parameters())
+    assert named.keys() - before.keys() == {"head_memory.log_rate", "head_memory.toward"}
+    assert named["head_memory.toward"].abs().max() > 0
+    if block == "transformer":
+        assert all(torch.equal(named[name], parameter) for name, parameter in before.items())
+    with pytest.raises(ConfigError, match=r"model\.head_memory\.period: 4 there, 0 here"):
+        trained(tmp_path / "back", f"model.block={block}", f"init_from={run}")
 
 
 @pytest.mark.parametrize(
