@@ -20,6 +20,8 @@ class Stops:
         if name == {name!r}:
             signal.raise_signal({number})
 
+# A shell starts what it puts into the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Stops())
 sys.argv = {argv!r}
 {start}
