@@ -261,3 +261,11 @@ def test_what_does_not_go_together_is_refused(cms: dict[str, Any], key: str) -> 
 def test_bad_options_are_refused(option: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         learning("transformer", head_memory=option)
+
+
+@torch.no_grad()
+def test_a_head_that_does_not_learn_refuses_what_one_has_learned() -> None:
+    plain, x = small("transformer"), tokens(1, 6)
+    state = learning("transformer")(x).state
+    with pytest.raises(ConfigError, match=r"state\.head: .* this model's head does not learn"):
+        plain(x, state)

@@ -109,6 +109,8 @@ def check_state(model: Any, state: LanguageState | None) -> None:
         check_fits(state, fresh)
         if model.head_memory is not None:
             _check_head(state.head or HeadWrites(), *model.head.weight.shape)
+        elif state.head is not None:
+            raise ValueError("state.head: HeadWrites, but this model's head does not learn")
     except ValueError as error:
         raise ConfigError(f"{error}: the State of another model.") from error
 

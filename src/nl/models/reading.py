@@ -14,7 +14,7 @@ from nl.models.memories import HEAD
 from nl.models.writing import absorb
 from nl.nn.head_memory import HeadMemory
 from nl.ops.head_memory import head_cross_entropy, head_logits
-from nl.ops.head_walk import HeadRule, HeadWrites
+from nl.ops.head_walk import HeadRule, HeadWeights, HeadWrites
 from nl.ops.losses import differentiable_cross_entropy, linear_cross_entropy
 
 
@@ -37,14 +37,19 @@ class ReadTile(NamedTuple):
     last: bool
 
 
-def head_rule(model: Any, read: Read, last: bool) -> HeadRule:
-    """How the head writes in a part of a call; its memory counts to the last layer."""
+def head_call(
+    model: Any, state: LanguageState, read: Read, last: bool
+) -> tuple[HeadWeights, HeadWrites, HeadRule]:
+    """A head that learns: its weights, what it has learned and how it goes on.
+
+    Its memory counts to the last layer. ``last``: whether the call ends with what is read.
+    """
     memory, knobs = model.head_memory, read.knobs
     gain = None
     if read.write and (knobs is None or knobs.permits(HEAD, len(model.blocks) - 1)):
         gain = 1.0 if knobs is None else knobs.write_scale
-    rule: HeadRule = memory.rule(gain, last, read.keep)
-    return rule
+    rule = memory.rule(gain, last, read.keep)
+    return memory.weights(model.head.weight), state.head or HeadWrites(), rule
 
 
 def read_tile(
@@ -60,11 +65,8 @@ def read_tile(
     if memory is None:
         logits = model.head(hidden)
     else:
-        weights, rule = (
-            memory.weights(model.head.weight),
-            head_rule(model, read, tile.last),
-        )
-        learned = head_logits(hidden, weights, tile.labels, state.head or HeadWrites(), start, rule)
+        weights, writes, rule = head_call(model, state, read, tile.last)
+        learned = head_logits(hidden, weights, tile.labels, writes, start, rule)
         logits, state = learned[0], state._replace(head=learned[2])
     if not read.write or not (model.taught or memory):
         return logits, state
@@ -91,15 +93,11 @@ def label_newest(
     """The token that waited has got its label, the first of ``inputs`` (B, T): it is learned."""
     pending, state = state.pending, state._replace(pending=None)
     label, start = pending.labels(inputs[:, :1]), state.position - 1
-    memory: HeadMemory | None = model.head_memory
-    if memory is None:
+    if model.head_memory is None:
         signal = model.signal(model.head(pending.hidden), label)
     else:
-        weights, rule = (
-            memory.weights(model.head.weight),
-            head_rule(model, Read(knobs=knobs), last=True),
-        )
-        found = head_logits(pending.hidden, weights, label, state.head or HeadWrites(), start, rule)
+        weights, writes, rule = head_call(model, state, Read(knobs=knobs), last=True)
+        found = head_logits(pending.hidden, weights, label, writes, start, rule)
         signal, state = found[1], state._replace(head=found[2])
     return absorb(model, state, pending.traces, signal, start, knobs)
 
@@ -109,13 +107,9 @@ def score_tile(
 ) -> tuple[Tensor, Tensor, Tensor, LanguageState]:
     """Cross-entropy (B, T), teach signal (B, T, D), logits (B, T, V); the head has learned then."""
     hidden, target = tile.hidden, tile.labels
-    memory: HeadMemory | None = model.head_memory
-    if memory is not None:
-        weights, rule = (
-            memory.weights(model.head.weight),
-            head_rule(model, read, tile.last),
-        )
-        call = hidden, weights, target, state.head or HeadWrites(), tile.before.position, rule
+    if model.head_memory is not None:
+        weights, writes, rule = head_call(model, state, read, tile.last)
+        call = hidden, weights, target, writes, tile.before.position, rule
         nll, signal, logits, head = head_cross_entropy(*call)
         return nll, signal, logits, state._replace(head=head)
     entropy = differentiable_cross_entropy if model.through else linear_cross_entropy
