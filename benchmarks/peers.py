@@ -29,6 +29,7 @@ from nl.bench.clock import PEAK_DRIFT, gemm_gflops, load_average, ratio, take_tu
 from nl.bench.flops import selfmod_flops
 from nl.bench.layers import randomize_zeros
 from nl.bench.machine import machine
+from nl.core.cpu import use_cpu
 from nl.nn.selfmod import SelfMod, SelfModConfig
 from nl.report.dots import draw_dots
 from nl.report.figures import standalone
@@ -215,7 +216,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 
 def measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     """All chosen groups, the GEMM peak before, between and after; written after each group."""
-    torch.set_num_threads(1)
+    use_cpu(1)
     started, load, peaks = time.time(), load_average(), [gemm_gflops()]
     facts = machine(1, "cpu")  # before the first file: a page of its own is not a change
     rows: list[Row] = []

@@ -12,12 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nl.config import ConfigError, unstructure
 from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config, start
 from nl.config.run import RunConfig
+from nl.core.cpu import use_cpu
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
 from nl.data.held_out import DataCorpus
@@ -103,8 +103,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
     with agreeing(met() if strategy.world > 1 else None):
         check(run, strategy)
         forewarn(run)
-        if run.train.threads:
-            torch.set_num_threads(run.train.threads)
+        use_cpu(run.train.threads)
         seeds = SeedBook(run.seed)
         config: Any = run
         place = {"rank": strategy.rank, "world": strategy.world}

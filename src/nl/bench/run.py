@@ -14,6 +14,7 @@ from nl.bench.layers import layer_steps
 from nl.bench.machine import machine
 from nl.bench.steps import BASELINE, kept_per_layer, language, matched, train_step
 from nl.config import table
+from nl.core.cpu import use_cpu
 
 Rows = list[dict[str, Any]]
 
@@ -31,7 +32,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         ConfigError: a block that is not registered, one whose parameters cannot be matched, or a
             machine whose GEMM peak moved by more than a tenth while ``noisy`` is false.
     """
-    torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     torch.manual_seed(0)
     names = [BASELINE, *(b for b in config.blocks or table("block") if b != BASELINE)]
     load = load_average()

@@ -16,6 +16,9 @@ from nl.ops.attention import causal_attention, piecewise_attention
 from nl.ops.norm_linear import RMS_EPS
 from nl.ops.rotary import apply_rotary
 
+JOINED = 8
+"""Pieces of the past that become one; each joining keeps their numbers once more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -51,8 +54,8 @@ class AttentionState(NamedTuple):
     """Keys and values read so far, (B, G, S, K) each, for the G heads that keys and values have.
 
     ``hidden`` (B,) counts the oldest of them that belong to what a row read before it was reset;
-    they are zero and nothing sees them. None: no row was reset. ``recent`` are keys and values,
-    call by call, that come after these and that a backward pass will still go through.
+    they are zero and nothing sees them. None: no row was reset. ``recent`` are keys and values that
+    come after these, in pieces as they were read; a call leaves none (``settled``).
     """
 
     keys: Tensor
@@ -105,11 +108,18 @@ class AttentionState(NamedTuple):
         return self._replace(keys=_owned(self.keys), values=_owned(self.values))
 
     def followed(self, keys: Tensor, values: Tensor) -> AttentionState:
-        """As ``extended``, in pieces as long as a backward pass will go through them."""
-        past = any(t.requires_grad for pair in self.pieces() for t in pair)
-        if not (past and torch.is_grad_enabled()):
-            return self.extended(keys, values)
-        return self._replace(recent=(*self.recent, (keys, values)))
+        """As ``extended``, in pieces: joining all at every call would copy the past each time.
+
+        ``JOINED`` pieces of one length in the past become one, so that few are left of a long one.
+        """
+        if not self.keys.shape[2] and not self.recent:
+            return AttentionState(keys, values, self.hidden)
+        recent = self.recent
+        while len(recent) >= JOINED and len({k.shape[2] for k, _ in recent[-JOINED:]}) == 1:
+            newest = zip(*recent[-JOINED:], strict=True)
+            k, v = (torch.cat(tuple(parts), 2) for parts in newest)
+            recent = (*recent[:-JOINED], (k, v))
+        return self._replace(recent=(*recent, (keys, values)))
 
     def without_oldest(self, count: int) -> AttentionState:
         """What is left of one piece when the oldest ``count`` positions are forgotten."""

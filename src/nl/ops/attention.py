@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+APART = ("cpu",)
+"""Devices whose kernel for any dtype gives the scale that puts pieces together."""
+
 
 def causal_attention(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, hidden_B: Tensor | None = None
@@ -69,12 +74,23 @@ class _Piecewise(torch.autograd.Function):
         device = q.device.type
         ctx.count, ctx.hidden = count, hidden_B
         ctx.half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        ctx.save_for_backward(q, *pieces)
-        return causal_attention(q, *_joined(count, pieces), hidden_B)
+        ctx.apart = device in APART and hidden_B is None
+        if not ctx.apart:
+            ctx.save_for_backward(q, *pieces)
+            return causal_attention(q, *_joined(count, pieces), hidden_B)
+        low = [t.to(ctx.half or t.dtype) for t in (q, *pieces)]
+        y, scale = _attended_apart(low[0], low[1 : 1 + count], low[1 + count :])
+        ctx.save_for_backward(y, scale, q, *pieces)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        if ctx.apart:
+            y, scale, *given = ctx.saved_tensors
+            low = [t.to(ctx.half or t.dtype) for t in given]
+            by_q, by_keys, by_values = _grads_apart(ctx.count, grad, y, scale, *low)
+            return None, None, by_q, *by_keys, *by_values
         q, *pieces = ctx.saved_tensors
         device, half = q.device.type, ctx.half
         given = [t.detach().requires_grad_() for t in (q, *_joined(ctx.count, pieces))]
@@ -89,21 +105,76 @@ def _joined(count: int, pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(tuple(pieces[:count]), 2), torch.cat(tuple(pieces[count:]), 2)
 
 
+def _attended_apart(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Attention to each piece on its own, put together by the size of its exponentials.
+
+    Returns:
+        The result (B, H, T, K) and the logarithm of the sum of all exponentials (B, H, T).
+    """
+    heads, last = q.shape[1], len(keys) - 1
+    found = []
+    for at, (k, v) in enumerate(zip(keys, values, strict=True)):
+        if at == last:
+            part = _flash(q, for_queries(k, heads), for_queries(v, heads), 0.0, True)
+        else:
+            part = _flash(_by_group(q, k), k, v)
+        found.append((part[0].reshape(q.shape), part[1].reshape(q.shape[:3])))
+    scales = torch.stack([scale for _, scale in found])
+    whole = scales.logsumexp(0)
+    shares = (scales - whole).exp().unsqueeze(-1)
+    total = found[0][0] * shares[0]
+    for (y, _), share in zip(found[1:], shares[1:], strict=True):
+        total.addcmul_(y.to(total.dtype), share)
+    return total.to(q.dtype), whole
+
+
+def _grads_apart(
+    count: int, grad: Tensor, y: Tensor, scale: Tensor, q: Tensor, *pieces: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of the queries and of each piece's keys and values, from the whole's result."""
+    heads, total = q.shape[1], torch.zeros_like(q)
+    by_keys, by_values = [], []
+    for at, (k, v) in enumerate(zip(pieces[:count], pieces[count:], strict=True)):
+        if at == count - 1:
+            near = for_queries(k, heads), for_queries(v, heads)
+            by_q, *by_kv = _flash_backward(grad, q, *near, y, scale, 0.0, True)
+            by_k, by_v = (t.unflatten(1, (k.shape[1], -1)).sum(2) for t in by_kv)
+        else:
+            grouped = [_by_group(t, k) for t in (grad, q, y)]
+            whole = scale.reshape(grouped[0].shape[:3])
+            by_q, by_k, by_v = _flash_backward(*grouped[:2], k, v, grouped[2], whole, 0.0, False)
+        total += by_q.reshape(q.shape)
+        by_keys.append(by_k)
+        by_values.append(by_v)
+    return total, by_keys, by_values
+
+
+def _by_group(x_BHTK: Tensor, keys: Tensor) -> Tensor:
+    """Numbers per query (B, H, T, K) in one row per head of the keys, (B, G, H / G T, K)."""
+    return x_BHTK.reshape(len(x_BHTK), keys.shape[1], -1, x_BHTK.shape[-1])
+
+
 def piecewise_attention(
     q_BHTK: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     hidden_B: Tensor | None = None,
 ) -> Tensor:
-    """``causal_attention`` over keys and values in pieces, which are joined for the moment only.
+    """``causal_attention`` over keys and values in pieces.
 
     For a row that is read in many calls under one backward pass: each call would keep its own copy
-    of everything before it. Nothing but the pieces and the queries is kept; the backward pass
-    attends once more. Differentiable once.
+    of everything before it. Nothing but the pieces, the queries and the result is kept. On a CPU
+    each piece is attended to on its own and the results are put together, as blocks of keys are in
+    FlashAttention (arXiv 2205.14135, section 3.1); on other devices, and where rows do not see
+    all, pieces are joined for the moment and the backward pass attends once more. Differentiable
+    once.
 
     Args:
         q_BHTK: (B, H, T, K) queries of the newest T positions.
-        keys, values: (B, H or G, S_i, K) each, oldest first, of one dtype.
+        keys, values: (B, H or G, S_i, K) each, oldest first, of one dtype; the last are of the
+            queries' positions.
         hidden_B: as there.
 
     Returns:
