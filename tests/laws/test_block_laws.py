@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -38,6 +38,23 @@ def largest_gap(a: Any, b: Any) -> float:
     return max(
         (float((first[k] - second[k]).abs().max()) for k in first if first[k].numel()), default=0.0
     )
+
+
+def check_cuts(
+    model: Any,
+    x: torch.Tensor,
+    cuts: Sequence[list[int]] = CUTS,
+    state_gap: float = EXACT,
+    **kw: Any,
+) -> Any:
+    """23 tokens give the same logits and State in whatever pieces they are read; the whole."""
+    whole = model(x, **kw)
+    for cut in cuts:
+        pred, state = read_in_pieces(model, x, cut, **kw)
+        assert (pred - whole.pred).abs().max() < EXACT
+        assert largest_gap(state, whole.state) < state_gap
+        assert state.position == x.shape[1]
+    return whole
 
 
 def check_gradients_of_cuts(model: Any, x: torch.Tensor, labels: torch.Tensor) -> None:
@@ -107,12 +124,7 @@ def test_a_label_acts_after_its_chunk_only(build: Build, float64: None, seed: in
 @pytest.mark.parametrize(("seed", "write"), [(0, True), (1, False), (2, True)])
 def test_split_invariant(kind: str, build: Build, float64: None, seed: int, write: bool) -> None:
     model, x = build(kind, seed), tokens(3, 23, seed)
-    whole = model(x, write=write)
-    for cuts in CUTS:
-        pred, state = read_in_pieces(model, x, cuts, write=write)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < EXACT
-        assert state.position == 23
+    check_cuts(model, x, write=write)
 
 
 @pytest.mark.parametrize(("seed", "labelled"), [(0, True), (1, False), (2, True)])
@@ -129,11 +141,7 @@ def test_split_invariant_with_every_inner_optimizer(
     build: Build, float64: None, inner: str
 ) -> None:
     model, x = build("hope_attention", cms={"inner": {"kind": inner}}), tokens(3, 23)
-    whole = model(x)
-    for cuts in CUTS:
-        pred, state = read_in_pieces(model, x, cuts)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < 1e-7
+    whole = check_cuts(model, x, state_gap=1e-7)
     labels = tokens(3, 23, 1)
     kept, _ = model.nll(x, labels, keep=True)
     dropped, _ = model.nll(x, labels, keep=False)
@@ -149,12 +157,8 @@ def test_split_invariant_with_a_surprise_gate(
     build: Build, float64: None, gate: dict[str, Any]
 ) -> None:
     model, x = build("hope_attention", cms={"surprise": gate}), tokens(3, 23)
-    whole = model(x)
+    whole = check_cuts(model, x)
     assert 0 < float(whole.aux["memory/open_rate"]) < 1
-    for cuts in CUTS:
-        pred, state = read_in_pieces(model, x, cuts)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < EXACT
     for row in range(3):
         assert (model(x[row : row + 1]).pred[0] - whole.pred[row]).abs().max() < EXACT
     assert not torch.equal(whole.pred, build("hope_attention")(x).pred)

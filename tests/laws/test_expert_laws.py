@@ -14,6 +14,7 @@ from tests.laws.test_block_laws import (
     CUTS,
     EXACT,
     Recorder,
+    check_cuts,
     check_gradients_of_cuts,
     largest_gap,
     read_in_pieces,
@@ -55,11 +56,7 @@ def test_causal(experts: dict[str, Any], build: Build, float64: None) -> None:
 
 def test_split_invariant(experts: dict[str, Any], build: Build, float64: None) -> None:
     model, x = build("transformer", experts=experts), tokens(3, 23)
-    whole = model(x)
-    for cuts in CUTS:
-        pred, state = read_in_pieces(model, x, cuts)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < EXACT
+    check_cuts(model, x)
 
 
 def test_split_invariant_gradients(experts: dict[str, Any], build: Build, float64: None) -> None:
@@ -129,11 +126,7 @@ def sparse_levels(build: Build, name: str) -> Any:
 @pytest.mark.parametrize("name", LEVELS)
 def test_levels_with_experts_obey_the_laws(name: str, build: Build, float64: None) -> None:
     model, x, labels = sparse_levels(build, name), tokens(3, 23), tokens(2, 23, 5)
-    whole = model(x)
-    for cuts in CUTS[:2]:
-        pred, state = read_in_pieces(model, x, cuts)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < EXACT
+    whole = check_cuts(model, x, CUTS[:2])
     for row in range(3):
         assert (model(x[row : row + 1]).pred[0] - whole.pred[row]).abs().max() < EXACT
     changed = x.clone()

@@ -14,12 +14,11 @@ from nl.core.output import Knobs
 from nl.dist.state_file import load_state, save_state
 from tests.laws.conftest import VOCAB, small, tokens
 from tests.laws.test_block_laws import (
-    CUTS,
     EXACT,
+    check_cuts,
     check_gradients_of_cuts,
     check_switched_writing,
     largest_gap,
-    read_in_pieces,
 )
 
 KINDS = ["transformer", "hope_attention", "hope_selfmod", "gated_delta"]
@@ -57,11 +56,7 @@ def test_causal_and_a_label_acts_after_its_chunk(model: Any) -> None:
 def test_split_invariant(model: Any) -> None:
     x, labels = tokens(3, 23), tokens(3, 23, 1)
     for given in ({}, {"write": False}):
-        whole = model(x, **given)
-        for cuts in CUTS:
-            pred, state = read_in_pieces(model, x, cuts, **given)
-            assert (pred - whole.pred).abs().max() < EXACT
-            assert largest_gap(state, whole.state) < EXACT
+        check_cuts(model, x, **given)
     for labelled in (True, False):
         check_switched_writing(model, tokens(2, 41), tokens(2, 41, 1), labelled)
     nll, out = model.nll(x, labels)

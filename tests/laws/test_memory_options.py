@@ -13,9 +13,9 @@ from nl.core import state as states
 from nl.core.output import Knobs
 from tests.laws.conftest import PERIODS, VOCAB, tokens
 from tests.laws.test_block_laws import (
-    CUTS,
     EXACT,
     Recorder,
+    check_cuts,
     check_gradients_of_cuts,
     largest_gap,
     read_in_pieces,
@@ -81,11 +81,7 @@ def test_causal(cms: dict[str, Any], build: Build, float64: None) -> None:
 @pytest.mark.parametrize("kind", ["hope_attention", "hope_selfmod"])
 def test_split_invariant(cms: dict[str, Any], kind: str, build: Build, float64: None) -> None:
     model, x = build(kind, cms=cms), tokens(3, 23)
-    whole = model(x)
-    for cuts in CUTS:
-        pred, state = read_in_pieces(model, x, cuts)
-        assert (pred - whole.pred).abs().max() < EXACT
-        assert largest_gap(state, whole.state) < EXACT
+    whole = check_cuts(model, x)
     assert not torch.equal(whole.pred, model(x, write=False).pred)
 
 

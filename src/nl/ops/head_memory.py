@@ -12,7 +12,7 @@ looks at the r of earlier chunks with weights h_t . k_s, which costs as much as 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,15 +104,11 @@ def head_cross_entropy(
         with torch.no_grad():
             rate = head.rate()
         graph = torch.is_grad_enabled()
-        wants = _Wants(
-            graph and any(part.requires_grad for part in (hidden, *low[:3])),
-            graph and (head.log_rate.requires_grad or head.toward.requires_grad),
-        )
         for begin, end, own in rule.blocks(start, hidden.shape[1]):
             block = HeadBlock(target[:, begin:end], writes, start + begin, own)
             walked: list[HeadWalk] = []
             nll, signal = _HeadCrossEntropy.apply(
-                hidden[:, begin:end], *low[:3], (low, rate, block, walked, wants)
+                hidden[:, begin:end], *low[:3], (low, rate, block, walked, graph)
             )
             writes = walked[0].after
             found.append((nll, signal, walked[0].logits))
@@ -120,13 +116,6 @@ def head_cross_entropy(
         parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*found, strict=True)
     )
     return nll, signal, logits, writes
-
-
-class _Wants(NamedTuple):
-    """What gradients are asked for: of ``anything``, of the ``rates``."""
-
-    anything: bool
-    rates: bool
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -137,9 +126,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         log_rate: Tensor,
         toward: Tensor,
-        call: tuple[HeadWeights, Tensor, HeadBlock, list[HeadWalk], _Wants],
+        call: tuple[HeadWeights, Tensor, HeadBlock, list[HeadWalk], bool],
     ) -> tuple[Tensor, Tensor]:
-        head, rate, block, walked, wants = call
+        head, rate, block, walked, graph = call
         target = block.target
         walk = HeadWalk.read(hidden, weight, rate, block)
         walked.append(walk)
@@ -149,13 +138,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
         nll, signal = torch.where(scored, nll, 0.0), walk.signal(weight, rate)
         ctx.mark_non_differentiable(signal)
         ctx.set_materialize_grads(False)
-        if not wants.anything:
+        if not (graph and any(ctx.needs_input_grad)):
             return nll, signal
         residual = walk.told()
         # Where it is a part of a buffer with what was gathered before, that is not to be kept.
         apart = len(residual[0]) < len(walk.residuals[0])
         by_rates: tuple[Tensor, ...] = ()
-        if wants.rates:
+        if any(ctx.needs_input_grad[2:4]):
             by_z = (rate * (1 - rate / head.limit)).to(residual.dtype)
             by_rates = _rate_parts(residual, walk.moved, weight, by_z)
         ctx.save_for_backward(hidden, residual.to(hidden.dtype, copy=apart), signal, *by_rates)
