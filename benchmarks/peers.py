@@ -68,7 +68,9 @@ def compared(
     return rows
 
 
-def hope_rows(block: str, gates: Mapping[str, float], args: argparse.Namespace) -> list[Row]:
+def hope_rows(
+    block: str, gates: Mapping[str, float], args: argparse.Namespace, how: str = ""
+) -> list[Row]:
     """Whole train steps against nested-learning, its own periods and ours."""
     shape = cells.Shape(seq_len=64 if args.quick else 256)
     same = tuple(shape.chunk * factor for factor in (1, 4, 16, 64))
@@ -80,7 +82,7 @@ def hope_rows(block: str, gates: Mapping[str, float], args: argparse.Namespace) 
         "ours": cells.ours(block, shape),
     }
     tokens = shape.batch * shape.seq_len
-    return compared(f"{block}, train step", steps, tokens, gates, args.rounds)
+    return compared(f"{block}, train step{how}", steps, tokens, gates, args.rounds)
 
 
 def selfmod_step(args: argparse.Namespace) -> list[Row]:
@@ -89,6 +91,15 @@ def selfmod_step(args: argparse.Namespace) -> list[Row]:
 
 def attention_step(args: argparse.Namespace) -> list[Row]:
     return hope_rows("hope_attention", {"nested-learning, periods 1/4/32/128": 3.0}, args)
+
+
+def kept_steps(args: argparse.Namespace) -> list[Row]:
+    """The steps again with freed memory kept, for nested-learning, too; so from here on."""
+    use_cpu(1)
+    rows = []
+    for block in ("hope_attention", "hope_selfmod"):
+        rows += hope_rows(block, {}, args, ", freed memory kept")
+    return rows
 
 
 def write_path(args: argparse.Namespace) -> list[Row]:
@@ -177,6 +188,7 @@ def step_rows(
 
 def gemm_share(args: argparse.Namespace) -> list[Row]:
     """The self-modifying layer's forward pass as a share of the GEMM peak measured beside it."""
+    use_cpu(1)
     rows = []
     for dim in WIDTHS:
         torch.manual_seed(0)
@@ -209,6 +221,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "write": write_path,
     "attention": attention_step,
     "selfmod": selfmod_step,
+    "kept": kept_steps,
     "transformer": transformer,
     "gemm": gemm_share,
 }
@@ -216,7 +229,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 
 def measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     """All chosen groups, the GEMM peak before, between and after; written after each group."""
-    use_cpu(1)
+    torch.set_num_threads(1)
     started, load, peaks = time.time(), load_average(), [gemm_gflops()]
     facts = machine(1, "cpu")  # before the first file: a page of its own is not a change
     rows: list[Row] = []
