@@ -1,8 +1,8 @@
 """How fast is nl beside nested-learning 0.2.0, titans-pytorch 0.5.5 and a Transformer? One run.
 
 Run it through benchmarks/peers.sh, which builds the environment with the peers. Every row's cells
-take turns in this one process on one thread; times are CPU time, a row's number is the median over
-rounds of the ratio within a round. Writes <output>.md, <output>.json and <output>.svg.
+take turns in one process per group, on one thread; times are CPU time, a row's number is the median
+over rounds of the ratio within a round. Writes <output>.md, <output>.json and <output>.svg.
 
 Example: bash benchmarks/peers.sh --quick --noisy --output artifacts/peers/speed
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ def attention_step(args: argparse.Namespace) -> list[Row]:
 
 
 def kept_steps(args: argparse.Namespace) -> list[Row]:
-    """The steps again with freed memory kept, for nested-learning, too; so from here on."""
+    """The steps again with freed memory kept, for nested-learning, too."""
     use_cpu(1)
     rows = []
     for block in ("hope_attention", "hope_selfmod"):
@@ -227,6 +229,18 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 }
 
 
+def alone(name: str, args: argparse.Namespace) -> list[Row]:
+    """The rows of a group, measured in a process of its own: what malloc was told ends with it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(group_rows, name, args).result()
+
+
+def group_rows(name: str, args: argparse.Namespace) -> list[Row]:
+    torch.set_num_threads(1)
+    return GROUPS[name](args)
+
+
 def measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     """All chosen groups, the GEMM peak before, between and after; written after each group."""
     torch.set_num_threads(1)
@@ -236,7 +250,7 @@ def measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in args.only:
         print(f"{name} ...", flush=True)
-        for row in GROUPS[name](args):
+        for row in alone(name, args):
             rows.append({"group": name, **row})
             print(f"  {row['row']} | {row['ours']} / {row['other']}: {row['measured']:.2f}")
         peaks.append(gemm_gflops())

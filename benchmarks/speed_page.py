@@ -16,11 +16,11 @@ BELOW_AIM = 1.0
 
 DIFFERENCES = """## What is compared
 
-One process, one thread, fp32, eager, random data; cells of a row take turns. The number of a row
-is the median over rounds of the ratio of CPU times within a round; least and largest stand beside
-it. Rows with other packages leave malloc as it is. Training with `nl` keeps freed memory
-(`nl.core.cpu`), and so do the rows after them. Those of train steps come twice: nested-learning
-spends up to a third of its step on the pages of freshly allocated memory, and has most to gain.
+One process per group, one thread, fp32, eager, random data; cells of a row take turns. The number
+of a row is the median over rounds of the ratio of CPU times within a round; least and largest stand
+beside it. Training with `nl` keeps freed memory (`nl.core.cpu`): so do the rows against the
+Transformer and the GEMM peak. Rows against other packages leave malloc as it is; those of train
+steps come once more with freed memory kept for both, from which nested-learning gains most.
 
 *nested-learning 0.2.0.* Its step is that of its training loop without online chunks: forward,
 loss, backward, clipping, AdamW, then the update pass over the same tokens with the head's teach
