@@ -2,8 +2,7 @@
 
 A step frees what it allocated, and the next one allocates the same again. glibc's malloc hands
 large blocks back to the system each time, and every page of a block that comes back is zeroed at
-its first touch: 3 to 5 % of a step of width 512, and several times its length where page faults
-are dear (a busy virtual machine).
+its first touch: some percent of a step of width 512.
 """
 
 from __future__ import annotations

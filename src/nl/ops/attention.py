@@ -113,20 +113,17 @@ def _attended_apart(
     Returns:
         The result (B, H, T, K) and the logarithm of the sum of all exponentials (B, H, T).
     """
-    heads, last = q.shape[1], len(keys) - 1
-    found = []
-    for at, (k, v) in enumerate(zip(keys, values, strict=True)):
-        if at == last:
-            part = _flash(q, for_queries(k, heads), for_queries(v, heads), 0.0, True)
-        else:
-            part = _flash(_by_group(q, k), k, v)
-        found.append((part[0].reshape(q.shape), part[1].reshape(q.shape[:3])))
-    scales = torch.stack([scale for _, scale in found])
+    *past, new = zip(keys, values, strict=True)
+    grouped = _by_group(q, new[0])
+    found = [_flash(grouped, k, v) for k, v in past]
+    found.append(_flash(q, *(for_queries(t, q.shape[1]) for t in new), 0.0, True))
+    parts = [y.reshape(q.shape) for y, _ in found]
+    scales = torch.stack([scale.reshape(q.shape[:3]) for _, scale in found])
     whole = scales.logsumexp(0)
     shares = (scales - whole).exp().unsqueeze(-1)
-    total = found[0][0] * shares[0]
-    for (y, _), share in zip(found[1:], shares[1:], strict=True):
-        total.addcmul_(y.to(total.dtype), share)
+    total = parts[0] * shares[0]
+    for part, share in zip(parts[1:], shares[1:], strict=True):
+        total.addcmul_(part.to(total.dtype), share)
     return total.to(q.dtype), whole
 
 
@@ -134,21 +131,16 @@ def _grads_apart(
     count: int, grad: Tensor, y: Tensor, scale: Tensor, q: Tensor, *pieces: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients of the queries and of each piece's keys and values, from the whole's result."""
-    heads, total = q.shape[1], torch.zeros_like(q)
-    by_keys, by_values = [], []
-    for at, (k, v) in enumerate(zip(pieces[:count], pieces[count:], strict=True)):
-        if at == count - 1:
-            near = for_queries(k, heads), for_queries(v, heads)
-            by_q, *by_kv = _flash_backward(grad, q, *near, y, scale, 0.0, True)
-            by_k, by_v = (t.unflatten(1, (k.shape[1], -1)).sum(2) for t in by_kv)
-        else:
-            grouped = [_by_group(t, k) for t in (grad, q, y)]
-            whole = scale.reshape(grouped[0].shape[:3])
-            by_q, by_k, by_v = _flash_backward(*grouped[:2], k, v, grouped[2], whole, 0.0, False)
+    *past, new = zip(pieces[:count], pieces[count:], strict=True)
+    grad_g, q_g, y_g = (_by_group(t, new[0]) for t in (grad, q, y))
+    scale_g = scale.reshape(q_g.shape[:3])
+    found = [_flash_backward(grad_g, q_g, k, v, y_g, scale_g, 0.0, False) for k, v in past]
+    near = (for_queries(t, q.shape[1]) for t in new)
+    total, *by_new = _flash_backward(grad, q, *near, y, scale, 0.0, True)
+    for by_q, _, _ in found:
         total += by_q.reshape(q.shape)
-        by_keys.append(by_k)
-        by_values.append(by_v)
-    return total, by_keys, by_values
+    by_k, by_v = (t.unflatten(1, (new[0].shape[1], -1)).sum(2) for t in by_new)
+    return total, [*(f[1] for f in found), by_k], [*(f[2] for f in found), by_v]
 
 
 def _by_group(x_BHTK: Tensor, keys: Tensor) -> Tensor:
