@@ -203,7 +203,7 @@ def help_of(script: Path) -> str:
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.sh")), ids=lambda p: p.name)
 def test_help_of_a_shell_script_is_the_comment_at_its_top(script: Path) -> None:
     shown = subprocess.run(
-        ["bash", str(script), "--help"], capture_output=True, text=True, timeout=60, check=True
+        ["bash", str(script), "--help"], capture_output=True, text=True, timeout=300, check=True
     )
     assert shown.stdout == help_of(script)
     assert "Usage: bash scripts/" in shown.stdout

@@ -30,7 +30,7 @@ def heavy_imports(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     return done.stderr.strip()
 

@@ -102,7 +102,7 @@ def group(
     places: Mapping[int, Mapping[str, str]],
     *,
     strategy: str = "ddp",
-    seconds: float = 60.0,
+    seconds: float = 300.0,
 ) -> list[int | None]:
     """All ranks to their ends, each with its own additions to the environment."""
     port = free_port()

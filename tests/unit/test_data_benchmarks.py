@@ -83,5 +83,5 @@ def test_the_memory_of_what_a_stage_starts_is_seen() -> None:
         assert len(found) == 1
         assert found[0] > 64 << 10 > memory.peak(process.pid)
         assert process.pid in memory.below(os.getpid())
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
     assert memory.peak(process.pid) == 0

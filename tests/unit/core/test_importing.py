@@ -35,7 +35,7 @@ def stopped_at(
 ) -> tuple[int, str]:
     code = STOPS.format(name=name, argv=argv, start=start, number=int(number))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout == ""
     return done.returncode, done.stderr

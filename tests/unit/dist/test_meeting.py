@@ -18,10 +18,10 @@ from torch._C._distributed_c10d import HashStore
 from nl.config import ConfigError
 from nl.dist import env
 from nl.dist.env import adopt_slurm, first_host, spread
-from nl.dist.meeting import LaunchError, Meeting, agreeing, together
+from nl.dist.meeting import PATIENCE, LaunchError, Meeting, agreeing, together
 
-LIMIT = 10.0
-"""Seconds after which every rank has to have ended."""
+SOON = PATIENCE / 3
+"""Seconds. Ranks that wait for one another wait longer, and a busy machine slows no launch so much."""
 SERVER = """
 import json, os, runpy, sys, time
 import torch, nl.assembly  # load once; every rank is a fork
@@ -106,7 +106,7 @@ def refused(found: tuple[list[int], list[str], float], message: str) -> None:
     """Both ranks ended soon with code 2; one of them said why, without a traceback."""
     codes, texts, took = found
     assert codes == [2, 2], texts
-    assert took < LIMIT
+    assert took < SOON
     assert message in texts[0]
     assert texts[1] == ""
     assert "Traceback" not in texts[0]
@@ -154,7 +154,7 @@ if number == 1:
 """
     codes, texts, took = launch(before=before)
     assert codes == [2, 1]
-    assert took < LIMIT
+    assert took < SOON
     assert texts[0].endswith("rank 1: OSError: no space for the data\n")
     assert "This was rank 1 of 2." in texts[1]
 
@@ -169,7 +169,7 @@ if number == 1:
 """
     codes, texts, took = launch(before=before)
     assert codes == [1, 1]
-    assert took < LIMIT
+    assert took < SOON
     assert "This was rank 1 of 2." in texts[1]
     assert "The first to fail was rank 1: ValueError: the disk is gone" in texts[0]
 
@@ -181,7 +181,7 @@ def test_a_port_in_use(launch: Launch) -> None:
         port = holder.getsockname()[1]
         codes, texts, took = launch(MASTER_PORT=port)
     assert codes == [2, 2]
-    assert took < LIMIT
+    assert took < SOON
     assert f"MASTER_PORT={port}: in use on this machine; choose another one" in texts[0]
     assert "something else than rank 0 of this launch answers" in texts[1]
 
@@ -288,7 +288,7 @@ def test_a_complaint_does_not_wait_for_those_who_never_come(
     begin = time.monotonic()
     with pytest.raises(LaunchError, match="rank 0: key: no"):
         Meeting(HashStore(), 0, 2).agree(complaint="key: no")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < SOON
 
 
 def test_a_round_is_agreed_by_all_and_rounds_are_apart() -> None:

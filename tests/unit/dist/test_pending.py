@@ -170,7 +170,7 @@ def test_two_ranks_save_beside_training_and_resume(tiny: ModuleType, tmp_path: P
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, str(RANKS), json.dumps(changes), str(port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == [[143, 143], [0, 0]], done.stderr[-3000:]
     found = checkpoints(tmp_path / "two")

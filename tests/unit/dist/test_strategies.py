@@ -90,7 +90,7 @@ def one_and_two_ranks(tiny: ModuleType, folder: Path, changes: dict[str, Any]) -
     nl.launch(tiny.tiny_run(run__dir=str(ours), **changes))
     spread = changes | {"run__dir": str(theirs)}
     command = [sys.executable, str(RANKS), json.dumps(spread), str(free_port())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == [[143, 143], [0, 0]], done.stderr[-3000:]
     return ours, theirs

@@ -35,7 +35,7 @@ def together(work: Callable[[Any], Any], world: int) -> list[Any]:
     """``work(team)`` on every rank at once."""
     box: list[Any] = [None] * world
     results: list[Any] = [None] * world
-    wait = threading.Barrier(world, timeout=20)
+    wait = threading.Barrier(world, timeout=300)
 
     def one(rank: int) -> None:
         with torch.no_grad():

@@ -163,7 +163,7 @@ class Meeting:
     """A sum over threads that play ranks."""
 
     def __init__(self, world: int) -> None:
-        self.barrier, self.values = threading.Barrier(world, timeout=20), [Tensor()] * world
+        self.barrier, self.values = threading.Barrier(world, timeout=300), [Tensor()] * world
 
     def reducer(self, rank: int) -> Any:
         def reduce(values: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def test_killed_scheduler_and_job_every_job_is_done_once(
     children, finished = 0, {}
     for moment in moments:
         process = sweep.call()
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while process.poll() is None:
             begun = [*cut.glob("*/seed_*.job.json")]
             if (begun and not moment) or (moment and steps_done(cut) >= moment and running(cut)):

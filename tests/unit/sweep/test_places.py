@@ -21,7 +21,7 @@ def job_in(folder: Path, seed: int, code: str) -> Job:
     return Job("a", seed, home, (sys.executable, "-c", code), "", {}, ())
 
 
-def wait(handle: Handle, seconds: float = 60) -> int:
+def wait(handle: Handle, seconds: float = 300) -> int:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         code = handle.poll()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,19 +62,24 @@ def test_a_step_may_take_ten_times_the_usual(tmp_path: Path) -> None:
 def test_a_process_that_was_stopped_did_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[str] = []
+    clock, ended = [0.0], []
+    monkeypatch.setattr("nl.train.watchdog.time", SimpleNamespace(monotonic=lambda: clock[0]))
     watch = watchdog(tmp_path, data_seconds=0.4)
-    watch.end = ended.append
-    real, shift = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: real() + shift[0])
-    with watch:
-        watch.phase("data", 1)
-        time.sleep(0.2)
-        shift[0] = 100.0
-        time.sleep(0.15)
-        assert ended == []
-        time.sleep(0.5)
-    assert len(ended) == 1
+    watch.end = lambda complaint: ended.append((complaint, clock[0]))
+    between = iter([0.05] * 4 + [100.0] + [0.05] * 10)
+
+    def wait(interval: float) -> bool:
+        assert interval == 0.05
+        clock[0] += next(between)
+        return False
+
+    watch.phase("data", 1)
+    monkeypatch.setattr(watch, "_stop", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(watch, "beat", lambda: None)
+    watch._watch()
+    ((complaint, when),) = ended
+    assert when == pytest.approx(100.45)
+    assert "no batch of the training stream for 0 s at step 1" in complaint
 
 
 def test_the_heartbeat_keeps_the_lock_of_a_slow_run_fresh(tmp_path: Path) -> None:
@@ -87,7 +93,7 @@ def test_the_heartbeat_keeps_the_lock_of_a_slow_run_fresh(tmp_path: Path) -> Non
 
 def test_heartbeats_tell_who_is_gone(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while alive(child.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(child.pid)  # a zombie is not alive
@@ -123,17 +129,17 @@ def test_a_rank_that_dies_a_moment_later_is_still_named(tmp_path: Path) -> None:
     child.wait()
 
 
-LIMITS = {"data_seconds": 1.0, "step_seconds": 1.0, "collective_seconds": 2.0}
+LIMITS = {"data_seconds": 2.0, "step_seconds": 2.0, "collective_seconds": 4.0}
 DIES = [{"TINY_CRASH_AT": "7", "TINY_CRASH_SIGNAL": how} for how in ("SIGKILL", "EXIT")]
 HANGS = [{"TINY_HANG_AT": "7", "TINY_HANG_IN": where} for where in ("loader", "step")]
 CASES = [(1, "single", place) for place in HANGS] + [(2, "ddp", p) for p in (*DIES, *HANGS)]
 TOLD = (
-    r"rank 0: no batch of the training stream for 1 s at step 8 \(.*data_seconds=1\)",
-    r"rank 0: step 8 has not ended after 1 s in step.*step_seconds=1",
+    r"rank 0: no batch of the training stream for \d+ s at step 8 \(.*data_seconds=2\)",
+    r"rank 0: step 8 has not ended after \d+ s in step.*step_seconds=2",
     r"rank 0 at step 7\. rank 1 \(process \d+\) is gone, last seen at step",
     r"rank 0 at step 7\. rank 1 \(process \d+\) is gone, last seen at step",
     r"rank 0 at step 7\. rank 1 failed: rank 1: no batch of the training stream",
-    r"rank [01] at step 7|rank 0: step 8 has not ended.*collective_seconds=2.*rank 1",
+    r"rank [01] at step 7|rank 0: step 8 has not ended.*collective_seconds=4.*rank 1",
 )
 
 
@@ -156,7 +162,7 @@ def ended(root: Path) -> list[dict[str, Any]]:
     last["changes"] = {**last["changes"], "run__dir": str(root / "last")}
     cases.append(last)
     command = [sys.executable, str(RESUME / "group.py"), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -169,7 +175,7 @@ def test_who_waits_for_ever_ends_and_names_the_rank(tmp_path: Path) -> None:
         folder, (world, _, place) = tmp_path / str(number), CASES[number]
         assert result["codes"][0] == 1
         assert result["codes"][-1] in (1, -9)
-        assert result["seconds"] < LIMITS["collective_seconds"] + 10
+        assert result["seconds"] < LIMITS["collective_seconds"] + 60
         text = (folder / "logs" / "rank_00.log").read_text()
         assert re.search(TOLD[number], text), text[-3000:]
         if "TINY_HANG_IN" in place:

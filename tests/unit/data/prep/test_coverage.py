@@ -181,7 +181,7 @@ def test_command(model: Path, tmp_path: Path) -> None:
 
     def call(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), *flags, *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     done = call("--output", str(tmp_path / "o.json"), "--metadata-json", str(tmp_path / "m.json"))
     assert done.returncode == 0, done.stderr

@@ -189,7 +189,7 @@ def test_two_workers_write_what_one_writes(tmp_path: Path) -> None:
     write_parts(tmp_path / "in", {"a": numbered("a", 40), "b": numbered("b", 25)})
     for name, workers in (("one", 1), ("two", 2)):
         made = chain(tmp_path, name, workers=workers)
-        out, errors = made.communicate(timeout=60)
+        out, errors = made.communicate(timeout=300)
         assert made.returncode == 0, errors
         assert "'documents_in': 65" in out
         assert errors == ""
@@ -204,7 +204,7 @@ def test_killed_and_resumed(tmp_path: Path, kind: str, workers: int) -> None:
     per_part = 200 if kind == "ray" else 20  # Ray starts a process for every rank
     write_parts(tmp_path / "in", {"a": numbered("a", 4000)}, per_part=per_part)
     whole = chain(tmp_path, "whole")
-    whole.communicate(timeout=120)
+    whole.communicate(timeout=300)
     assert whole.returncode == 0
     cut = 0
     for _ in range(4):
@@ -217,7 +217,7 @@ def test_killed_and_resumed(tmp_path: Path, kind: str, workers: int) -> None:
         if made.poll() is None:
             os.killpg(made.pid, signal.SIGKILL)
             cut += 1
-        made.communicate(timeout=60)
+        made.communicate(timeout=300)
     made = chain(tmp_path, "cut", kind, workers)
     out, errors = made.communicate(timeout=240)
     assert made.returncode == 0, errors
