@@ -1,0 +1,194 @@
+"""C++ kernels for the CPU, built on the machine that runs them. Floor 0.
+
+A kernel is one file of ``nl/ops/native``, compiled at its first use for this processor and kept in
+``$XDG_CACHE_HOME/nl/native`` (default ``~/.cache``) under a digest of its source, compiler and
+processor. It does what a function of ``nl.ops`` does in torch, on plain fp32 and fp64 tensors of
+the CPU; everywhere else, and where nothing can be compiled, the torch form runs. The environment
+variable ``NL_NATIVE`` says which: ``auto`` (default), ``off``, or ``on``, which refuses to go on
+without kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from nl.core.logs import get_logger
+
+log = get_logger(__name__)
+
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
+SOURCES = Path(__file__).parents[1] / "ops" / "native"
+MODES = ("auto", "on", "off")
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+_held_off = 0
+
+
+class NativeError(RuntimeError):
+    """``NL_NATIVE`` asks for what cannot be."""
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile builds with too: $CXX, or the first one found."""
+    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
+    return next((name for name in names if shutil.which(name)), None)
+
+
+def mode() -> str:
+    """What ``NL_NATIVE`` says."""
+    found = os.environ.get("NL_NATIVE") or "auto"
+    if found not in MODES:
+        raise NativeError(f"NL_NATIVE={found}; allowed: {', '.join(MODES)}")
+    return found
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """No kernels for a while: what runs here is made of torch's own operations."""
+    global _held_off
+    _held_off += 1
+    try:
+        yield
+    finally:
+        _held_off -= 1
+
+
+class Kernel:
+    """One file of C++ with functions ``name_f32`` and ``name_f64``.
+
+    Every function takes whole numbers, addresses of tensors and the number of threads:
+    ``(const int64_t*, void* const*, int64_t)``.
+
+    Args:
+        name: of the file in ``nl/ops/native``, without its suffix.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._library: ctypes.CDLL | None = None
+        self._tried = False
+
+    def takes(self, *tensors: Tensor | None) -> bool:
+        """Whether a call with these tensors runs here: plain, on the CPU, of one fit dtype."""
+        if _held_off or torch.compiler.is_compiling():
+            return False
+        given = [t for t in tensors if t is not None]
+        dtype = given[0].dtype
+        fits = dtype in _SUFFIX and all(
+            t.dtype == dtype and t.device.type == "cpu" and type(t) in (Tensor, Parameter)
+            for t in given
+        )
+        return fits and self.library() is not None
+
+    def run(self, function: str, numbers: Sequence[int], tensors: Sequence[Tensor | None]) -> None:
+        """Call a function on contiguous tensors (None: a null pointer); it writes into them.
+
+        Args:
+            function: its name without the dtype, which is that of the first tensor.
+            numbers: sizes and options.
+            tensors: given and made.
+        """
+        library = self.library()
+        assert library is not None
+        for t in tensors:
+            assert t is None or t.is_contiguous()
+        first = next(t for t in tensors if t is not None)
+        sizes = (ctypes.c_int64 * len(numbers))(*numbers)
+        places = (ctypes.c_void_p * len(tensors))(
+            *(None if t is None else t.data_ptr() for t in tensors)
+        )
+        call = getattr(library, f"{function}_{_SUFFIX[first.dtype]}")
+        call(sizes, places, ctypes.c_int64(torch.get_num_threads()))
+
+    def library(self) -> ctypes.CDLL | None:
+        """The compiled file, or None where there is none."""
+        wanted = mode()
+        if wanted == "off":
+            return None
+        if not self._tried:
+            self._tried = True
+            self._library = self._load()
+        if self._library is None and wanted == "on":
+            raise NativeError(
+                f"NL_NATIVE=on; the kernel {self.name} could not be built (the log says why): "
+                "install g++, name a compiler in CXX, or set NL_NATIVE=auto"
+            )
+        return self._library
+
+    def _load(self) -> ctypes.CDLL | None:
+        compiler = cpp_compiler()
+        if compiler is None:
+            log.info("no C++ compiler found: %s runs as torch operations", self.name)
+            return None
+        try:
+            return ctypes.CDLL(str(self._built(compiler)))
+        except subprocess.CalledProcessError as error:
+            why = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+            log.warning("%s: not built, runs as torch operations: %s", self.name, why[0])
+        except OSError as error:
+            log.warning("%s: not loaded, runs as torch operations: %s", self.name, error)
+        return None
+
+    def _built(self, compiler: str) -> Path:
+        """The shared library, compiled where it is not there yet."""
+        source = SOURCES / f"{self.name}.cpp"
+        folder = _folder()
+        target = folder / f"{self.name}-{_digest(source, compiler)}.so"
+        if not target.is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                made = Path(work) / target.name
+                command = [compiler, *FLAGS, str(source), "-o", str(made)]
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                os.replace(made, target)
+        return target
+
+
+def _folder() -> Path:
+    """Where kernels are kept: only this user may write there."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "nl" / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to another user; set XDG_CACHE_HOME")
+    return folder
+
+
+def _digest(source: Path, compiler: str) -> str:
+    """Of everything that the machine code depends on."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
+    parts = [*FLAGS, version.stdout, platform.machine(), _processor()]
+    parts += [path.read_text() for path in (source, *sorted(SOURCES.glob("*.h")))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    """Model and instruction sets of this machine's processor, where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    kept = ("model", "flags", "Features", "CPU part", "cpu family", "vendor_id")
+    return "\n".join(line for line in lines if line.startswith(kept))

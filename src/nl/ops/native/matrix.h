@@ -1,0 +1,198 @@
+// Products of small matrices and elementwise functions on one core.
+//
+// A product is computed in tiles of a few rows and vectors of columns that stay in registers. The
+// left factor is read number by number, so that its strides are free; the right one is read in
+// rows and turned round first where it is its columns that are contiguous. Meant for factors that
+// fit the caches.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <cstdlib>
+#include <type_traits>
+#include <vector>
+
+namespace nl {
+
+using idx = std::ptrdiff_t;
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, TILE_ROWS = 6, TILE_VECTORS = 4;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6, TILE_VECTORS = 2;
+#else
+constexpr int VECTOR_BYTES = 16, TILE_ROWS = 4, TILE_VECTORS = 2;
+#endif
+
+template <class T>
+constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+// Memory of one thread for one call; every piece begins where a cache line begins.
+template <class T>
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (void* piece : pieces_) std::free(piece);
+  }
+  T* take(idx count) {
+    const std::size_t bytes = ((std::size_t)count * sizeof(T) + 127) / 64 * 64;
+    void* piece = std::aligned_alloc(64, bytes);
+    if (!piece) std::abort();
+    pieces_.push_back(piece);
+    return static_cast<T*>(piece);
+  }
+
+ private:
+  std::vector<void*> pieces_;
+};
+
+// A matrix in memory: element (i, j) is at[i * row + j * col].
+template <class T>
+struct View {
+  const T* at;
+  idx row, col;
+  View turned() const { return {at, col, row}; }
+};
+
+template <class T>
+inline View<T> rows_of(const T* at, idx row) { return {at, row, 1}; }
+
+template <class T, int MR, int NV>
+inline __attribute__((always_inline)) void tile(
+    idx k, View<T> a, const T* b, idx b_row, T* c, idx c_row, T alpha, bool add) {
+  typedef T vec __attribute__((vector_size(VECTOR_BYTES)));
+  typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  constexpr int L = LANES<T>;
+  vec sum[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) sum[i][v] = vec{};
+  for (idx p = 0; p < k; p++) {
+    vec right[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) right[v] = *(const loose*)(b + p * b_row + v * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      const T left = a.at[i * a.row + p * a.col];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) sum[i][v] += left * right[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      loose* to = (loose*)(c + i * c_row + v * L);
+      *to = add ? *to + alpha * sum[i][v] : alpha * sum[i][v];
+    }
+}
+
+template <class T, int NV>
+void stripe(idx m, idx k, View<T> a, const T* b, idx b_row, T* c, idx c_row, T alpha, bool add) {
+  idx i = 0;
+  auto left = [&] { return View<T>{a.at + i * a.row, a.row, a.col}; };
+  for (; i + TILE_ROWS <= m; i += TILE_ROWS)
+    tile<T, TILE_ROWS, NV>(k, left(), b, b_row, c + i * c_row, c_row, alpha, add);
+  for (; i + 4 <= m; i += 4) tile<T, 4, NV>(k, left(), b, b_row, c + i * c_row, c_row, alpha, add);
+  for (; i + 2 <= m; i += 2) tile<T, 2, NV>(k, left(), b, b_row, c + i * c_row, c_row, alpha, add);
+  for (; i < m; i++) tile<T, 1, NV>(k, left(), b, b_row, c + i * c_row, c_row, alpha, add);
+}
+
+// to (n x m, rows apart by to_row) = from (m x n) turned round, in squares of vectors.
+template <class T>
+void turn(T* to, idx to_row, const T* from, idx from_row, idx m, idx n) {
+  typedef T vec __attribute__((vector_size(VECTOR_BYTES)));
+  typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  typedef typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type whole;
+  typedef whole mask __attribute__((vector_size(VECTOR_BYTES)));
+  constexpr int L = LANES<T>;
+  idx i = 0;
+  for (; i + L <= m; i += L) {
+    idx j = 0;
+    for (; j + L <= n; j += L) {
+      vec r[L];
+#pragma GCC unroll 16
+      for (int q = 0; q < L; q++) r[q] = *(const loose*)(from + (i + q) * from_row + j);
+#pragma GCC unroll 4
+      for (int s = 1; s < L; s *= 2) {
+        mask low, high;
+#pragma GCC unroll 16
+        for (int q = 0; q < L; q++) {
+          low[q] = q & s ? L + (q ^ s) : q;
+          high[q] = q & s ? L + q : q | s;
+        }
+#pragma GCC unroll 16
+        for (int q = 0; q < L; q++)
+          if (!(q & s)) {
+            const vec one = r[q], two = r[q | s];
+            r[q] = __builtin_shuffle(one, two, low);
+            r[q | s] = __builtin_shuffle(one, two, high);
+          }
+      }
+#pragma GCC unroll 16
+      for (int q = 0; q < L; q++) *(loose*)(to + (j + q) * to_row + i) = r[q];
+    }
+    for (; j < n; j++)
+      for (int q = 0; q < L; q++) to[j * to_row + i + q] = from[(i + q) * from_row + j];
+  }
+  for (; i < m; i++)
+    for (idx j = 0; j < n; j++) to[j * to_row + i] = from[i * from_row + j];
+}
+
+// c (m x n) = alpha a (m x k) b (k x n), or c += that. `room`: k n numbers, for a turned b.
+template <class T>
+void product(
+    T* c, idx c_row, idx m, idx n, idx k, View<T> a, View<T> b, T* room, T alpha, bool add) {
+  constexpr int L = LANES<T>;
+  if (b.col != 1) {
+    turn(room, n, b.at, b.col, n, k);
+    b = rows_of<T>(room, n);
+  }
+  idx j = 0;
+  for (; j + TILE_VECTORS * L <= n; j += TILE_VECTORS * L)
+    stripe<T, TILE_VECTORS>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
+  for (; j + 2 * L <= n; j += 2 * L)
+    stripe<T, 2>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
+  for (; j + L <= n; j += L) stripe<T, 1>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
+  for (idx i = 0; j < n && i < m; i++)
+    for (idx q = j; q < n; q++) {
+      T sum = 0;
+      for (idx p = 0; p < k; p++) sum += a.at[i * a.row + p * a.col] * b.at[p * b.row + q];
+      T* to = c + i * c_row + q;
+      *to = add ? *to + alpha * sum : alpha * sum;
+    }
+}
+
+inline double exponential(double x) { return std::exp(x); }
+
+// e^x to about one unit in the last place, without branches; NaN stays NaN.
+inline float exponential(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.3f ? 88.3f : x;
+  const float turns = x * 1.44269504f + 12582912.f;
+  int32_t bits;
+  std::memcpy(&bits, &turns, 4);
+  const float n = turns - 12582912.f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.f;
+  bits = (int32_t)((uint32_t)bits << 23) + (127 << 23);
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return y * scale;
+}
+
+template <class T>
+inline T sigmoid(T x) { return T(1) / (T(1) + exponential(-x)); }
+
+}  // namespace nl
