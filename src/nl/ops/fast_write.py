@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from nl.core.program import Program
 from nl.ops.delta_rule import unit_lower_inverse
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, activation_and_slope, in_force
+from nl.ops.fast_write_native import KERNEL, _adjoints_native, _written_native
 from nl.ops.fast_write_parts import NORM_EPS, BankWrite, Frame, Rates
 
 
@@ -120,8 +121,10 @@ class _Write(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: Any, *given: Tensor) -> Any:
-        ctx.spec = spec
+        ctx.spec, ctx.native = spec, KERNEL.takes(*given)
         ctx.save_for_backward(*given)
+        if ctx.native:
+            return _written_native(spec, given)
         with torch.autocast(given[0].device.type, enabled=False):
             return _written(spec, *given, tokens=given[0].shape[-1])
 
@@ -129,6 +132,8 @@ class _Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         given = ctx.saved_tensors
+        if ctx.native:
+            return None, *_adjoints_native(ctx.spec, grads, given)
         with torch.autocast(grads[0].device.type, enabled=False):
             return None, *_adjoints(ctx.spec, *grads, *given, tokens=given[0].shape[-1])
 
