@@ -92,10 +92,16 @@ class Kernel:
         self._tried = False
 
     def takes(self, *tensors: Tensor | None) -> bool:
-        """Whether a call with these tensors runs here: plain, on the CPU, of one fit dtype."""
+        """Whether a call with these tensors runs here.
+
+        It does where all are plain, on the CPU and of one fit dtype, and no gradient is asked for:
+        kernels are called from the two passes of an ``autograd.Function``, or without gradients.
+        """
         if _held_off or torch.compiler.is_compiling():
             return False
         given = [t for t in tensors if t is not None]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+            return False
         dtype = given[0].dtype
         fits = dtype in _SUFFIX and all(
             t.dtype == dtype and t.device.type == "cpu" and type(t) in (Tensor, Parameter)

@@ -18,6 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nl.core.program import Program
+from nl.ops.level_native import (
+    _adjoints_native,
+    _branch_native,
+    _gradients_native,
+    _hidden_native,
+    _pull_back_native,
+)
 
 NORM_EPS = 1e-6
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -283,7 +290,8 @@ class _Branch(torch.autograd.Function):
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
         with torch.autocast(device, enabled=False):
-            y, z = _branch((dtype, form), x, unit, *weights, tokens=x.shape[1])
+            found = _branch_native(form, x, unit, *weights) if dtype == x.dtype else None
+            y, z = found or _branch((dtype, form), x, unit, *weights, tokens=x.shape[1])
         ctx.form, ctx.make = form, None if again is None else again.make
         if again is not None:
             weights = (*weights[:2], None, None, *weights[4:], *again.tensors)
@@ -299,7 +307,8 @@ class _Branch(torch.autograd.Function):
         with torch.autocast(kept[0].device.type, enabled=False):
             if ctx.make is not None:
                 kept = (*kept[:5], *ctx.make(kept[11:]), *kept[7:11])
-            found = _branch_adjoints(spec, grad_y, grad_z, *kept, tokens=kept[0].shape[1])
+            parts = spec, grad_y, grad_z, *kept
+            found = _adjoints_native(*parts) or _branch_adjoints(*parts, tokens=kept[0].shape[1])
         return None, None, *found
 
 
@@ -307,8 +316,9 @@ def level_hidden_signal(
     z_BTF: Tensor, signal_BTD: Tensor, w: LevelWeights, gate_BTF: Tensor | None = None
 ) -> Tensor:
     """e = g (d V) phi'(z): the signal at the pre-activation, (B, T, F)."""
-    parts = (z_BTF, signal_BTD, gate_BTF, w.down, w.fast_down, w.rate_down)
-    found: Tensor = _hidden_signal(w.form, *parts, tokens=z_BTF.shape[1])
+    parts = (w.form, z_BTF, signal_BTD, gate_BTF, w.down, w.fast_down, w.rate_down)
+    made = _hidden_native(*parts)
+    found: Tensor = _hidden_signal(*parts, tokens=z_BTF.shape[1]) if made is None else made
     return found
 
 
@@ -330,8 +340,9 @@ def level_pull_back(
     x_BTD: Tensor, signal_BTD: Tensor, hidden_signal_BTF: Tensor, w: LevelWeights
 ) -> Tensor:
     """dL/dx of the level: the residual path plus the path through norm and first layer."""
-    parts = (x_BTD, signal_BTD, hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
-    found: Tensor = _pull_back(w.form, *parts, tokens=x_BTD.shape[1])
+    parts = (w.form, x_BTD, signal_BTD, hidden_signal_BTF, w.up, w.fast_up, w.rate_up)
+    made = _pull_back_native(*parts)
+    found: Tensor = _pull_back(*parts, tokens=x_BTD.shape[1]) if made is None else made
     return found
 
 
@@ -351,8 +362,8 @@ def level_gradients(
     gate_BTF: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Per-row gradient of the summed signal: dU (B, F, D) and dV (B, D, F)."""
-    parts = (x_BTD, z_BTF, signal_BTD, hidden_signal_BTF, gate_BTF)
-    up, down = _gradients(form, *parts, tokens=x_BTD.shape[1])
+    parts = (form, x_BTD, z_BTF, signal_BTD, hidden_signal_BTF, gate_BTF)
+    up, down = _gradients_native(*parts) or _gradients(*parts, tokens=x_BTD.shape[1])
     return up, down
 
 

@@ -19,11 +19,6 @@ struct Sizes {
   int output;
 };
 
-#define SIMD _Pragma("omp simd")
-#define EACH(i, n) \
-  SIMD             \
-  for (idx i = 0; i < (n); i++)
-
 // (I + L)^-1 for a strictly lower triangular L (n x n), block row by block row.
 template <class T>
 void unit_lower_inverse(T* x, const T* lower, idx n, T* room, T* part) {
@@ -67,13 +62,6 @@ void solve_few(T* x, const T* lower, idx count, idx n, bool transposed) {
 template <class T>
 void add_products(T* out, const T* a, const T* b, idx rows, idx n) {
   for (idx i = 0; i < rows; i++) EACH(t, n) out[t] += a[i * n + t] * b[i * n + t];
-}
-
-template <class T>
-T inner(const T* a, const T* b, idx n) {
-  T sum = 0;
-  _Pragma("omp simd reduction(+ : sum)") for (idx i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
 }
 
 // phi, phi' and what its bend needs.

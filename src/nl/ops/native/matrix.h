@@ -13,6 +13,9 @@
 #include <type_traits>
 #include <vector>
 
+// A loop over numbers that do not depend on one another.
+#define EACH(i, n) _Pragma("omp simd") for (idx i = 0; i < (n); i++)
+
 namespace nl {
 
 using idx = std::ptrdiff_t;
@@ -144,28 +147,53 @@ void turn(T* to, idx to_row, const T* from, idx from_row, idx m, idx n) {
     for (idx j = 0; j < n; j++) to[j * to_row + i] = from[i * from_row + j];
 }
 
+// A product with fewer columns than a vector has numbers.
+template <class T>
+void last_columns(
+    idx m, idx n, idx k, View<T> a, View<T> b, T* c, idx c_row, T alpha, bool add) {
+  constexpr int L = LANES<T>;
+  static thread_local std::vector<T> padded;
+  if ((idx)padded.size() < k * L) padded.resize(k * L);
+  for (idx p = 0; p < k; p++)
+    for (idx j = 0; j < L; j++) padded[p * L + j] = j < n ? b.at[p * b.row + j * b.col] : T(0);
+  T made[TILE_ROWS * L];
+  for (idx i = 0; i < m; i += TILE_ROWS) {
+    const idx rows = m - i < TILE_ROWS ? m - i : TILE_ROWS;
+    stripe<T, 1>(rows, k, View<T>{a.at + i * a.row, a.row, a.col}, padded.data(), L, made, L, alpha, false);
+    for (idx q = 0; q < rows; q++)
+      for (idx j = 0; j < n; j++) {
+        T* to = c + (i + q) * c_row + j;
+        *to = add ? *to + made[q * L + j] : made[q * L + j];
+      }
+  }
+}
+
 // c (m x n) = alpha a (m x k) b (k x n), or c += that. `room`: k n numbers, for a turned b.
 template <class T>
 void product(
     T* c, idx c_row, idx m, idx n, idx k, View<T> a, View<T> b, T* room, T alpha, bool add) {
   constexpr int L = LANES<T>;
-  if (b.col != 1) {
-    turn(room, n, b.at, b.col, n, k);
-    b = rows_of<T>(room, n);
-  }
+  const bool turned = b.col != 1;
+  // The columns from j on that one stripe needs, in rows.
+  auto right = [&](idx j, idx width) {
+    if (!turned) return rows_of(b.at + j, b.row);
+    turn(room, width, b.at + j * b.col, b.col, width, k);
+    return rows_of<T>(room, width);
+  };
   idx j = 0;
-  for (; j + TILE_VECTORS * L <= n; j += TILE_VECTORS * L)
-    stripe<T, TILE_VECTORS>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
-  for (; j + 2 * L <= n; j += 2 * L)
-    stripe<T, 2>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
-  for (; j + L <= n; j += L) stripe<T, 1>(m, k, a, b.at + j, b.row, c + j, c_row, alpha, add);
-  for (idx i = 0; j < n && i < m; i++)
-    for (idx q = j; q < n; q++) {
-      T sum = 0;
-      for (idx p = 0; p < k; p++) sum += a.at[i * a.row + p * a.col] * b.at[p * b.row + q];
-      T* to = c + i * c_row + q;
-      *to = add ? *to + alpha * sum : alpha * sum;
-    }
+  for (; j + TILE_VECTORS * L <= n; j += TILE_VECTORS * L) {
+    const View<T> panel = right(j, TILE_VECTORS * L);
+    stripe<T, TILE_VECTORS>(m, k, a, panel.at, panel.row, c + j, c_row, alpha, add);
+  }
+  for (; j + 2 * L <= n; j += 2 * L) {
+    const View<T> panel = right(j, 2 * L);
+    stripe<T, 2>(m, k, a, panel.at, panel.row, c + j, c_row, alpha, add);
+  }
+  for (; j + L <= n; j += L) {
+    const View<T> panel = right(j, L);
+    stripe<T, 1>(m, k, a, panel.at, panel.row, c + j, c_row, alpha, add);
+  }
+  if (j < n) last_columns(m, n - j, k, a, View<T>{b.at + j * b.col, b.row, b.col}, c + j, c_row, alpha, add);
 }
 
 inline double exponential(double x) { return std::exp(x); }
@@ -194,5 +222,13 @@ inline float exponential(float x) {
 
 template <class T>
 inline T sigmoid(T x) { return T(1) / (T(1) + exponential(-x)); }
+
+// sum of a b.
+template <class T>
+T inner(const T* a, const T* b, idx n) {
+  T sum = 0;
+  _Pragma("omp simd reduction(+ : sum)") for (idx i = 0; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
 
 }  // namespace nl
