@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from nl.config import ConfigError, unstructure
+from nl.config import ConfigError, require, unstructure
 from nl.config.hydra import compose, plain, publish, quoted, refusing, run_config, start
 from nl.config.run import RunConfig
+from nl.core import native
 from nl.core.cpu import use_cpu
 from nl.core.protocols import EvalRow, Stream
 from nl.core.seeds import SeedBook, seed_everything
@@ -104,6 +105,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         check(run, strategy)
         forewarn(run)
         use_cpu(run.train.threads)
+        require(not native.complaint(), native.complaint())
         seeds = SeedBook(run.seed)
         config: Any = run
         place = {"rank": strategy.rank, "world": strategy.world}

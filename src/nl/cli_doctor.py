@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -77,12 +76,7 @@ def check_torch() -> list[Check]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hint = "" if names else "runs use the CPU; GPU runs need a CUDA device and its driver"
     checks.append(Check("devices", OK if names else NOTE, ", ".join(names) or "cpu", hint))
-    compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
-    checks.append(
-        Check("compile", OK, f"C++ compiler {compiler}")
-        if compiler
-        else Check("compile", NOTE, "no C++ compiler", "torch.compile on CPU needs g++ or clang++")
-    )
+    checks += check_compiler()
     backends = [
         name
         for name, there in (
@@ -95,6 +89,27 @@ def check_torch() -> list[Check]:
         return [*checks, Check("distributed", OK, ", ".join(backends))]
     hint = "this build of torch has no distributed backend; train.py works, train_dist.py does not"
     return [*checks, Check("distributed", NOTE, "none", hint)]
+
+
+def check_compiler() -> list[Check]:
+    """Whether torch.compile and the kernels of memories can be built for the CPU."""
+    from nl.core.native import build_all, complaint, cpp_compiler
+
+    compiler = cpp_compiler()
+    if wrong := complaint():
+        return [Check("compile", FAIL, wrong)]
+    if compiler is None:
+        hint = "torch.compile on CPU and the kernels of memories need g++ or clang++"
+        return [Check("compile", NOTE, "no C++ compiler", hint)]
+    checks = [Check("compile", OK, f"C++ compiler {compiler}")]
+    if os.environ.get("NL_NATIVE") == "off":
+        return [*checks, Check("kernels", NOTE, "off", "NL_NATIVE=off in the environment")]
+    built = build_all()
+    missing = ", ".join(name for name, there in built.items() if not there)
+    if missing:
+        hint = "memories run as torch operations, which is slower; the warning above says why"
+        return [*checks, Check("kernels", NOTE, f"not built: {missing}", hint)]
+    return [*checks, Check("kernels", OK, ", ".join(built))]
 
 
 def check_threads() -> Check:

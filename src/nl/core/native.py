@@ -57,12 +57,17 @@ def cpp_compiler() -> str | None:
     return next((name for name in names if shutil.which(name)), None)
 
 
-def mode() -> str:
-    """What ``NL_NATIVE`` says."""
+def complaint() -> str:
+    """What is wrong with ``NL_NATIVE`` on this machine, empty where nothing is."""
     found = os.environ.get("NL_NATIVE") or "auto"
     if found not in MODES:
-        raise NativeError(f"NL_NATIVE={found}; allowed: {', '.join(MODES)}")
-    return found
+        return f"NL_NATIVE={found} in the environment; allowed: {', '.join(MODES)}"
+    if found == "on" and cpp_compiler() is None:
+        return (
+            "NL_NATIVE=on in the environment; no C++ compiler found ($CXX, g++, clang++, c++): "
+            "install one, name it in CXX, or set NL_NATIVE=auto"
+        )
+    return ""
 
 
 @contextmanager
@@ -130,17 +135,23 @@ class Kernel:
         call(sizes, places, ctypes.c_int64(torch.get_num_threads()))
 
     def library(self) -> ctypes.CDLL | None:
-        """The compiled file, or None where there is none."""
-        wanted = mode()
+        """The compiled file, or None where there is none.
+
+        Raises:
+            NativeError: ``NL_NATIVE`` is none of the modes, or on where this cannot be built.
+        """
+        wanted = os.environ.get("NL_NATIVE") or "auto"
         if wanted == "off":
             return None
+        if wrong := complaint():
+            raise NativeError(wrong)
         if not self._tried:
             self._tried = True
             self._library = self._load()
         if self._library is None and wanted == "on":
             raise NativeError(
-                f"NL_NATIVE=on; the kernel {self.name} could not be built (the log says why): "
-                "install g++, name a compiler in CXX, or set NL_NATIVE=auto"
+                f"NL_NATIVE=on in the environment; {self.name} could not be built (the log says "
+                "why): install g++, name a compiler in CXX, or set NL_NATIVE=auto"
             )
         return self._library
 
@@ -168,8 +179,14 @@ class Kernel:
                 made = Path(work) / target.name
                 command = [compiler, *FLAGS, str(source), "-o", str(made)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
-                os.replace(made, target)
+                made.replace(target)
         return target
+
+
+def build_all() -> dict[str, bool]:
+    """Build every kernel; whether each can be used."""
+    names = sorted(path.stem for path in SOURCES.glob("*.cpp"))
+    return {name: Kernel(name).library() is not None for name in names}
 
 
 def _folder() -> Path:

@@ -9,8 +9,6 @@ variants than torch keeps would run uncompiled from then on; that is an error he
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Container
 from typing import Any
@@ -20,22 +18,17 @@ from torch import nn
 
 from nl.config import require
 from nl.core.logs import get_logger
+from nl.core.native import cpp_compiler
 from nl.core.program import set_compiled
+from nl.ops.level_native import KERNEL as LEVELS
 
 log = get_logger(__name__)
 
 RECOMPILE_LIMIT = 32
 """Variants of one function: a level that has not been written is another one than after."""
-COMPILERS = ("g++", "clang++", "c++")
 
 _left_out: set[Any] = set()
 """Methods that are wrapped already."""
-
-
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile builds with: $CXX, or the first one found."""
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    return next((name for name in names if shutil.which(name)), None)
 
 
 def check_compile(wanted: bool, needs: Container[str] = ()) -> None:
@@ -115,7 +108,15 @@ def compile_units(model: nn.Module, backend: str = "inductor") -> int:
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     set_compiled(backend)
     for unit in units:
-        if getattr(unit, "compile_whole", True):
+        if getattr(unit, "compile_whole", True) and not _has_kernels(unit):
             compile_module(unit, backend)
     log.info("torch.compile: %d units, at their first call", len(units))
     return len(units)
+
+
+def _has_kernels(unit: nn.Module) -> bool:
+    """Whether a unit's levels run in machine code of their own, which a tracer would take apart."""
+    weights = next(unit.parameters(), None)
+    return getattr(unit, "levels", None) is not None and (
+        weights is not None and LEVELS.takes(weights.detach())
+    )

@@ -40,8 +40,9 @@ def _branch_native(form: Any, x: Tensor, unit: Any, *weights: Any) -> tuple[Tens
     given = (x, up, down, fast_up, fast_down, rate_up, rate_down)
     if sizes is None or not KERNEL.takes(*given):
         return None
-    y, z = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
-        *x.shape[:2], up.shape[0]
+    y, z = (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty(*x.shape[:2], up.shape[0]),
     )
     _call("branch", form, sizes, given, (y, z))
     return y, z

@@ -21,7 +21,7 @@ from nl.dist.env import adopt_slurm, first_host, spread
 from nl.dist.meeting import PATIENCE, LaunchError, Meeting, agreeing, together
 
 SOON = PATIENCE / 3
-"""Seconds. Ranks that wait for one another wait longer, and a busy machine slows no launch so much."""
+"""Seconds: less than ranks wait for one another, more than a busy machine takes for a launch."""
 SERVER = """
 import json, os, runpy, sys, time
 import torch, nl.assembly  # load once; every rank is a fork

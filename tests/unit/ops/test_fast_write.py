@@ -13,6 +13,8 @@ from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp
 from nl.ops.fast_write import WriteGroup, fast_mlp_write, fast_mlp_write_reference
 from tests.unit.ops.twins import assert_twins
 
+pytestmark = pytest.mark.usefixtures("done_by")
+
 SINGLE = 1e-5
 HEADS, ROWS, K, F, GATE_F = 2, 2, 5, 6, 3
 N = HEADS * ROWS

@@ -1,0 +1,131 @@
+"""Kernels are built once, used where they fit, and never stand in the way where they cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nl.core import native
+from nl.core.native import Kernel, NativeError, complaint, cpp_compiler, torch_only
+
+SOURCE = """
+#include <cstdint>
+extern "C" void doubled_f32(const int64_t* n, void* const* t, int64_t threads) {
+  for (int64_t i = 0; i < n[0]; i++)
+    static_cast<float*>(t[1])[i] = 2 * static_cast<float*>(t[0])[i] + (t[2] ? threads : 0);
+}
+"""
+compiles = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "twice.cpp").write_text(SOURCE)
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NL_NATIVE", raising=False)
+
+
+def built(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "nl" / "native").iterdir())
+
+
+@compiles
+def test_a_kernel_is_built_once_and_writes_into_tensors(tmp_path: Path) -> None:
+    x, y = torch.arange(3.0), torch.empty(3)
+    kernel = Kernel("twice")
+    assert kernel.takes(x, None, y)
+    kernel.run("doubled", [3], [x, y, None])
+    assert y.tolist() == [0, 2, 4]
+    kernel.run("doubled", [3], [x, y, x])
+    assert y.tolist() == [1, 3, 5], "the number of threads comes last"
+    (file,) = built(tmp_path)
+    before = file.stat().st_mtime_ns
+    assert Kernel("twice").takes(x)
+    assert [f.stat().st_mtime_ns for f in built(tmp_path)] == [before]
+    (tmp_path / "twice.cpp").write_text(SOURCE + "// other\n")
+    assert Kernel("twice").takes(x)
+    assert len(built(tmp_path)) == 2, "another source is another kernel"
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+class Disguised(Tensor):
+    """A tensor whose operations another one does."""
+
+
+@compiles
+def test_only_plain_tensors_of_one_fit_dtype_are_taken() -> None:
+    kernel, x = Kernel("twice"), torch.ones(2)
+    assert kernel.takes(x, torch.nn.Parameter(x, requires_grad=False))
+    assert not kernel.takes(x, x.double())
+    assert not kernel.takes(x.bfloat16())
+    assert not kernel.takes(x.to("meta"))
+    assert not kernel.takes(x, x.as_subclass(Disguised))
+    leaf = torch.ones(2, requires_grad=True)
+    assert not kernel.takes(x, leaf), "nothing would go back through it"
+    with torch.no_grad():
+        assert kernel.takes(x, leaf)
+    with torch_only():
+        assert not kernel.takes(x)
+        with torch_only():
+            pass
+        assert not kernel.takes(x)
+    assert kernel.takes(x)
+
+
+def test_without_a_compiler_torch_does_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "cpp_compiler", lambda: None)
+    kernel = Kernel("twice")
+    with caplog.at_level(logging.INFO):
+        assert not kernel.takes(torch.ones(1))
+        assert not kernel.takes(torch.ones(1))
+    assert caplog.text.count("no C++ compiler found: twice runs as torch operations") == 1
+    assert complaint() == ""
+    monkeypatch.setenv("NL_NATIVE", "on")
+    assert "no C++ compiler found" in complaint()
+    with pytest.raises(NativeError, match="install one, name it in CXX, or set NL_NATIVE=auto"):
+        kernel.takes(torch.ones(1))
+
+
+@compiles
+def test_a_kernel_that_cannot_be_built_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "twice.cpp").write_text("this is no C++\n")
+    kernel = Kernel("twice")
+    with caplog.at_level(logging.WARNING):
+        assert not kernel.takes(torch.ones(1))
+        assert not kernel.takes(torch.ones(1))
+    assert caplog.text.count("twice: not built, runs as torch operations") == 1
+    assert built(tmp_path) == [], "nothing half made stays"
+    monkeypatch.setenv("NL_NATIVE", "on")
+    with pytest.raises(NativeError, match="twice could not be built"):
+        kernel.takes(torch.ones(1))
+
+
+@compiles
+def test_a_folder_of_another_user_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with caplog.at_level(logging.WARNING):
+        assert not Kernel("twice").takes(torch.ones(1))
+    assert "belongs to another user; set XDG_CACHE_HOME" in caplog.text
+
+
+def test_the_choice_is_one_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("twice")
+    monkeypatch.setenv("NL_NATIVE", "off")
+    assert not kernel.takes(torch.ones(1))
+    assert complaint() == ""
+    monkeypatch.setenv("NL_NATIVE", "of")
+    assert complaint() == "NL_NATIVE=of in the environment; allowed: auto, on, off"
+    with pytest.raises(NativeError, match="NL_NATIVE=of"):
+        kernel.takes(torch.ones(1))
