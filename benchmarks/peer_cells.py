@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from nl.bench.config import BenchConfig
 from nl.bench.layers import randomize_zeros
 from nl.bench.steps import language, train_step
+from nl.core.native import torch_only
 from nl.core.program import compiled
 from nl.models.compiled import compile_module
 from nl.models.language import LanguageConfig
@@ -135,6 +136,7 @@ def written_layers(dim: int, batch: int, seq_len: int, chunk: int) -> dict[str, 
         layer = SelfMod(chosen, dim)
         randomize_zeros(layer)
         steps[name] = forward_only(layer, x, "inductor" if "compiled" in name else None)
+    steps["ours, torch alone"] = torch_only()(steps["ours"])
     return steps
 
 
@@ -185,6 +187,7 @@ def titan_layers(chunk: int, batch: int, seq_len: int, heads: int, head: int) ->
             backend = "inductor"
             compile_module(memory)
         steps[name] = compiled(backend)(forward_backward(memory, x, position=0))
+    steps["ours, torch alone"] = torch_only()(steps["ours"])
     for name, step in steps.items():
         gradient = step()
         if not (isinstance(gradient, torch.Tensor) and gradient.isfinite().all()):

@@ -32,6 +32,7 @@ from nl.bench.flops import selfmod_flops
 from nl.bench.layers import randomize_zeros
 from nl.bench.machine import machine
 from nl.core.cpu import use_cpu
+from nl.core.native import torch_only
 from nl.nn.selfmod import SelfMod, SelfModConfig
 from nl.report.dots import draw_dots
 from nl.report.figures import standalone
@@ -81,7 +82,8 @@ def hope_rows(
             block, shape, cells.PEER_PERIODS
         ),
         "nested-learning, periods of ours": cells.nested_learning(block, shape, same),
-        "ours": cells.ours(block, shape),
+        "ours": (step := cells.ours(block, shape)),
+        "ours, torch alone": torch_only()(step),
     }
     tokens = shape.batch * shape.seq_len
     return compared(f"{block}, train step{how}", steps, tokens, gates, args.rounds)
@@ -200,6 +202,7 @@ def gemm_share(args: argparse.Namespace) -> list[Row]:
         steps = {
             "ours": cells.forward_only(layer, x),
             "ours, compiled": cells.forward_only(layer, x, "inductor"),
+            "ours, torch alone": torch_only()(cells.forward_only(layer, x)),
         }
         flops, peak = selfmod_flops(layer) * 4 * 512, gemm_gflops() * 1e9
         for name, seconds in take_turns(steps, args.rounds).items():
@@ -209,7 +212,7 @@ def gemm_share(args: argparse.Namespace) -> list[Row]:
                     "measured": flops / statistics.median(seconds) / peak,
                     "min": flops / max(seconds) / peak,
                     "max": flops / min(seconds) / peak,
-                    "gate": 0.4,
+                    "gate": None if "alone" in name else 0.4,
                     "ours": name,
                     "other": "GEMM peak",
                     "tokens_per_s": 4 * 512 / statistics.median(seconds),

@@ -76,9 +76,9 @@ void slopes(const T* z, T* a, T* slope, T* rest, idx n, bool gelu) {
     }
     return;
   }
-  for (idx i = 0; i < n; i++) {
-    const T share = T(0.5) * (1 + std::erf(z[i] * T(0.70710678118654752440)));
-    rest[i] = T(0.39894228040143267794) * std::exp(T(-0.5) * z[i] * z[i]);
+  EACH(i, n) {
+    const T share = T(0.5) * (1 + error_function(z[i] * T(0.70710678118654752440)));
+    rest[i] = T(0.39894228040143267794) * exponential(T(-0.5) * z[i] * z[i]);
     a[i] = z[i] * share;
     slope[i] = share + z[i] * rest[i];
   }
