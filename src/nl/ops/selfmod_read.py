@@ -9,12 +9,13 @@ chunk start (unit = unit L2 norm over K),
     o = M_memory(q)
 
 (Nested Learning, NeurIPS 2025, self-modifying Titans). The backward pass keeps the projections,
-the memories, keys and values, and computes everything else again.
+the memories, keys and values, and computes everything else again. Plain fp32 and fp64 tensors of
+the CPU go through a kernel (``nl.ops.selfmod_native``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn.functional import pad, silu, softplus
 
 from nl.core.program import Program
 from nl.ops.fast_mlp import Activation, FastWeights, fast_mlp, in_force, slope_of
+from nl.ops.selfmod_native import KERNEL, NativeRead
 
 UNIT_EPS = 1e-6
 """Added to a squared norm, so that zero has a direction: none."""
@@ -218,8 +220,16 @@ class _Read(torch.autograd.Function):
     def forward(
         ctx: Any, spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(padded.device.type, enabled=False):
-            out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
+        given = padded, taps, *banks
+        kernel = None
+        if padded.dtype == spec.dtype and KERNEL.takes(*given, logits):
+            kernel = _kernel(spec, logits.shape[-1], given)
+        ctx.native = kernel is not None and kernel.fits(logits)
+        if kernel is not None and ctx.native:
+            out = tuple(kernel.forward(logits))
+        else:
+            with torch.autocast(padded.device.type, enabled=False):
+                out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
         keys, values, rate, log_decay, answers, *factors = out
         ctx.spec = spec
         ctx.save_for_backward(padded, taps, keys, values, *factors, rate, log_decay, *banks)
@@ -229,12 +239,21 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = ctx.saved_tensors
+        if ctx.native:
+            given = *saved[:2], *saved[8:]
+            kernel = _kernel(ctx.spec, grads[0].shape[-1], given)
+            return None, *kernel.backward(grads, saved[2:8])
         with torch.autocast(grads[0].device.type, enabled=False):
             found = _read_adjoints(ctx.spec, *grads, *saved, tokens=grads[0].shape[-1])
         by_split, by_gates, *rest = found
         whole = by_split.new_zeros(4, *by_split.shape[1:])
         whole[:3], whole[3, ..., -by_gates.shape[-1] :] = by_split, by_gates
         return None, _joined(whole, saved[8].shape[0]), *rest
+
+
+def _kernel(spec: _Spec, tokens: int, given: Sequence[Any]) -> NativeRead:
+    """The same in C++."""
+    return NativeRead(spec.skip, spec.activation == "gelu", tokens, given)
 
 
 def _weights(banks: Any, spec: _Spec) -> Banks:

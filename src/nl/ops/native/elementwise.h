@@ -1,0 +1,56 @@
+// Functions of every number of a row or matrix, as torch defines them.
+#pragma once
+#include "matrix.h"
+
+namespace nl {
+
+// z becomes phi(z): SiLU, or GELU.
+template <class T>
+void activate(T* __restrict z, idx count, bool gelu) {
+  if (gelu)
+    for (idx i = 0; i < count; i++) z[i] *= T(0.5) * (T(1) + std::erf(z[i] * T(M_SQRT1_2)));
+  else
+    for (idx i = 0; i < count; i++) z[i] *= sigmoid(z[i]);
+}
+
+// The same, and phi'(z).
+template <class T>
+void activate(T* __restrict z, T* __restrict slope, idx count, bool gelu) {
+  if (gelu)
+    for (idx i = 0; i < count; i++) {
+      const T share = T(0.5) * (T(1) + std::erf(z[i] * T(M_SQRT1_2)));
+      const T density = std::exp(T(-0.5) * z[i] * z[i]) * T(0.5 * M_SQRT1_2 * M_2_SQRTPI);
+      slope[i] = share + z[i] * density;
+      z[i] *= share;
+    }
+  else
+    for (idx i = 0; i < count; i++) {
+      const T gate = sigmoid(z[i]), value = z[i] * gate;
+      slope[i] = gate + value * (T(1) - gate);
+      z[i] = value;
+    }
+}
+
+template <class T>
+inline void times(T* __restrict to, const T* __restrict by, idx count) {
+  for (idx i = 0; i < count; i++) to[i] *= by[i];
+}
+
+template <class T>
+inline void add_times(T* __restrict to, const T* __restrict a, const T* __restrict b, idx count) {
+  for (idx i = 0; i < count; i++) to[i] += a[i] * b[i];
+}
+
+template <class T>
+inline void copy(T* to, idx to_row, const T* from, idx from_row, idx rows, idx count) {
+  for (idx i = 0; i < rows; i++)
+    std::memcpy(to + i * to_row, from + i * from_row, count * sizeof(T));
+}
+
+// Linear where torch says so.
+template <class T>
+inline T softplus(T x) {
+  return x > T(20) ? x : std::log1p(std::exp(x));
+}
+
+}  // namespace nl
