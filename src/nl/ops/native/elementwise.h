@@ -47,6 +47,33 @@ inline void copy(T* to, idx to_row, const T* from, idx from_row, idx rows, idx c
     std::memcpy(to + i * to_row, from + i * from_row, count * sizeof(T));
 }
 
+template <class T, int NV>
+inline void weighted_vectors(T* to, const T* a, idx a_row, const T* b, idx b_row, idx terms) {
+  typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  loose sum[NV] = {};
+  for (idx i = 0; i < terms; i++)
+    for (int v = 0; v < NV; v++)
+      sum[v] += *(const loose*)(a + i * a_row + v * LANES<T>) *
+                *(const loose*)(b + i * b_row + v * LANES<T>);
+  for (int v = 0; v < NV; v++) *(loose*)(to + v * LANES<T>) = sum[v];
+}
+
+// to[j] = the sum over i of a[i][j] b[i][j].
+template <class T>
+void weighted(T* to, idx count, const T* a, idx a_row, const T* b, idx b_row, idx terms) {
+  constexpr int L = LANES<T>;
+  idx j = 0;
+  for (; j + 4 * L <= count; j += 4 * L)
+    weighted_vectors<T, 4>(to + j, a + j, a_row, b + j, b_row, terms);
+  for (; j + L <= count; j += L)
+    weighted_vectors<T, 1>(to + j, a + j, a_row, b + j, b_row, terms);
+  for (; j < count; j++) {
+    T sum = 0;
+    for (idx i = 0; i < terms; i++) sum += a[i * a_row + j] * b[i * b_row + j];
+    to[j] = sum;
+  }
+}
+
 // Linear where torch says so.
 template <class T>
 inline T softplus(T x) {

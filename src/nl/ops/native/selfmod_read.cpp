@@ -162,12 +162,9 @@ class Row {
     const T* from = padded + kind * s.width();
     T* to = stream[kind];
     if (!s.taps) return copy(to, s.size, from, s.padded_token, s.tokens, s.size);
-    for (idx t = 0; t < s.tokens; t++) {
-      T* row = to + t * s.size;
-      std::memset(row, 0, s.size * sizeof(T));
-      for (idx i = 0; i < s.taps; i++)
-        add_times(row, from + (t + i) * s.padded_token, tap(i, kind), s.size);
-    }
+    for (idx t = 0; t < s.tokens; t++)
+      weighted(to + t * s.size, s.size, from + t * s.padded_token, s.padded_token, tap(0, kind),
+               STREAMS * s.width(), s.taps);
     if (slopes)
       activate(to, slopes, s.tokens * s.size, false);
     else
@@ -207,7 +204,7 @@ class Row {
   }
 
   // Gradients of a memory's weights, and of what it was asked: `tokens` is `from` turned round.
-  void answer_backward(const T* by, const T* from, View<T> tokens, const Memory<T>& m,
+  void answer_backward(const T* by, const T* from, const T* tokens, const Memory<T>& m,
                        const Memory<T>& to, bool add) {
     const idx units = m.units;
     product(z, wide, units, wide, s.size, rows_of<T>(m.hidden, s.size), rows_of(from, wide), room,
@@ -216,8 +213,8 @@ class Row {
     product(by_z, wide, units, wide, m.outputs, rows_of<T>(m.output, units).turned(),
             rows_of(by, wide), room, T(1), false);
     times(by_z, slope, units * wide);
-    product(to.hidden, s.size, units, s.size, s.tokens, rows_of<T>(by_z, wide), tokens, room, T(1),
-            false);
+    product(to.hidden, s.size, units, s.size, s.tokens, rows_of<T>(by_z, wide),
+            rows_of(tokens, s.size), room, T(1), false);
     product(to.output, units, m.outputs, units, s.tokens, rows_of(by, wide),
             rows_of<T>(z, wide).turned(), room, T(1), false);
     product(by_stream, s.size, s.tokens, s.size, units, rows_of<T>(by_z, wide).turned(),
@@ -232,7 +229,7 @@ class Row {
     turn(query_tokens, s.size, query, wide, s.size, s.tokens);
     copy(grad, wide, by.answers + n * s.answer_row, s.answer_feature, s.size, s.tokens);
     if (s.skip) turn(by_stream, s.size, grad, wide, s.size, s.tokens);
-    answer_backward(grad, query, rows_of<T>(query_tokens, s.size), memory(s, weights, MEMORY, 0),
+    answer_backward(grad, query, query_tokens, memory(s, weights, MEMORY, 0),
                     memory(s, by_weights, MEMORY, 0), s.skip);
     turn(x, wide, by_stream, s.size, s.tokens, s.size);
     unit_backward(x, wide, query, wide, factor);
@@ -256,26 +253,27 @@ class Row {
     turn(by_stream, s.size, grad, wide, s.size, s.tokens);
     if (kind < s.makers) {
       turn(x, wide, stream[kind], s.size, s.tokens, s.size);
-      answer_backward(grad, x, rows_of<T>(stream[kind], s.size), memory(s, weights, MAKERS, kind),
+      answer_backward(grad, x, stream[kind], memory(s, weights, MAKERS, kind),
                       memory(s, by_weights, MAKERS, kind), true);
     }
     T* to = by_padded(kind, n, by);
     const idx apart = 4 * s.width();
     if (!s.taps) return copy(to, apart, by_stream, s.size, s.tokens, s.size);
     times(by_stream, stream_slope[kind], s.tokens * s.size);
-    for (idx i = 0; i < s.tokens + s.before(); i++) {
-      T* row = to + i * apart;
-      std::memset(row, 0, s.size * sizeof(T));
-      for (idx w = std::max<idx>(0, i - s.tokens + 1); w <= std::min<idx>(i, s.taps - 1); w++)
-        add_times(row, by_stream + (i - w) * s.size, tap(w, kind), s.size);
+    convolve_backward(to, kind, by.taps_of_rows + (n * s.taps * STREAMS + kind) * s.size);
+  }
+
+  // From `by_stream` to the projections and to the taps of this row.
+  void convolve_backward(T* to, int kind, T* taps) {
+    const idx apart = STREAMS * s.width(), last = s.taps - 1;
+    for (idx i = 0; i < s.tokens + last; i++) {
+      const idx from = std::max<idx>(0, i - s.tokens + 1), end = std::min<idx>(i, last) + 1;
+      weighted(to + i * 4 * s.width(), s.size, by_stream + (i - from) * s.size, -s.size,
+               tap(from, kind), apart, end - from);
     }
-    for (idx w = 0; w < s.taps; w++) {
-      T* sum = by.taps_of_rows + ((n * s.taps + w) * STREAMS + kind) * s.size;
-      std::memset(sum, 0, s.size * sizeof(T));
-      for (idx t = 0; t < s.tokens; t++)
-        add_times(sum, by_stream + t * s.size,
-                  padded + kind * s.width() + (t + w) * s.padded_token, s.size);
-    }
+    for (idx i = 0; i < s.taps; i++)
+      weighted(taps + i * STREAMS * s.size, s.size, by_stream, s.size,
+               padded + kind * s.width() + i * s.padded_token, s.padded_token, s.tokens);
   }
 
   T* by_padded(int kind, idx n, const Gradients<T>& by) const {
@@ -291,9 +289,11 @@ class Row {
       logits[wide + t] = by.log_decay[i] * std::expm1(log_decay[t]);
     }
     copy(by.logits + n * 2 * s.tokens, s.tokens, logits, wide, 2, s.tokens);
-    turn(x, wide, gate_stream(), s.padded_token, s.tokens, s.size);
+    T* tokens = stream[2];
+    copy(tokens, s.size, gate_stream(), s.padded_token, s.tokens, s.size);
+    turn(x, wide, tokens, s.size, s.tokens, s.size);
     for (int m = 0; m < 2; m++)
-      answer_backward(logits + m * wide, x, rows_of(gate_stream(), s.padded_token),
+      answer_backward(logits + m * wide, x, tokens,
                       memory(s, weights, GATES, m), memory(s, by_weights, GATES, m), m > 0);
     T* to = by_padded(STREAMS, n, by);
     const idx apart = 4 * s.width();
