@@ -55,7 +55,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 class NativeRead:
-    """Reading with given tensors and options, forward and backward.
+    """Reading with given tensors and options, and its gradients.
 
     Args:
         skip: whether answers contain the query.
@@ -107,7 +107,7 @@ class NativeRead:
             and all(t.shape == shape for t, shape in zip(self.banks, wanted, strict=True))
         )
 
-    def forward(self, logits: Tensor) -> list[Tensor]:
+    def read(self, logits: Tensor) -> list[Tensor]:
         """Keys, values, rate, log decay, answers, and the factors of keys and values."""
         n, new = self.numbers, self.padded.new_empty
         rows, tokens = n.batch * n.heads, n.tokens
@@ -118,7 +118,7 @@ class NativeRead:
         KERNEL.run("read_forward", numbers.flat(), [*inputs, *made])
         return made
 
-    def backward(self, grads: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor | None]:
+    def adjoints(self, grads: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of the projections, taps, logits and the twelve tensors of the banks.
 
         Args:

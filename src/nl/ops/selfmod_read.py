@@ -15,7 +15,7 @@ the CPU go through a kernel (``nl.ops.selfmod_native``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -220,13 +220,10 @@ class _Read(torch.autograd.Function):
     def forward(
         ctx: Any, spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
     ) -> tuple[Tensor, ...]:
-        given = padded, taps, *banks
-        kernel = None
-        if padded.dtype == spec.dtype and KERNEL.takes(*given, logits):
-            kernel = _kernel(spec, logits.shape[-1], given)
-        ctx.native = kernel is not None and kernel.fits(logits)
-        if kernel is not None and ctx.native:
-            out = tuple(kernel.forward(logits))
+        native = _native(spec, padded, taps, logits, *banks)
+        ctx.native = native is not None
+        if native is not None:
+            out = tuple(native.read(logits))
         else:
             with torch.autocast(padded.device.type, enabled=False):
                 out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
@@ -240,9 +237,8 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = ctx.saved_tensors
         if ctx.native:
-            given = *saved[:2], *saved[8:]
-            kernel = _kernel(ctx.spec, grads[0].shape[-1], given)
-            return None, *kernel.backward(grads, saved[2:8])
+            native = _call(ctx.spec, grads[0].shape[-1], *saved[:2], *saved[8:])
+            return None, *native.adjoints(grads, saved[2:8])
         with torch.autocast(grads[0].device.type, enabled=False):
             found = _read_adjoints(ctx.spec, *grads, *saved, tokens=grads[0].shape[-1])
         by_split, by_gates, *rest = found
@@ -251,9 +247,18 @@ class _Read(torch.autograd.Function):
         return None, _joined(whole, saved[8].shape[0]), *rest
 
 
-def _kernel(spec: _Spec, tokens: int, given: Sequence[Any]) -> NativeRead:
-    """The same in C++."""
+def _call(spec: _Spec, tokens: int, *given: Any) -> NativeRead:
     return NativeRead(spec.skip, spec.activation == "gelu", tokens, given)
+
+
+def _native(
+    spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
+) -> NativeRead | None:
+    """The call of the kernel, where it can take these tensors."""
+    if padded.dtype != spec.dtype or not KERNEL.takes(padded, taps, logits, *banks):
+        return None
+    call = _call(spec, logits.shape[-1], padded, taps, *banks)
+    return call if call.fits(logits) else None
 
 
 def _weights(banks: Any, spec: _Spec) -> Banks:
