@@ -23,12 +23,15 @@ void activate(T* __restrict z, T* __restrict slope, idx count, bool gelu) {
       slope[i] = share + z[i] * density;
       z[i] *= share;
     }
-  else
+  else {
+    // In two loops: of one, compilers make branches.
+    for (idx i = 0; i < count; i++) slope[i] = sigmoid(z[i]);
     for (idx i = 0; i < count; i++) {
-      const T gate = sigmoid(z[i]), value = z[i] * gate;
+      const T gate = slope[i], value = z[i] * gate;
       slope[i] = gate + value * (T(1) - gate);
       z[i] = value;
     }
+  }
 }
 
 template <class T>
