@@ -74,7 +74,7 @@ struct Gradients {
 template <class T>
 class Row {
  public:
-  Row(const Numbers& sizes, const Given<T>& given) : s(sizes), in(given) {
+  Row(const Numbers& sizes, const Given<T>& inputs) : s(sizes), in(inputs) {
     wide = (s.tokens + LANES<T> - 1) / LANES<T> * LANES<T>;
     most = std::max({s.memory_units, s.maker_units, s.gate_units});
     for (int i = 0; i < BANKS; i++) weights[i] = arena.take(s.count(i));
@@ -115,6 +115,7 @@ class Row {
     grad = blank(s.size * wide);
     by_stream = arena.take(s.tokens * s.size);
     query_tokens = arena.take(s.tokens * s.size);
+    given = arena.take((s.tokens + s.before()) * s.size);
     for (int i = 0; i < STREAMS && s.taps; i++) stream_slope[i] = arena.take(s.tokens * s.size);
   }
 
@@ -271,9 +272,11 @@ class Row {
       weighted(to + i * 4 * s.width(), s.size, by_stream + (i - from) * s.size, -s.size,
                tap(from, kind), apart, end - from);
     }
+    // Rows far apart fall on each other in the cache: what is read again is copied.
+    copy(given, s.size, padded + kind * s.width(), s.padded_token, s.tokens + last, s.size);
     for (idx i = 0; i < s.taps; i++)
-      weighted(taps + i * STREAMS * s.size, s.size, by_stream, s.size,
-               padded + kind * s.width() + i * s.padded_token, s.padded_token, s.tokens);
+      weighted(taps + i * STREAMS * s.size, s.size, by_stream, s.size, given + i * s.size, s.size,
+               s.tokens);
   }
 
   T* by_padded(int kind, idx n, const Gradients<T>& by) const {
@@ -308,7 +311,7 @@ class Row {
   const T* padded = nullptr;
   T *weights[BANKS], *by_weights[BANKS], *stream[STREAMS], *stream_slope[STREAMS] = {};
   T *z, *x, *query, *factor, *logits;
-  T *slope, *by_z, *room = nullptr, *grad, *by_stream, *query_tokens;
+  T *slope, *by_z, *room = nullptr, *grad, *by_stream, *query_tokens, *given;
 };
 
 // Of the initial weights and taps: sums over the batch, in its order whoever computes them.
