@@ -42,7 +42,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
             yield
         return
     if KERNEL.library() is None:
-        pytest.skip("no C++ compiler, no kernel")
+        pytest.skip("no kernel: no C++ compiler, or NL_NATIVE=off")
     calls: list[str] = []
     run = KERNEL.run
 

@@ -17,8 +17,6 @@ from nl.ops import selfmod_read as reading
 from nl.ops.selfmod_native import KERNEL
 from nl.ops.selfmod_read import Banks, ReadInputs, selfmod_read
 
-pytestmark = pytest.mark.skipif(KERNEL.library() is None, reason="no C++ compiler, no kernel")
-
 CLOSE = 2e-5
 HEADS, BATCH, K, F, MAKER_F, GATE_F = 2, 3, 20, 37, 18, 5
 
@@ -35,6 +33,12 @@ OPTIONS = [
     Case(*options)
     for options in itertools.product([1, 5, 64], [2, 3], [0, 1, 4], ["silu", "gelu"], [False, True])
 ]
+
+
+@pytest.fixture(autouse=True)
+def _kernel() -> None:
+    if KERNEL.library() is None:
+        pytest.skip("no kernel: no C++ compiler, or NL_NATIVE=off")
 
 
 def draw(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -88,23 +88,23 @@ class Row {
 
   void forward(idx n, const Made<T>& out) {
     enter(n);
-    const idx T_ = s.tokens, area = s.size * s.tokens;
+    const idx tokens = s.tokens, area = s.size * tokens;
     T* made[] = {out.keys + n * area, out.values + n * area};
-    T* factors[] = {out.key_factor + n * T_, out.value_factor + n * T_};
+    T* factors[] = {out.key_factor + n * tokens, out.value_factor + n * tokens};
     for (int kind = 0; kind < STREAMS; kind++) {
       mix(kind, nullptr);
       T* to = kind < 2 ? x : query;
-      turn(to, wide, stream[kind], s.size, T_, s.size);
+      turn(to, wide, stream[kind], s.size, tokens, s.size);
       if (kind < s.makers) answer(to, to, memory(s, weights, MAKERS, kind), true);
       unit(to);
       if (kind < 2) {
-        copy(made[kind], T_, to, wide, s.size, T_);
-        copy(factors[kind], T_, factor, wide, 1, T_);
+        copy(made[kind], tokens, to, wide, s.size, tokens);
+        copy(factors[kind], tokens, factor, wide, 1, tokens);
       }
     }
-    open(n, out.rate + n * T_, out.log_decay + n * T_);
+    open(n, out.rate + n * tokens, out.log_decay + n * tokens);
     answer(s.skip ? query : x, query, memory(s, weights, MEMORY, 0), s.skip);
-    copy(out.answers + n * area, T_, s.skip ? query : x, wide, s.size, T_);
+    copy(out.answers + n * area, tokens, s.skip ? query : x, wide, s.size, tokens);
   }
 
   // What only the backward pass needs.
@@ -388,9 +388,10 @@ void read_backward(const Numbers& s, Tensors<T> tensors, int64_t threads) {
 
 }  // namespace nl
 
-#define NL_EXPORT(NAME, T, SUFFIX)                                                               \
-  extern "C" void NAME##_##SUFFIX(const int64_t* numbers, void* const* tensors, int64_t threads) { \
-    nl::NAME<T>(*reinterpret_cast<const nl::Numbers*>(numbers), nl::Tensors<T>{tensors}, threads);  \
+#define NL_EXPORT(NAME, T, SUFFIX)                                                     \
+  extern "C" void NAME##_##SUFFIX(const int64_t* numbers, void* const* tensors,        \
+                                  int64_t threads) {                                   \
+    nl::NAME<T>(*reinterpret_cast<const nl::Numbers*>(numbers), {tensors}, threads);   \
   }
 NL_EXPORT(read_forward, float, f32)
 NL_EXPORT(read_forward, double, f64)
