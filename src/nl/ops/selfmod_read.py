@@ -9,7 +9,8 @@ chunk start (unit = unit L2 norm over K),
     o = M_memory(q)
 
 (Nested Learning, NeurIPS 2025, self-modifying Titans). The backward pass keeps the projections,
-the memories, keys and values, and computes everything else again.
+the memories, keys and values, and computes everything else again. Plain fp32 and fp64 tensors of
+the CPU go through a kernel (``nl.ops.selfmod_native``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn.functional import pad, silu, softplus
 
 from nl.core.program import Program
 from nl.ops.fast_mlp import Activation, FastWeights, fast_mlp, in_force, slope_of
+from nl.ops.selfmod_native import KERNEL, NativeRead
 
 UNIT_EPS = 1e-6
 """Added to a squared norm, so that zero has a direction: none."""
@@ -218,8 +220,13 @@ class _Read(torch.autograd.Function):
     def forward(
         ctx: Any, spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(padded.device.type, enabled=False):
-            out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
+        native = _native(spec, padded, taps, logits, *banks)
+        ctx.native = native is not None
+        if native is not None:
+            out = tuple(native.read(logits))
+        else:
+            with torch.autocast(padded.device.type, enabled=False):
+                out = _recalled(spec, padded, taps, logits, *banks, tokens=logits.shape[-1])
         keys, values, rate, log_decay, answers, *factors = out
         ctx.spec = spec
         ctx.save_for_backward(padded, taps, keys, values, *factors, rate, log_decay, *banks)
@@ -229,12 +236,29 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = ctx.saved_tensors
+        if ctx.native:
+            native = _call(ctx.spec, grads[0].shape[-1], *saved[:2], *saved[8:])
+            return None, *native.adjoints(grads, saved[2:8])
         with torch.autocast(grads[0].device.type, enabled=False):
             found = _read_adjoints(ctx.spec, *grads, *saved, tokens=grads[0].shape[-1])
         by_split, by_gates, *rest = found
         whole = by_split.new_zeros(4, *by_split.shape[1:])
         whole[:3], whole[3, ..., -by_gates.shape[-1] :] = by_split, by_gates
         return None, _joined(whole, saved[8].shape[0]), *rest
+
+
+def _call(spec: _Spec, tokens: int, *given: Any) -> NativeRead:
+    return NativeRead(spec.skip, spec.activation == "gelu", tokens, given)
+
+
+def _native(
+    spec: _Spec, padded: Tensor, taps: Tensor | None, logits: Tensor, *banks: Tensor
+) -> NativeRead | None:
+    """The call of the kernel, where it can take these tensors."""
+    if padded.dtype != spec.dtype or not KERNEL.takes(padded, taps, logits, *banks):
+        return None
+    call = _call(spec, logits.shape[-1], padded, taps, *banks)
+    return call if call.fits(logits) else None
 
 
 def _weights(banks: Any, spec: _Spec) -> Banks:

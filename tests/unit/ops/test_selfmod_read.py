@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from nl.core.native import torch_only
+from nl.ops.selfmod_native import KERNEL
 from nl.ops.selfmod_read import (
     Banks,
     ReadInputs,
@@ -29,6 +32,30 @@ CASES: list[dict[str, Any]] = [
     {"activation": "gelu", "skip": True},
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In C++, which must really run, and in torch."""
+    if request.param == "torch":
+        with torch_only():
+            yield
+        return
+    if KERNEL.library() is None:
+        pytest.skip("no kernel: no C++ compiler, or NL_NATIVE=off")
+    calls: list[str] = []
+    run = KERNEL.run
+
+    def note(function: str, *rest: Any) -> None:
+        calls.append(function)
+        run(function, *rest)
+
+    monkeypatch.setattr(KERNEL, "run", note)
+    yield
+    assert {"read_forward", "read_backward"} <= set(calls)
+
+
+both_forms = pytest.mark.usefixtures("form")
 
 
 def draw(length: int, makers: int = 2, width: int = 3, **_: Any) -> list[Tensor]:
@@ -54,6 +81,7 @@ def run(read: Any, leaves: list[Tensor], case: dict[str, Any]) -> tuple[Tensor, 
     return found
 
 
+@both_forms
 @each_case
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_read_equals_the_token_loop(case: dict[str, Any], length: int) -> None:
@@ -69,6 +97,7 @@ def test_read_equals_the_token_loop(case: dict[str, Any], length: int) -> None:
         assert (value - wanted).norm() <= EXACT * wanted.norm().clamp(min=1)
 
 
+@both_forms
 @each_case
 def test_the_backward_pass_is_that_of_the_forward_pass(case: dict[str, Any]) -> None:
     leaves = [t.requires_grad_() for t in draw(3, **case)]
