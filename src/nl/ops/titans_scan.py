@@ -30,6 +30,7 @@ from nl.ops.titans import (
     titans_write_reference,
 )
 from nl.ops.titans_chunk import ChunkPass, Plan, Tape
+from nl.ops.titans_native import KERNEL, _backward, _forward
 from nl.ops.titans_programs import ChunkSpec, ProgramScan
 
 SEGMENT = 64
@@ -55,18 +56,26 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *flat: Tensor) -> tuple[Tensor, ...]:
-        chunks, first = _opened(plan, flat)
-        run = _again if plan.recompute else _kept
-        answers, states, kept = run(plan, chunks, first)
+        ctx.native = KERNEL.takes(*flat)
+        if ctx.native:
+            answers, states, kept = _forward(plan, flat)
+        else:
+            chunks, first = _opened(plan, flat)
+            run = _again if plan.recompute else _kept
+            parts, states, kept = run(plan, chunks, first)
+            answers = torch.stack(parts)
         ctx.plan, ctx.count = plan, len(flat)
         ctx.save_for_backward(*flat, *kept)
         ctx.set_materialize_grads(False)
-        return torch.stack(answers), *states
+        return answers, *states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         saved: tuple[Tensor, ...] = ctx.saved_tensors  # once: checkpoints hand them out once
+        if ctx.native:
+            flat, kept = saved[: ctx.count], saved[ctx.count :]
+            return None, *_backward(ctx.plan, flat, kept, grads[0], grads[1:])
         with torch.autocast(saved[0].device.type, enabled=False):
             return _Scan._adjoints(ctx, saved, *grads)
 

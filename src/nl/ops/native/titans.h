@@ -1,0 +1,381 @@
+// Titans memories over many chunks: what `_Scan` of nl/ops/titans_scan.py does, row by row.
+//
+// A row never looks at another one, so threads share rows out. Within a row the chunks follow each
+// other and the memory E (M, out, in per layer) stays in the cache; it is written in place, in the
+// tensor that is handed back. The notation is that of the torch form: C tokens, queries above keys
+// in matrices of 2 C rows, M parts of a state (D, and S with momentum). The way back is in
+// titans.cpp.
+#pragma once
+#include <algorithm>
+
+#include "matrix.h"
+
+namespace nl {
+
+constexpr double CROWD_EPS = 1e-2;
+constexpr idx BLOCK = 12;  // rows of a weight that are changed together while in the first cache
+
+struct Layer {
+  idx group, place, peers, out, in;
+  bool skip;
+  idx size() const { return out * in; }
+};
+
+// Sizes and options, in the order in which nl/ops/titans_native.py lists them.
+struct Plan {
+  idx rows, chunks, C, M, segment, groups, widest = 0;
+  bool crowded;
+  std::vector<Layer> layers;
+
+  explicit Plan(const int64_t* n)
+      : rows(n[0]), chunks(n[1]), C(n[2]), M(n[3]), segment(n[4]), groups(n[5]), crowded(n[6]) {
+    const idx depth = n[7];
+    for (idx i = 0; i < depth; i++) {
+      const int64_t* l = n + 8 + 5 * i;
+      layers.push_back({l[0], l[1], l[2], l[3], l[4], i < depth - 1 && l[3] == l[4]});
+      widest = std::max({widest, (idx)l[3], (idx)l[4]});
+    }
+  }
+  idx depth() const { return (idx)layers.size(); }
+  idx width() const { return layers[0].in; }
+};
+
+// A tensor per group, (n, N G, size) or (N G, size).
+template <class T>
+struct Grouped {
+  std::vector<T*> at;
+  idx rows;
+  T* of(const Layer& l, idx row, idx size, idx chunk = 0) const {
+    T* all = at[l.group];
+    return all ? all + ((chunk * rows + row) * l.peers + l.place) * size : nullptr;
+  }
+};
+
+// Takes tensors off the list one after another.
+template <class T>
+struct Tensors {
+  void* const* next;
+  const Plan& plan;
+  T* one() { return static_cast<T*>(*next++); }
+  Grouped<T> grouped() {
+    Grouped<T> made{{}, plan.rows};
+    for (idx g = 0; g < plan.groups; g++) made.at.push_back(one());
+    return made;
+  }
+};
+
+template <class T>
+struct Given {
+  const T *pairs, *values;
+  Grouped<T> mixes, lifts, rates, base, first;
+  explicit Given(Tensors<T>& from)
+      : pairs(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
+        rates(from.grouped()), base(from.grouped()), first(from.grouped()) {}
+};
+
+template <class T>
+struct Made {
+  T *pairs, *values;
+  Grouped<T> mixes, lifts, rates, base, first;
+  explicit Made(Tensors<T>& from)
+      : pairs(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
+        rates(from.grouped()), base(from.grouped()), first(from.grouped()) {}
+};
+
+// What one layer leaves behind of one chunk; see `Tape` of the torch form. x is its input, and
+// `above` the room for its output, the next layer's input.
+template <class T>
+struct Trace {
+  const T* x;
+  T *above, *slope, *curl, *delta, *coef, *gram, *shared, *state;
+};
+
+template <class T>
+T dot(const T* a, const T* b, idx n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (idx i = 0; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// to (M rows of n numbers, apart by `step`) = mix from + more in the first rows; `more`: M of them.
+template <class T>
+void mixed(T* to, const T* from, idx step, const T* mix, idx M, const T* more, idx apart, idx n) {
+  if (M == 1) {
+    const T kept = mix[0];
+#pragma omp simd
+    for (idx i = 0; i < n; i++) to[i] = kept * from[i] + more[i];
+    return;
+  }
+  const T a = mix[0], b = mix[1], c = mix[2], d = mix[3];
+  const T *one = from, *two = from + step, *more_two = more + apart;
+  T *to_one = to, *to_two = to + step;
+#pragma omp simd
+  for (idx i = 0; i < n; i++) {
+    const T held = one[i], pushed = two[i];
+    to_one[i] = a * held + b * pushed + more[i];
+    to_two[i] = c * held + d * pushed + more_two[i];
+  }
+}
+
+// The way back through `mixed`, in place: the adjoint of E, that of the weights added to its D,
+// and the adjoint of the mix, sums over the numbers of products with E at the chunk's start.
+template <class T>
+void unmixed(T* adjoint, const T* state, idx step, const T* mix, idx M, const T* more, T* to_mix,
+             idx n) {
+  if (M == 1) {
+    const T kept = mix[0];
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (idx i = 0; i < n; i++) {
+      sum += adjoint[i] * state[i];
+      adjoint[i] = kept * adjoint[i] + more[i];
+    }
+    to_mix[0] += sum;
+    return;
+  }
+  const T a = mix[0], b = mix[1], c = mix[2], d = mix[3];
+  T *first = adjoint, *second = adjoint + step;
+  const T *held = state, *pushed = state + step;
+  T aa = 0, bb = 0, cc = 0, dd = 0;
+#pragma omp simd reduction(+ : aa, bb, cc, dd)
+  for (idx i = 0; i < n; i++) {
+    const T one = first[i], two = second[i];
+    aa += one * held[i];
+    bb += one * pushed[i];
+    cc += two * held[i];
+    dd += two * pushed[i];
+    first[i] = a * one + c * two + more[i];
+    second[i] = b * one + d * two;
+  }
+  to_mix[0] += aa, to_mix[1] += bb, to_mix[2] += cc, to_mix[3] += dd;
+}
+
+// The passes over the chunks of one row at a time, and the memory they need.
+template <class T>
+class Walk {
+ public:
+  Walk(const Plan& plan, const Given<T>& given, idx slots) : p(plan), g(given) {
+    const idx C = p.C, wide = p.widest;
+    for (const Layer& l : p.layers) {
+      weight.push_back(nullptr);
+      room.push_back(g.base.at[0] ? arena.take(l.size()) : nullptr);
+    }
+    turned = arena.take(p.M * wide * wide);
+    block = arena.take(p.M * BLOCK * wide);
+    step = arena.take(C * p.M * wide);
+    small = arena.take(C * std::max(wide, C));
+    for (T** one : {&back, &other}) *one = arena.take(2 * C * wide);
+    tape.assign(slots, std::vector<Trace<T>>());
+    for (idx k = 0; k < slots; k++)
+      for (const Layer& l : p.layers) tape[k].push_back(trace(l));
+  }
+
+  // Forward over all chunks, E in place in `state`; `kept`: E where segments begin but the first.
+  void forward(idx row, T* answers, const Grouped<T>& state, const Grouped<T>& kept) {
+    std::vector<Trace<T>>& traces = tape[0];
+    for (idx i = 0; i < p.depth(); i++) {
+      const Layer& l = p.layers[i];
+      traces[i].state = state.of(l, row, p.M * l.size());
+      copy(traces[i].state, g.first.of(l, row, p.M * l.size()), p.M * l.size());
+    }
+    for (idx at = 0; at < p.chunks; at++) {
+      if (at && at % p.segment == 0)
+        for (idx i = 0; i < p.depth(); i++) {
+          const idx size = p.M * p.layers[i].size();
+          T* to = kept.of(p.layers[i], row, size, at / p.segment - 1);
+          if (to) copy(to, traces[i].state, size);
+        }
+      read(row, at, traces, answers + (at * p.rows + row) * p.C * p.width());
+      for (idx i = 0; i < p.depth(); i++) write(row, at, i, traces[i], traces[i].state);
+    }
+  }
+
+  // A segment of chunks once more, with all that the way back needs.
+  void again(idx row, idx start, idx size, const Grouped<T>& kept) {
+    const idx which = start / p.segment;
+    for (idx i = 0; i < p.depth(); i++) {
+      const idx count = p.M * p.layers[i].size();
+      const T* from = which ? kept.of(p.layers[i], row, count, which - 1)
+                            : g.first.of(p.layers[i], row, count);
+      copy(own_state(0, i), from, count);
+    }
+    for (idx k = 0; k < size; k++) {
+      for (idx i = 0; i < p.depth(); i++) tape[k][i].state = own_state(k, i);
+      read(row, start + k, tape[k], nullptr);
+      for (idx i = 0; i < p.depth(); i++)
+        write(row, start + k, i, tape[k][i], k + 1 < size ? own_state(k + 1, i) : nullptr);
+    }
+  }
+
+ protected:
+  static void copy(T* to, const T* from, idx count) { std::memcpy(to, from, count * sizeof(T)); }
+
+  Trace<T> trace(const Layer& l) {
+    const idx C = p.C;
+    return {nullptr,
+            arena.take(2 * C * l.out),
+            arena.take(2 * C * l.out),
+            arena.take(C * l.out),
+            arena.take(C * l.out),
+            arena.take(C * p.M),
+            arena.take(p.crowded ? C * C : 1),
+            arena.take(C),
+            nullptr};
+  }
+
+  // E at the start of the chunk in slot k, in memory of this walk; made when first asked for.
+  T* own_state(idx k, idx i) {
+    if (states.empty())
+      for (idx slot = 0; slot < (idx)tape.size(); slot++)
+        for (const Layer& l : p.layers) states.push_back(arena.take(p.M * l.size()));
+    return states[k * p.depth() + i];
+  }
+
+  // The weights in force, (out, in).
+  void weights(idx row, const std::vector<Trace<T>>& traces) {
+    for (idx i = 0; i < p.depth(); i++) {
+      const idx size = p.layers[i].size();
+      const T *held = traces[i].state, *start = g.base.of(p.layers[i], row, size);
+      weight[i] = start ? room[i] : held;
+      if (!start) continue;
+      T* to = room[i];
+#pragma omp simd
+      for (idx q = 0; q < size; q++) to[q] = start[q] + held[q];
+    }
+  }
+
+  // Answers (C, K), unless null, and the inputs, deltas and slopes of all layers.
+  void read(idx row, idx at, std::vector<Trace<T>>& traces, T* answers) {
+    const idx C = p.C, last = p.depth() - 1, place = at * p.rows + row;
+    weights(row, traces);
+    traces[0].x = g.pairs + place * 2 * C * p.width();
+    for (idx i = 0; i <= last; i++) {
+      const Layer& l = p.layers[i];
+      Trace<T>& t = traces[i];
+      turn(turned, l.out, weight[i], l.in, l.out, l.in);
+      const View<T> right = rows_of<T>(turned, l.out);
+      if (i < last) {
+        product(t.above, l.out, 2 * C, l.out, l.in, rows_of(t.x, l.in), right, (T*)0, T(1), false);
+        activate(l, t);
+        traces[i + 1].x = t.above;
+        continue;
+      }
+      if (answers)
+        product(answers, l.out, C, l.out, l.in, rows_of(t.x, l.in), right, (T*)0, T(1), false);
+      const View<T> keys = rows_of(t.x + C * l.in, l.in);
+      product(t.delta, l.out, C, l.out, l.in, keys, right, (T*)0, T(1), false);
+      const T* values = g.values + place * C * l.out;
+#pragma omp simd
+      for (idx q = 0; q < C * l.out; q++) t.delta[q] -= values[q];
+    }
+    errors(traces);
+  }
+
+  // silu, its slope, and its bend at the keys.
+  void activate(const Layer& l, Trace<T>& t) {
+    const idx half = p.C * l.out;
+    for (idx part = 0; part < 2; part++) {
+      T *y = t.above + part * half, *slope = t.slope + part * half, *curl = t.curl;
+      const T* x = t.x + part * half;
+#pragma omp simd
+      for (idx q = 0; q < half; q++) {
+        const T z = y[q], gate = sigmoid(z), rest = 1 - gate, value = z * gate;
+        const T steep = gate + value * rest;
+        slope[q] = steep;
+        curl[q] = (value - 2 * steep) * rest;  // of the queries, then of the keys: these stay
+        y[q] = value;
+      }
+      if (l.skip) add(y, x, half);
+    }
+  }
+
+  // delta of all layers but the last, from that of the last; curls times what slopes multiply.
+  void errors(std::vector<Trace<T>>& traces) {
+    const idx C = p.C;
+    T *to = back, *above = other;
+    for (idx i = p.depth() - 1; i > 0; i--) {
+      const Layer& l = p.layers[i];
+      product(to, l.in, C, l.in, l.out, rows_of<T>(traces[i].delta, l.out),
+              rows_of(weight[i], l.in), (T*)0, T(1), false);
+      const T *slope = traces[i - 1].slope + C * l.in, *more = l.skip ? above : nullptr;
+      T *delta = traces[i - 1].delta, *curl = traces[i - 1].curl;
+      if (more) add(to, more, C * l.in);
+#pragma omp simd
+      for (idx q = 0; q < C * l.in; q++) {
+        delta[q] = to[q] * slope[q];
+        curl[q] *= to[q];
+      }
+      std::swap(to, above);
+    }
+  }
+
+  static void add(T* to, const T* more, idx count) {
+#pragma omp simd
+    for (idx q = 0; q < count; q++) to[q] += more[q];
+  }
+
+  // The step sizes, and E at the chunk's end unless that is null.
+  void write(idx row, idx at, idx i, Trace<T>& t, T* end) {
+    const Layer& l = p.layers[i];
+    const idx C = p.C, M = p.M;
+    const T *x = t.x + C * l.in, *lift = g.lifts.of(l, row, C * M, at);
+    if (p.crowded) crowd(x, g.rates.of(l, row, C, at), l.in, t);
+    for (idx c = 0; c < C; c++)
+      for (idx m = 0; m < M; m++)
+        t.coef[c * M + m] = p.crowded ? lift[c * M + m] / divisor(t, c) : lift[c * M + m];
+    if (!end) return;
+    spread(l, t);
+    const T* mix = g.mixes.of(l, row, M * M, at);
+    for (idx o = 0; o < l.out; o += BLOCK) {
+      const idx rows = std::min(BLOCK, l.out - o);
+      for (idx m = 0; m < M; m++)
+        product(block + m * rows * l.in, l.in, rows, l.in, C,
+                View<T>{step + m * l.out + o, 1, M * l.out}, rows_of(x, l.in), (T*)0, T(1), false);
+      mixed(end + o * l.in, t.state + o * l.in, l.size(), mix, M, block, rows * l.in, rows * l.in);
+    }
+  }
+
+  T divisor(const Trace<T>& t, idx c) const {
+    const T own = t.gram[c * p.C + c], shared = t.shared[c];
+    return (shared > own || shared != shared ? shared : own) + T(CROWD_EPS);
+  }
+
+  // step (C, M, out) = coef delta.
+  void spread(const Layer& l, const Trace<T>& t) {
+    for (idx c = 0; c < p.C; c++)
+      for (idx m = 0; m < p.M; m++) {
+        const T much = t.coef[c * p.M + m], *delta = t.delta + c * l.out;
+        T* to = step + (c * p.M + m) * l.out;
+#pragma omp simd
+        for (idx o = 0; o < l.out; o++) to[o] = much * delta[o];
+      }
+  }
+
+  // Products of all inputs (C, in) with each other, and what each shares with the others.
+  void crowd(const T* x, const T* rate, idx in, Trace<T>& t) {
+    const idx C = p.C, full = C - C % LANES<T>;
+    const View<T> inputs = rows_of(x, in);
+    if (full) product(t.gram, C, C, full, in, inputs, inputs.turned(), small, T(1), false);
+    for (idx j = full; j < C; j++)
+      for (idx i = 0; i <= j; i++)
+        t.gram[i * C + j] = t.gram[j * C + i] = dot(x + i * in, x + j * in, in);
+    for (idx i = 0; i < C; i++) {
+      T sum = 0;
+      const T* line = t.gram + i * C;
+#pragma omp simd reduction(+ : sum)
+      for (idx j = 0; j < C; j++) sum += std::abs(line[j]) * rate[j];
+      t.shared[i] = sum;
+    }
+  }
+
+  const Plan& p;
+  const Given<T>& g;
+  Arena<T> arena;
+  std::vector<const T*> weight;
+  std::vector<T*> room, states;
+  std::vector<std::vector<Trace<T>>> tape;
+  T *turned, *block, *step, *small, *back, *other;
+};
+
+}  // namespace nl
