@@ -69,9 +69,11 @@ class Return : public Walk<T> {
     const Layer& l = p.layers[i];
     const idx C = p.C, wide = p.M * l.out;
     const T *x = t.x + C * l.in, *adjoint = made.first.of(l, row, p.M * l.size());
-    turn(turned, wide, adjoint, l.in, wide, l.in);
-    product(to_step, wide, C, wide, l.in, rows_of(x, l.in), rows_of<T>(turned, wide), (T*)0, T(1),
-            false);
+    for (idx m = 0; m < p.M; m++) {
+      turn(turned, l.out, adjoint + m * l.size(), l.in, l.out, l.in);
+      product(to_step + m * l.out, wide, C, l.out, l.in, rows_of(x, l.in),
+              rows_of<T>(turned, l.out), (T*)0, T(1), false);
+    }
     this->spread(l, t);
     product(to_keys[i], l.in, C, l.in, wide, rows_of<T>(step, wide), rows_of(adjoint, l.in), (T*)0,
             T(1), false);

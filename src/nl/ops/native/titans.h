@@ -161,7 +161,7 @@ class Walk {
       weight.push_back(nullptr);
       room.push_back(g.base.at[0] ? arena.take(l.size()) : nullptr);
     }
-    turned = arena.take(p.M * wide * wide);
+    turned = arena.take(wide * wide);
     block = arena.take(p.M * BLOCK * wide);
     step = arena.take(C * p.M * wide);
     small = arena.take(C * std::max(wide, C));
