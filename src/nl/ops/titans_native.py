@@ -28,7 +28,7 @@ def _forward(plan: Plan, flat: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], 
     answers, states = _room(flat[1]), [_room(state) for state in first]
     starts = -(-len(flat[1]) // plan.segment) - 1
     kept = [state.new_empty(starts, *state.shape) for state in first] if starts else []
-    places = kept or [None] * len(first)
+    places: list[Tensor | None] = [*kept] or [None] * len(first)
     KERNEL.run("titans_forward", numbers, [*given, answers, *states, *places])
     return answers, states, kept
 
@@ -52,8 +52,9 @@ def _backward(
         _room(state).zero_() if a is None else a.clone(memory_format=torch.contiguous_format)
         for a, state in zip(to_states, flat[-G:], strict=True)
     ]
-    places = [*made, *(base or [None] * G), *adjoints]
-    KERNEL.run("titans_backward", numbers, [*given, *(kept or [None] * G), to_answers, *places])
+    none: list[Tensor | None] = [None] * G
+    places = [*made, *(base or none), *adjoints]
+    KERNEL.run("titans_backward", numbers, [*given, *(kept or none), to_answers, *places])
     return [*made, *base, *adjoints]
 
 
@@ -63,9 +64,9 @@ def _room(like: Tensor) -> Tensor:
 
 def _given(plan: Plan, flat: Sequence[Tensor]) -> _Given:
     G, first = len(plan.groups), flat[len(flat) - len(plan.groups) :]
-    base = [] if plan.anchored else [None] * G
-    given = [*(t.contiguous() for t in flat[: len(flat) - G]), *base]
-    given += [state.contiguous() for state in first]
+    given: list[Tensor | None] = [t.contiguous() for t in flat]
+    if not plan.anchored:
+        given[-G:-G] = [None] * G
     rows, parts = first[0].shape[0], first[0].shape[2]
     numbers = [rows, len(flat[1]), plan.size, parts, plan.segment, G, int(plan.crowded)]
     numbers.append(plan.hidden + 1)
