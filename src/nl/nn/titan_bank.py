@@ -22,6 +22,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
+from nl.ops.titans_native import KERNEL
 from nl.ops.titans_programs import CHUNK, WORTH
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_programs
 
@@ -221,6 +222,7 @@ class TitanBank(nn.Module):
         rule = ScanRule(self.period, c.step == "normalised", c.recompute)
         share = self._hidden_share(rows)
         programs = self.period >= WORTH and CHUNK.wanted(self.period)
+        programs = programs and not KERNEL.takes(queries, tokens)  # which is faster still
         run = titans_scan_programs if programs else titans_scan
         read, end = run(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
         added = self._beside_initial(end.added) if whole else end.added
