@@ -30,7 +30,7 @@ from nl.ops.titans import (
     titans_write_reference,
 )
 from nl.ops.titans_chunk import ChunkPass, Plan, Tape
-from nl.ops.titans_native import KERNEL, _backward, _forward
+from nl.ops.titans_native import KERNEL, NativeScan
 from nl.ops.titans_programs import ChunkSpec, ProgramScan
 
 SEGMENT = 64
@@ -56,26 +56,18 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *flat: Tensor) -> tuple[Tensor, ...]:
-        ctx.native = KERNEL.takes(*flat)
-        if ctx.native:
-            answers, states, kept = _forward(plan, flat)
-        else:
-            chunks, first = _opened(plan, flat)
-            run = _again if plan.recompute else _kept
-            parts, states, kept = run(plan, chunks, first)
-            answers = torch.stack(parts)
+        chunks, first = _opened(plan, flat)
+        run = _again if plan.recompute else _kept
+        answers, states, kept = run(plan, chunks, first)
         ctx.plan, ctx.count = plan, len(flat)
         ctx.save_for_backward(*flat, *kept)
         ctx.set_materialize_grads(False)
-        return answers, *states
+        return torch.stack(answers), *states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         saved: tuple[Tensor, ...] = ctx.saved_tensors  # once: checkpoints hand them out once
-        if ctx.native:
-            flat, kept = saved[: ctx.count], saved[ctx.count :]
-            return None, *_backward(ctx.plan, flat, kept, grads[0], grads[1:])
         with torch.autocast(saved[0].device.type, enabled=False):
             return _Scan._adjoints(ctx, saved, *grads)
 
@@ -227,17 +219,21 @@ def titans_scan(
         recompute=rule.recompute or not graded,
     )
     sides = [memory.added, memory.surprise] if memory.surprise else [memory.added]
-    answers, *ends = _Scan.apply(
-        plan,
-        torch.cat([_cut(queries, C), _cut(tokens.keys, C)], 2),
-        _cut(tokens.values, C).contiguous(),
+    rest = [
         *_steps(plan, tokens, hidden_share),
         *(_gathered(plan, memory.base, 1) if memory.base else ()),
         *_gathered(plan, [torch.stack(pair, 1) for pair in zip(*sides, strict=True)], 1),
-    )
-    added, *rest = (tuple(ends[g][:, j, m] for g, j in plan.places) for m in range(len(sides)))
-    read = answers.movedim((0, 2), (-2, -1)).flatten(-2)
-    return read, ScanMemory(memory.base, added, rest[0] if rest else ())
+    ]
+    by_token = (queries, tokens.keys, tokens.values)
+    if KERNEL.takes(*by_token, *rest):
+        answers, *ends = NativeScan.apply(plan, *(x.mT for x in by_token), *rest)
+        read = answers.mT
+    else:
+        pairs = torch.cat([_cut(queries, C), _cut(tokens.keys, C)], 2)
+        answers, *ends = _Scan.apply(plan, pairs, _cut(tokens.values, C).contiguous(), *rest)
+        read = answers.movedim((0, 2), (-2, -1)).flatten(-2)
+    moved = [tuple(ends[g][:, j, m] for g, j in plan.places) for m in range(len(sides))]
+    return read, ScanMemory(memory.base, moved[0], moved[1] if memory.surprise else ())
 
 
 def _cut(x: Tensor, size: int) -> Tensor:

@@ -19,7 +19,7 @@ class Return : public Walk<T> {
   using Walk<T>::small;
 
  public:
-  Return(const Plan& plan, const Given<T>& given, const Made<T>& made, const T* answers, idx slots)
+  Return(const Plan& plan, const Parts<T>& given, const Parts<T>& made, const T* answers, idx slots)
       : Walk<T>(plan, given, slots), made(made), to_answers(answers) {
     const idx C = p.C, wide = p.widest;
     for (const Layer& l : p.layers) {
@@ -49,16 +49,16 @@ class Return : public Walk<T> {
     this->weights(row, traces);
     for (idx i = 0; i < p.depth(); i++) through_write(row, at, i, traces[i]);
     through_errors(traces);
-    const idx size = p.C * p.width(), place = at * p.rows + row;
-    T *values = made.values + place * size, *errors = to_delta.back();
+    const idx size = p.C * p.width(), place = (row * p.chunks + at) * size;
+    T *values = made.values + place, *errors = to_delta.back();
 #pragma omp simd
     for (idx q = 0; q < size; q++) values[q] = -errors[q];
-    if (to_answers) this->copy(to_out, to_answers + place * size, size);
+    if (to_answers) this->copy(to_out, to_answers + place, size);
     else std::fill(to_out, to_out + size, T(0));
     this->copy(to_out + size, errors, size);
     for (idx i = p.depth() - 1; i >= 0; i--) {
-      T* pair = i ? nullptr : made.pairs + place * 2 * size;
-      through_layer(i, pair);
+      if (i) through_layer(i, below, below + p.C * p.layers[i].in);
+      else through_layer(i, made.queries + place, made.keys + place);
       through_weight(row, at, i, traces[i]);
       if (i) through_silu(p.layers[i], traces[i - 1], to_delta[i - 1]);
     }
@@ -141,16 +141,17 @@ class Return : public Walk<T> {
     }
   }
 
-  // From the adjoint of a layer's output to that of its input: `above`, or `pair` for the first.
-  void through_layer(idx i, T* pair) {
+  // From the adjoint of a layer's output to that of its input, at queries and at keys.
+  void through_layer(idx i, T* queries, T* keys) {
     const Layer& l = p.layers[i];
     const idx C = p.C;
-    T* to = pair ? pair : below;
-    product(to, l.in, 2 * C, l.in, l.out, rows_of<T>(to_out, l.out), rows_of(weight[i], l.in),
-            (T*)0, T(1), false);
-    if (l.skip) this->add(to, above, 2 * C * l.in);
-    this->add(to + C * l.in, to_keys[i], C * l.in);
-    if (pair) return;
+    for (idx part = 0; part < 2; part++) {
+      T* to = part ? keys : queries;
+      product(to, l.in, C, l.in, l.out, rows_of<T>(to_out + part * C * l.out, l.out),
+              rows_of(weight[i], l.in), (T*)0, T(1), false);
+      if (l.skip) this->add(to, above + part * C * l.in, C * l.in);
+    }
+    this->add(keys, to_keys[i], C * l.in);
     std::swap(above, below);
   }
 
@@ -186,7 +187,7 @@ class Return : public Walk<T> {
       to[half + q] = from[half + q] * slope[half + q] - to_delta[q] * curl[q];
   }
 
-  const Made<T>& made;
+  const Parts<T>& made;
   const T* to_answers;
   std::vector<T*> to_keys, to_delta, to_back;
   T *to_step, *to_out, *above, *below, *to_gram, *to_own, *to_shared;
@@ -196,7 +197,7 @@ template <class T>
 void forward(const int64_t* numbers, void* const* tensors, int64_t threads) {
   const Plan plan(numbers);
   Tensors<T> list{tensors, plan};
-  const Given<T> given(list);
+  const Parts<T> given(list);
   T* answers = list.one();
   const Grouped<T> state = list.grouped(), kept = list.grouped();
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -211,10 +212,10 @@ template <class T>
 void backward(const int64_t* numbers, void* const* tensors, int64_t threads) {
   const Plan plan(numbers);
   Tensors<T> list{tensors, plan};
-  const Given<T> given(list);
+  const Parts<T> given(list);
   const Grouped<T> kept = list.grouped();
   const T* to_answers = list.one();
-  const Made<T> made(list);
+  const Parts<T> made(list);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Return<T> walk(plan, given, made, to_answers, std::min(plan.segment, plan.chunks));

@@ -26,12 +26,14 @@ struct Plan {
   idx rows, chunks, C, M, segment, groups, widest = 0;
   bool crowded;
   std::vector<Layer> layers;
+  idx strides[6];  // from row to row and token to token, of queries, keys and values
 
   explicit Plan(const int64_t* n)
       : rows(n[0]), chunks(n[1]), C(n[2]), M(n[3]), segment(n[4]), groups(n[5]), crowded(n[6]) {
     const idx depth = n[7];
+    for (idx i = 0; i < 6; i++) strides[i] = n[8 + i];
     for (idx i = 0; i < depth; i++) {
-      const int64_t* l = n + 8 + 5 * i;
+      const int64_t* l = n + 14 + 5 * i;
       layers.push_back({l[0], l[1], l[2], l[3], l[4], i < depth - 1 && l[3] == l[4]});
       widest = std::max({widest, (idx)l[3], (idx)l[4]});
     }
@@ -64,21 +66,13 @@ struct Tensors {
   }
 };
 
+// What a scan is given, or made: its adjoints.
 template <class T>
-struct Given {
-  const T *pairs, *values;
+struct Parts {
+  T *queries, *keys, *values;
   Grouped<T> mixes, lifts, rates, base, first;
-  explicit Given(Tensors<T>& from)
-      : pairs(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
-        rates(from.grouped()), base(from.grouped()), first(from.grouped()) {}
-};
-
-template <class T>
-struct Made {
-  T *pairs, *values;
-  Grouped<T> mixes, lifts, rates, base, first;
-  explicit Made(Tensors<T>& from)
-      : pairs(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
+  explicit Parts(Tensors<T>& from)
+      : queries(from.one()), keys(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
         rates(from.grouped()), base(from.grouped()), first(from.grouped()) {}
 };
 
@@ -155,7 +149,7 @@ void unmixed(T* adjoint, const T* state, idx step, const T* mix, idx M, const T*
 template <class T>
 class Walk {
  public:
-  Walk(const Plan& plan, const Given<T>& given, idx slots) : p(plan), g(given) {
+  Walk(const Plan& plan, const Parts<T>& given, idx slots) : p(plan), g(given) {
     const idx C = p.C, wide = p.widest;
     for (const Layer& l : p.layers) {
       weight.push_back(nullptr);
@@ -169,6 +163,7 @@ class Walk {
     tape.assign(slots, std::vector<Trace<T>>());
     for (idx k = 0; k < slots; k++)
       for (const Layer& l : p.layers) tape[k].push_back(trace(l));
+    for (idx k = 0; k < slots; k++) pairs.push_back(arena.take(2 * C * p.width()));
   }
 
   // Forward over all chunks, E in place in `state`; `kept`: E where segments begin but the first.
@@ -186,7 +181,7 @@ class Walk {
           T* to = kept.of(p.layers[i], row, size, at / p.segment - 1);
           if (to) copy(to, traces[i].state, size);
         }
-      read(row, at, traces, answers + (at * p.rows + row) * p.C * p.width());
+      read(row, at, 0, answers + (row * p.chunks + at) * p.C * p.width());
       for (idx i = 0; i < p.depth(); i++) write(row, at, i, traces[i], traces[i].state);
     }
   }
@@ -202,7 +197,7 @@ class Walk {
     }
     for (idx k = 0; k < size; k++) {
       for (idx i = 0; i < p.depth(); i++) tape[k][i].state = own_state(k, i);
-      read(row, start + k, tape[k], nullptr);
+      read(row, start + k, k, nullptr);
       for (idx i = 0; i < p.depth(); i++)
         write(row, start + k, i, tape[k][i], k + 1 < size ? own_state(k + 1, i) : nullptr);
     }
@@ -232,6 +227,11 @@ class Walk {
     return states[k * p.depth() + i];
   }
 
+  // The K numbers of one token: `which` of queries, keys and values.
+  const T* token(const T* all, idx which, idx row, idx at) const {
+    return all + row * p.strides[2 * which] + at * p.strides[2 * which + 1];
+  }
+
   // The weights in force, (out, in).
   void weights(idx row, const std::vector<Trace<T>>& traces) {
     for (idx i = 0; i < p.depth(); i++) {
@@ -246,10 +246,15 @@ class Walk {
   }
 
   // Answers (C, K), unless null, and the inputs, deltas and slopes of all layers.
-  void read(idx row, idx at, std::vector<Trace<T>>& traces, T* answers) {
-    const idx C = p.C, last = p.depth() - 1, place = at * p.rows + row;
+  void read(idx row, idx at, idx slot, T* answers) {
+    const idx C = p.C, last = p.depth() - 1, K = p.width();
+    std::vector<Trace<T>>& traces = tape[slot];
     weights(row, traces);
-    traces[0].x = g.pairs + place * 2 * C * p.width();
+    traces[0].x = pairs[slot];
+    for (idx c = 0; c < C; c++) {
+      copy(pairs[slot] + c * K, token(g.queries, 0, row, at * C + c), K);
+      copy(pairs[slot] + (C + c) * K, token(g.keys, 1, row, at * C + c), K);
+    }
     for (idx i = 0; i <= last; i++) {
       const Layer& l = p.layers[i];
       Trace<T>& t = traces[i];
@@ -265,9 +270,12 @@ class Walk {
         product(answers, l.out, C, l.out, l.in, rows_of(t.x, l.in), right, (T*)0, T(1), false);
       const View<T> keys = rows_of(t.x + C * l.in, l.in);
       product(t.delta, l.out, C, l.out, l.in, keys, right, (T*)0, T(1), false);
-      const T* values = g.values + place * C * l.out;
+      for (idx c = 0; c < C; c++) {
+        const T* value = token(g.values, 2, row, at * C + c);
+        T* delta = t.delta + c * K;
 #pragma omp simd
-      for (idx q = 0; q < C * l.out; q++) t.delta[q] -= values[q];
+        for (idx q = 0; q < K; q++) delta[q] -= value[q];
+      }
     }
     errors(traces);
   }
@@ -370,10 +378,10 @@ class Walk {
   }
 
   const Plan& p;
-  const Given<T>& g;
+  const Parts<T>& g;
   Arena<T> arena;
   std::vector<const T*> weight;
-  std::vector<T*> room, states;
+  std::vector<T*> room, states, pairs;
   std::vector<std::vector<Trace<T>>> tape;
   T *turned, *block, *step, *small, *back, *other;
 };
