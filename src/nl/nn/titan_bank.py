@@ -169,7 +169,8 @@ class TitanBank(nn.Module):
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         parts = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
         parts += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
-        return torch.cat(parts, 1), tail
+        # What a token is made of lies side by side, as it came and as scans want it.
+        return torch.cat([part.mT for part in parts], 2).mT, tail
 
     def again(self, function: Callable[..., Any], *given: Any) -> Any:
         """``function(*given)``, computed again in the backward pass where ``recompute`` is set."""
