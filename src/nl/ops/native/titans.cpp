@@ -14,7 +14,6 @@ class Return : public Walk<T> {
   using Walk<T>::arena;
   using Walk<T>::weight;
   using Walk<T>::turned;
-  using Walk<T>::block;
   using Walk<T>::step;
   using Walk<T>::small;
 
@@ -59,7 +58,8 @@ class Return : public Walk<T> {
     for (idx i = p.depth() - 1; i >= 0; i--) {
       if (i) through_layer(i, below, below + p.C * p.layers[i].in);
       else through_layer(i, made.queries + place, made.keys + place);
-      through_weight(row, at, i, traces[i]);
+      if (p.M == 1) through_weight<1>(row, at, i, traces[i]);
+      else through_weight<2>(row, at, i, traces[i]);
       if (i) through_silu(p.layers[i], traces[i - 1], to_delta[i - 1]);
     }
   }
@@ -156,23 +156,17 @@ class Return : public Walk<T> {
   }
 
   // The adjoint of E at the chunk's start, of the base and of the mix.
+  template <int M>
   void through_weight(idx row, idx at, idx i, const Trace<T>& t) {
     const Layer& l = p.layers[i];
-    const idx C = p.C, size = p.M * l.size();
-    const T* mix = g.mixes.of(l, row, p.M * p.M, at);
-    T *adjoint = made.first.of(l, row, size), *to_base = made.base.of(l, row, l.size());
-    T* to_mix = made.mixes.of(l, row, p.M * p.M, at);
-    std::fill(to_mix, to_mix + p.M * p.M, T(0));
-    for (idx o = 0; o < l.out; o += BLOCK) {
-      const idx rows = std::min(BLOCK, l.out - o), from = o * l.in;
-      product(block, l.in, rows, l.in, 2 * C, View<T>{to_out + o, 1, l.out}, rows_of(t.x, l.in),
-              (T*)0, T(1), false);
-      if (i)
-        product(block, l.in, rows, l.in, C, View<T>{t.delta + o, 1, l.out},
-                rows_of<T>(to_back[i], l.in), (T*)0, T(1), true);
-      unmixed(adjoint + from, t.state + from, l.size(), mix, p.M, block, to_mix, rows * l.in);
-      if (to_base) this->add(to_base + from, block, rows * l.in);
-    }
+    const idx C = p.C, size = M * l.size();
+    const Outer<T> outputs{to_out, l.out, t.x, l.in, 2 * C};
+    const Outer<T> errors{t.delta, l.out, to_back[i], l.in, i ? C : 0};
+    Backward<T, M> update{made.first.of(l, row, size), t.state, l.in, l.size(),
+                          g.mixes.of(l, row, M * M, at), outputs, errors,
+                          made.base.of(l, row, l.size()), {}};
+    cover_all<T, 4>(l.out, l.in, update, C, this->block);
+    update.finish(made.mixes.of(l, row, M * M, at));
   }
 
   // From `above`, the adjoint of a layer's input, to `to_out`, that of the product below.

@@ -6,14 +6,12 @@
 // in matrices of 2 C rows, M parts of a state (D, and S with momentum). The way back is in
 // titans.cpp.
 #pragma once
-#include <algorithm>
 
-#include "matrix.h"
+#include "titans_update.h"
 
 namespace nl {
 
 constexpr double CROWD_EPS = 1e-2;
-constexpr idx BLOCK = 12;  // rows of a weight that are changed together while in the first cache
 
 struct Layer {
   idx group, place, peers, out, in;
@@ -92,59 +90,6 @@ T dot(const T* a, const T* b, idx n) {
   return sum;
 }
 
-// to (M rows of n numbers, apart by `step`) = mix from + more in the first rows; `more`: M of them.
-template <class T>
-void mixed(T* to, const T* from, idx step, const T* mix, idx M, const T* more, idx apart, idx n) {
-  if (M == 1) {
-    const T kept = mix[0];
-#pragma omp simd
-    for (idx i = 0; i < n; i++) to[i] = kept * from[i] + more[i];
-    return;
-  }
-  const T a = mix[0], b = mix[1], c = mix[2], d = mix[3];
-  const T *one = from, *two = from + step, *more_two = more + apart;
-  T *to_one = to, *to_two = to + step;
-#pragma omp simd
-  for (idx i = 0; i < n; i++) {
-    const T held = one[i], pushed = two[i];
-    to_one[i] = a * held + b * pushed + more[i];
-    to_two[i] = c * held + d * pushed + more_two[i];
-  }
-}
-
-// The way back through `mixed`, in place: the adjoint of E, that of the weights added to its D,
-// and the adjoint of the mix, sums over the numbers of products with E at the chunk's start.
-template <class T>
-void unmixed(T* adjoint, const T* state, idx step, const T* mix, idx M, const T* more, T* to_mix,
-             idx n) {
-  if (M == 1) {
-    const T kept = mix[0];
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (idx i = 0; i < n; i++) {
-      sum += adjoint[i] * state[i];
-      adjoint[i] = kept * adjoint[i] + more[i];
-    }
-    to_mix[0] += sum;
-    return;
-  }
-  const T a = mix[0], b = mix[1], c = mix[2], d = mix[3];
-  T *first = adjoint, *second = adjoint + step;
-  const T *held = state, *pushed = state + step;
-  T aa = 0, bb = 0, cc = 0, dd = 0;
-#pragma omp simd reduction(+ : aa, bb, cc, dd)
-  for (idx i = 0; i < n; i++) {
-    const T one = first[i], two = second[i];
-    aa += one * held[i];
-    bb += one * pushed[i];
-    cc += two * held[i];
-    dd += two * pushed[i];
-    first[i] = a * one + c * two + more[i];
-    second[i] = b * one + d * two;
-  }
-  to_mix[0] += aa, to_mix[1] += bb, to_mix[2] += cc, to_mix[3] += dd;
-}
-
 // The passes over the chunks of one row at a time, and the memory they need.
 template <class T>
 class Walk {
@@ -156,7 +101,7 @@ class Walk {
       room.push_back(g.base.at[0] ? arena.take(l.size()) : nullptr);
     }
     turned = arena.take(wide * wide);
-    block = arena.take(p.M * BLOCK * wide);
+    block = arena.take(p.M * ROWS_AT_ONCE * wide);
     step = arena.take(C * p.M * wide);
     small = arena.take(C * std::max(wide, C));
     for (T** one : {&back, &other}) *one = arena.take(2 * C * wide);
@@ -174,6 +119,7 @@ class Walk {
       traces[i].state = state.of(l, row, p.M * l.size());
       copy(traces[i].state, g.first.of(l, row, p.M * l.size()), p.M * l.size());
     }
+    weights(row, traces);
     for (idx at = 0; at < p.chunks; at++) {
       if (at && at % p.segment == 0)
         for (idx i = 0; i < p.depth(); i++) {
@@ -194,7 +140,9 @@ class Walk {
       const T* from = which ? kept.of(p.layers[i], row, count, which - 1)
                             : g.first.of(p.layers[i], row, count);
       copy(own_state(0, i), from, count);
+      tape[0][i].state = own_state(0, i);
     }
+    weights(row, tape[0]);
     for (idx k = 0; k < size; k++) {
       for (idx i = 0; i < p.depth(); i++) tape[k][i].state = own_state(k, i);
       read(row, start + k, k, nullptr);
@@ -249,7 +197,6 @@ class Walk {
   void read(idx row, idx at, idx slot, T* answers) {
     const idx C = p.C, last = p.depth() - 1, K = p.width();
     std::vector<Trace<T>>& traces = tape[slot];
-    weights(row, traces);
     traces[0].x = pairs[slot];
     for (idx c = 0; c < C; c++) {
       copy(pairs[slot] + c * K, token(g.queries, 0, row, at * C + c), K);
@@ -334,14 +281,19 @@ class Walk {
         t.coef[c * M + m] = p.crowded ? lift[c * M + m] / divisor(t, c) : lift[c * M + m];
     if (!end) return;
     spread(l, t);
-    const T* mix = g.mixes.of(l, row, M * M, at);
-    for (idx o = 0; o < l.out; o += BLOCK) {
-      const idx rows = std::min(BLOCK, l.out - o);
-      for (idx m = 0; m < M; m++)
-        product(block + m * rows * l.in, l.in, rows, l.in, C,
-                View<T>{step + m * l.out + o, 1, M * l.out}, rows_of(x, l.in), (T*)0, T(1), false);
-      mixed(end + o * l.in, t.state + o * l.in, l.size(), mix, M, block, rows * l.in, rows * l.in);
-    }
+    if (M == 1) moved<1>(row, at, i, t, end);
+    else moved<2>(row, at, i, t, end);
+  }
+
+  // E at the chunk's end, and the weights in force from there on.
+  template <int M>
+  void moved(idx row, idx at, idx i, const Trace<T>& t, T* end) {
+    const Layer& l = p.layers[i];
+    const Outer<T> steps{step, M * l.out, t.x + p.C * l.in, l.in, p.C};
+    const T *mix = g.mixes.of(l, row, M * M, at), *start = g.base.of(l, row, l.size());
+    Forward<T, M> update{end, t.state, l.in, l.size(), mix, steps, l.out, room[i], start};
+    cover_all<T, M == 1 ? 4 : 2>(l.out, l.in, update, p.C, block);
+    weight[i] = start ? room[i] : end;
   }
 
   T divisor(const Trace<T>& t, idx c) const {
