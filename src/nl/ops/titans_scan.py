@@ -9,7 +9,8 @@ that a chunk's write is
     E <- G E - step X^T      G = [[b_C, f_C], [0, m_C]]      step = (theta r, theta m_C / m) delta
 
 in the notation of ``nl.ops.titans``. The backward pass keeps the inputs and the memories at the
-start of each segment of chunks and runs a segment forward once more, or keeps everything.
+start of each segment of chunks and runs a segment forward once more, or keeps everything. On the
+CPU a kernel (``nl.ops.titans_native``) does the same, and never keeps more than inputs and starts.
 """
 
 from __future__ import annotations

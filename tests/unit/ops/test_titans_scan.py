@@ -38,7 +38,7 @@ each_memory = pytest.mark.parametrize("recompute", [True, False], ids=["again", 
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The scan that ``run`` compares with the loop."""
     native, by_chunk = request.param == "native", request.param == "by_chunk"
-    if native and cpp_compiler() is None or mode() == "off":
+    if native and (cpp_compiler() is None or mode() == "off"):
         pytest.skip("no kernels here: there is no C++ compiler, or NL_NATIVE=off")
     monkeypatch.setitem(globals(), "fast_scan", titans_scan_programs if by_chunk else titans_scan)
     with nullcontext() if native else torch_only():
