@@ -22,6 +22,7 @@ from nl.nn.conv import CausalConv, convolve
 from nl.nn.init import init_linear, zeros_beside
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans import TitansMemory, TitansTokens, titans_read, titans_write
+from nl.ops.titans_native import KERNEL
 from nl.ops.titans_programs import CHUNK, WORTH
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan, titans_scan_programs
 
@@ -168,7 +169,8 @@ class TitanBank(nn.Module):
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         parts = [unit(keys), unit(values), torch.sigmoid(gates[:, :1]), -softplus(gates[:, 1:2])]
         parts += [logsigmoid(gates[:, 2:])] if self.config.momentum else []
-        return torch.cat(parts, 1), tail
+        # What a token is made of lies side by side, as it came and as scans want it.
+        return torch.cat([part.mT for part in parts], 2).mT, tail
 
     def again(self, function: Callable[..., Any], *given: Any) -> Any:
         """``function(*given)``, computed again in the backward pass where ``recompute`` is set."""
@@ -221,6 +223,7 @@ class TitanBank(nn.Module):
         rule = ScanRule(self.period, c.step == "normalised", c.recompute)
         share = self._hidden_share(rows)
         programs = self.period >= WORTH and CHUNK.wanted(self.period)
+        programs = programs and not KERNEL.takes(queries, tokens)  # which is faster still
         run = titans_scan_programs if programs else titans_scan
         read, end = run(start, queries.to(tokens.dtype), self._split(tokens), share, rule)
         added = self._beside_initial(end.added) if whole else end.added

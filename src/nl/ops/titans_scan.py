@@ -9,7 +9,8 @@ that a chunk's write is
     E <- G E - step X^T      G = [[b_C, f_C], [0, m_C]]      step = (theta r, theta m_C / m) delta
 
 in the notation of ``nl.ops.titans``. The backward pass keeps the inputs and the memories at the
-start of each segment of chunks and runs a segment forward once more, or keeps everything.
+start of each segment of chunks and runs a segment forward once more, or keeps everything. On the
+CPU a kernel (``nl.ops.titans_native``) does the same, and never keeps more than inputs and starts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nl.ops.titans import (
     titans_write_reference,
 )
 from nl.ops.titans_chunk import ChunkPass, Plan, Tape
+from nl.ops.titans_native import KERNEL, NativeScan
 from nl.ops.titans_programs import ChunkSpec, ProgramScan
 
 SEGMENT = 64
@@ -218,17 +220,21 @@ def titans_scan(
         recompute=rule.recompute or not graded,
     )
     sides = [memory.added, memory.surprise] if memory.surprise else [memory.added]
-    answers, *ends = _Scan.apply(
-        plan,
-        torch.cat([_cut(queries, C), _cut(tokens.keys, C)], 2),
-        _cut(tokens.values, C).contiguous(),
+    rest = [
         *_steps(plan, tokens, hidden_share),
         *(_gathered(plan, memory.base, 1) if memory.base else ()),
         *_gathered(plan, [torch.stack(pair, 1) for pair in zip(*sides, strict=True)], 1),
-    )
-    added, *rest = (tuple(ends[g][:, j, m] for g, j in plan.places) for m in range(len(sides)))
-    read = answers.movedim((0, 2), (-2, -1)).flatten(-2)
-    return read, ScanMemory(memory.base, added, rest[0] if rest else ())
+    ]
+    by_token = (queries, tokens.keys, tokens.values)
+    if KERNEL.takes(*by_token, *rest):
+        answers, *ends = NativeScan.apply(plan, *(x.mT for x in by_token), *rest)
+        read = answers.mT
+    else:
+        pairs = torch.cat([_cut(queries, C), _cut(tokens.keys, C)], 2)
+        answers, *ends = _Scan.apply(plan, pairs, _cut(tokens.values, C).contiguous(), *rest)
+        read = answers.movedim((0, 2), (-2, -1)).flatten(-2)
+    moved = [tuple(ends[g][:, j, m] for g, j in plan.places) for m in range(len(sides))]
+    return read, ScanMemory(memory.base, moved[0], moved[1] if memory.surprise else ())
 
 
 def _cut(x: Tensor, size: int) -> Tensor:

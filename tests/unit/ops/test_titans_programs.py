@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from nl.core.native import cpp_compiler, mode, torch_only
 from nl.core.program import compiled
 from nl.nn.titan import TitanMemory
 from nl.nn.titan_config import TitanConfig
@@ -39,6 +40,17 @@ def test_chunks_that_are_slower_as_programs_are_left_to_the_scan() -> None:
     before = len(CHUNK.variants)
     for period in (WORTH - 8, WORTH):
         memory = TitanMemory(TitanConfig(head_size=8, period=period), 16)
-        with compiled("aot_eager"):
+        with compiled("aot_eager"), torch_only():
             memory(torch.randn(1, 2 * period, 16), position=0)
         assert len(CHUNK.variants) == before + (period == WORTH)
+
+
+@torch.no_grad()
+def test_where_there_are_kernels_chunks_are_no_programs() -> None:
+    if cpp_compiler() is None or mode() == "off":
+        pytest.skip("no kernels here: there is no C++ compiler, or NL_NATIVE=off")
+    before = len(CHUNK.variants)
+    memory = TitanMemory(TitanConfig(head_size=8, period=WORTH), 16)
+    with compiled("aot_eager"):
+        memory(torch.randn(1, 2 * WORTH, 16), position=0)
+    assert len(CHUNK.variants) == before

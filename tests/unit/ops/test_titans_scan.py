@@ -1,18 +1,22 @@
 """Titans memories over many chunks: answers, states and gradients against the token loop.
 
-Every test runs with the scan written by hand and with the one whose chunks are programs.
+Every test runs with the scan written by hand, as a kernel and in torch, and with the one whose
+chunks are programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from nl.core.native import cpp_compiler, mode, torch_only
 from nl.ops.titans import TitansTokens
+from nl.ops.titans_native import KERNEL
 from nl.ops.titans_scan import (
     ScanMemory,
     ScanRule,
@@ -30,12 +34,16 @@ each_step = pytest.mark.parametrize("normalised", [True, False], ids=["normalise
 each_memory = pytest.mark.parametrize("recompute", [True, False], ids=["again", "kept"])
 
 
-@pytest.fixture(
-    params=[titans_scan, titans_scan_programs], ids=["by_hand", "by_chunk"], autouse=True
-)
-def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["native", "torch", "by_chunk"], autouse=True)
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The scan that ``run`` compares with the loop."""
-    monkeypatch.setitem(globals(), "fast_scan", request.param)
+    native, by_chunk = request.param == "native", request.param == "by_chunk"
+    if native and (cpp_compiler() is None or mode() == "off"):
+        pytest.skip("no kernels here: there is no C++ compiler, or NL_NATIVE=off")
+    monkeypatch.setitem(globals(), "fast_scan", titans_scan_programs if by_chunk else titans_scan)
+    with nullcontext() if native else torch_only():
+        assert KERNEL.takes(torch.zeros(1)) == native
+        yield
 
 
 fast_scan: Callable[..., tuple[Tensor, ScanMemory]] = titans_scan

@@ -106,13 +106,70 @@ void stripe(idx m, idx k, View<T> a, const T* b, idx b_row, T* c, idx c_row, T a
   for (; i < m; i++) tile<T, 1, NV>(k, left(), b, b_row, c + i * c_row, c_row, alpha, add);
 }
 
+// Two vectors in pieces of 16 bytes, with numbers of both in turn, UNIT together: processors have
+// single instructions for this and for `split`, not for just any order.
+template <class T, int UNIT, class V>
+inline __attribute__((always_inline)) void weave(V& one, V& two) {
+  typedef typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type whole;
+  typedef whole mask __attribute__((vector_size(VECTOR_BYTES)));
+  constexpr int L = LANES<T>, Q = 16 / sizeof(T);
+  mask low, high;
+#pragma GCC unroll 16
+  for (int q = 0; q < L; q++) {
+    const int unit = q % Q / UNIT, first = q / Q * Q + unit / 2 * UNIT + q % UNIT;
+    low[q] = first + unit % 2 * L;
+    high[q] = low[q] + Q / 2;
+  }
+  const V a = one, b = two;
+  one = __builtin_shuffle(a, b, low);
+  two = __builtin_shuffle(a, b, high);
+}
+
+// The even pieces of 16 bytes of both vectors, and the odd ones.
+template <class T, class V>
+inline __attribute__((always_inline)) void split(V& one, V& two) {
+  typedef typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type whole;
+  typedef whole mask __attribute__((vector_size(VECTOR_BYTES)));
+  constexpr int L = LANES<T>, Q = 16 / sizeof(T);
+  mask even, odd;
+#pragma GCC unroll 16
+  for (int q = 0; q < L; q++) {
+    even[q] = q / Q * 2 * Q + q % Q;
+    odd[q] = even[q] + Q;
+  }
+  const V a = one, b = two;
+  one = __builtin_shuffle(a, b, even);
+  two = __builtin_shuffle(a, b, odd);
+}
+
+// A square of vectors turned round: within pieces of 16 bytes, then the pieces.
+template <class T, class V>
+inline __attribute__((always_inline)) void turn_square(V (&r)[LANES<T>]) {
+  constexpr int L = LANES<T>, Q = 16 / sizeof(T);
+#pragma GCC unroll 16
+  for (int q = 0; q < L; q += 2) weave<T, 1>(r[q], r[q + 1]);
+  if (Q == 4) {
+#pragma GCC unroll 16
+    for (int q = 0; q < L; q += 4) {
+      weave<T, Q / 2>(r[q], r[q + 2]);
+      weave<T, Q / 2>(r[q + 1], r[q + 3]);
+      const V second = r[q + 2];
+      r[q + 2] = r[q + 1];
+      r[q + 1] = second;
+    }
+  }
+#pragma GCC unroll 4
+  for (int s = Q; s < L; s *= 2)
+#pragma GCC unroll 16
+    for (int q = 0; q < L; q++)
+      if (!(q & s)) split<T>(r[q], r[q | s]);
+}
+
 // to (n x m, rows apart by to_row) = from (m x n) turned round, in squares of vectors.
 template <class T>
 void turn(T* to, idx to_row, const T* from, idx from_row, idx m, idx n) {
   typedef T vec __attribute__((vector_size(VECTOR_BYTES)));
   typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
-  typedef typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type whole;
-  typedef whole mask __attribute__((vector_size(VECTOR_BYTES)));
   constexpr int L = LANES<T>;
   idx i = 0;
   for (; i + L <= m; i += L) {
@@ -121,22 +178,7 @@ void turn(T* to, idx to_row, const T* from, idx from_row, idx m, idx n) {
       vec r[L];
 #pragma GCC unroll 16
       for (int q = 0; q < L; q++) r[q] = *(const loose*)(from + (i + q) * from_row + j);
-#pragma GCC unroll 4
-      for (int s = 1; s < L; s *= 2) {
-        mask low, high;
-#pragma GCC unroll 16
-        for (int q = 0; q < L; q++) {
-          low[q] = q & s ? L + (q ^ s) : q;
-          high[q] = q & s ? L + q : q | s;
-        }
-#pragma GCC unroll 16
-        for (int q = 0; q < L; q++)
-          if (!(q & s)) {
-            const vec one = r[q], two = r[q | s];
-            r[q] = __builtin_shuffle(one, two, low);
-            r[q | s] = __builtin_shuffle(one, two, high);
-          }
-      }
+      turn_square<T>(r);
 #pragma GCC unroll 16
       for (int q = 0; q < L; q++) *(loose*)(to + (j + q) * to_row + i) = r[q];
     }
