@@ -28,6 +28,11 @@ inline float error_function(float x) {
 template <class T>
 inline T normal_share(T z) { return T(0.5) * (T(1) + error_function(z * T(M_SQRT1_2))); }
 
+template <class T>
+inline T normal_density(T z) {
+  return T(0.5 * M_SQRT1_2 * M_2_SQRTPI) * exponential(T(-0.5) * z * z);
+}
+
 // z becomes phi(z): SiLU, or GELU.
 template <class T>
 void activate(T* __restrict z, idx count, bool gelu) {
@@ -41,11 +46,10 @@ void activate(T* __restrict z, idx count, bool gelu) {
 template <class T>
 void activate(T* __restrict z, T* __restrict slope, idx count, bool gelu) {
   if (gelu) {
-    constexpr T peak = T(0.5 * M_SQRT1_2 * M_2_SQRTPI);
     for (idx i = 0; i < count; i++) slope[i] = normal_share(z[i]);
     for (idx i = 0; i < count; i++) {
-      const T value = z[i] * slope[i], density = peak * exponential(T(-0.5) * z[i] * z[i]);
-      slope[i] += z[i] * density;
+      const T value = z[i] * slope[i];
+      slope[i] += z[i] * normal_density(z[i]);
       z[i] = value;
     }
   } else {

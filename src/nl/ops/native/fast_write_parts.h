@@ -1,6 +1,6 @@
 // What the memories of a chunk share when they are written: see fast_write.cpp.
 #pragma once
-#include "matrix.h"
+#include "elementwise.h"
 
 namespace nl {
 
@@ -66,22 +66,13 @@ void add_products(T* out, const T* a, const T* b, idx rows, idx n) {
 
 // phi, phi' and what its bend needs.
 template <class T>
-void slopes(const T* z, T* a, T* slope, T* rest, idx n, bool gelu) {
-  if (!gelu) {
-    EACH(i, n) {
-      const T gate = sigmoid(z[i]), other = 1 - gate;
-      a[i] = z[i] * gate;
-      slope[i] = gate + a[i] * other;
-      rest[i] = other;
-    }
-    return;
-  }
-  EACH(i, n) {
-    const T share = T(0.5) * (1 + error_function(z[i] * T(0.70710678118654752440)));
-    rest[i] = T(0.39894228040143267794) * exponential(T(-0.5) * z[i] * z[i]);
-    a[i] = z[i] * share;
-    slope[i] = share + z[i] * rest[i];
-  }
+void slopes(const T* z, T* __restrict a, T* __restrict slope, T* __restrict rest, idx n, bool gelu) {
+  std::memcpy(a, z, n * sizeof(T));
+  activate(a, slope, n, gelu);
+  if (gelu)
+    EACH(i, n) rest[i] = normal_density(z[i]);
+  else
+    EACH(i, n) rest[i] = 1 - sigmoid(z[i]);
 }
 
 // What all memories of a row share: keys, decays, inner products; and sums of their gradients.

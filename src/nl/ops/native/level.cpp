@@ -3,7 +3,7 @@
 // Names follow the equations there; `by_x` is the gradient of the loss by x. Matrices are tokens by
 // features, weights as they are there. Every row has weights of its own, the meta weights minus a
 // rate times its fast ones, which are made in the cache and not kept.
-#include "matrix.h"
+#include "elementwise.h"
 
 namespace nl {
 namespace {
@@ -45,16 +45,10 @@ struct Level {
     }
   }
 
-  void activate(const T* z) {
-    EACH(i, s.tokens * s.hidden) a[i] = z[i] * sigmoid(z[i]);
-  }
-
-  void activate_and_slope(const T* z) {
-    EACH(i, s.tokens * s.hidden) {
-      const T gate = sigmoid(z[i]);
-      a[i] = z[i] * gate;
-      slope[i] = gate + a[i] * (1 - gate);
-    }
+  void make_a(const T* z, bool and_slope) {
+    const idx numbers = s.tokens * s.hidden;
+    std::memcpy(a, z, numbers * sizeof(T));
+    and_slope ? activate(a, slope, numbers, false) : activate(a, numbers, false);
   }
 
   // tokens x n = tokens x k, times (k x n).
@@ -71,7 +65,7 @@ struct Level {
     const idx D = s.width, F = s.hidden;
     normalize(x);
     through(z, normal, F, D, rows_of(up_, D).turned());
-    activate(z);
+    make_a(z, false);
     through(y, a, D, F, rows_of(down_, F).turned());
   }
 
@@ -89,7 +83,7 @@ struct Level {
                T* by_x, T* by_up, T* by_down) {
     const idx D = s.width, F = s.hidden, numbers = s.tokens * F;
     normalize(x);
-    activate_and_slope(z);
+    make_a(z, true);
     if (by_y) {
       through(by_hidden, by_y, F, D, rows_of(down_, F));
       outer(by_down, by_y, a, D, F);
@@ -147,7 +141,7 @@ void hidden_signal(Level<T>& level, const Given<T>& at) {
   const idx thin = s.tokens * s.hidden;
   const T* down = level.in_force(level.down, at.shared(3), at(4, s.hidden * s.width), at.shared(5));
   T* out = at(6, thin);
-  level.activate_and_slope(at(1, thin));
+  level.make_a(at(1, thin), true);
   level.through(out, at(2, s.tokens * s.width), s.hidden, s.width, rows_of(down, s.hidden));
   EACH(i, thin) out[i] *= level.slope[i];
 }
@@ -172,7 +166,7 @@ void gradients(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx weights = s.hidden * s.width, wide = s.tokens * s.width, thin = s.tokens * s.hidden;
   level.normalize(at(1, wide));
-  level.activate(at(2, thin));
+  level.make_a(at(2, thin), false);
   level.outer(at(5, weights), at(4, thin), level.normal, s.hidden, s.width);
   level.outer(at(6, weights), at(3, wide), level.a, s.width, s.hidden);
 }

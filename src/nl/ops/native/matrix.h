@@ -262,28 +262,6 @@ inline float exponential(float x) {
   return y * scale;
 }
 
-inline double error_function(double x) { return std::erf(x); }
-
-// erf to a few units in the last place: a rational function, 1 beyond 4.
-inline float error_function(float x) {
-  x = x < -4.f ? -4.f : x;
-  x = x > 4.f ? 4.f : x;
-  const float y = x * x;
-  float over = -2.72614225801306e-10f;
-  over = over * y + 2.77068142495902e-08f;
-  over = over * y - 2.10102402082508e-06f;
-  over = over * y - 5.69250639462346e-05f;
-  over = over * y - 7.34990630326855e-04f;
-  over = over * y - 2.95459980854025e-03f;
-  over = over * y - 1.60960333262415e-02f;
-  float under = -1.45660718464996e-05f;
-  under = under * y - 2.13374055278905e-04f;
-  under = under * y - 1.68282697438203e-03f;
-  under = under * y - 7.37332916720468e-03f;
-  under = under * y - 1.42647390514189e-02f;
-  return x * over / under;
-}
-
 template <class T>
 inline T sigmoid(T x) { return T(1) / (T(1) + exponential(-x)); }
 
