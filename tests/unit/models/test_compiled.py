@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import nl.assembly
 from nl.config import ConfigError
 from nl.config.registry import table
+from nl.core.native import torch_only
 from nl.core.output import Knobs
 from nl.core.program import set_compiled
 from nl.dist.single import Single
@@ -29,6 +30,7 @@ from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.titan_config import TitanConfig
+from nl.ops.titans_native import KERNEL
 from nl.ops.titans_programs import CHUNK, CHUNK_BACK
 
 # The tracer looks at .grad of activations itself.
@@ -84,8 +86,14 @@ def test_a_traced_step_equals_the_eager_one(block: str) -> None:
 
 @pytest.mark.parametrize("block", ["titan_lmm", "titan_mag"])
 def test_titans_memories_are_traced_chunk_by_chunk(block: str) -> None:
-    check_equal(block, "aot_eager")
+    with torch_only():
+        check_equal(block, "aot_eager")
     assert len(CHUNK.variants) == len(CHUNK_BACK.variants) == 1
+
+
+def test_titans_memories_are_left_to_their_kernel() -> None:
+    check_equal("titan_lmm", "aot_eager")
+    assert bool(CHUNK.variants) == (KERNEL.library() is None)
 
 
 @pytest.mark.parametrize("block", sorted(table("block").keys() - BY_PARTS))
