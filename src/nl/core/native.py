@@ -81,6 +81,13 @@ def torch_only() -> Iterator[None]:
         _held_off -= 1
 
 
+def ungraded(*tensors: Tensor | None) -> bool:
+    """Whether no gradient is asked for of what is made of these tensors."""
+    return not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in tensors
+    )
+
+
 class Kernel:
     """One file of C++ with functions ``name_f32`` and ``name_f64``.
 
@@ -97,16 +104,14 @@ class Kernel:
         self._tried = False
 
     def takes(self, *tensors: Tensor | None) -> bool:
-        """Whether a call with these tensors runs here.
+        """Whether a call with these tensors runs here: plain, on the CPU, of one fit dtype.
 
-        It does where all are plain, on the CPU and of one fit dtype, and no gradient is asked for:
-        kernels are called from the two passes of an ``autograd.Function``, or without gradients.
+        Autograd does not see what a kernel does: it is called from the two passes of an
+        ``autograd.Function``, or where ``ungraded``.
         """
         if _held_off or torch.compiler.is_compiling():
             return False
         given = [t for t in tensors if t is not None]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-            return False
         dtype = given[0].dtype
         fits = dtype in _SUFFIX and all(
             t.dtype == dtype and t.device.type == "cpu" and type(t) in (Tensor, Parameter)

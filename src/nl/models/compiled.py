@@ -118,5 +118,5 @@ def _has_kernels(unit: nn.Module) -> bool:
     """Whether a unit's levels run in machine code of their own, which a tracer would take apart."""
     weights = next(unit.parameters(), None)
     return getattr(unit, "levels", None) is not None and (
-        weights is not None and LEVELS.takes(weights.detach())
+        weights is not None and LEVELS.takes(weights)
     )

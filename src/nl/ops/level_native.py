@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nl.core.native import Kernel
+from nl.core.native import Kernel, ungraded
 
 KERNEL = Kernel("level")
 _FEW_TOKENS = 8
@@ -72,7 +72,7 @@ def _adjoints_native(spec: Any, grad_y: Any, grad_z: Any, *kept: Any) -> tuple[A
 def _hidden_native(form: Any, z: Tensor, signal: Tensor, unit: Any, *down: Any) -> Tensor | None:
     sizes = _sizes(form, (unit,), signal, down[0], down[1:2])
     given = (z, signal, *down)
-    if sizes is None or not KERNEL.takes(*given):
+    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
         return None
     made = z.new_empty(z.shape)
     _call("hidden_signal", form, sizes, given, (made,))
@@ -83,7 +83,7 @@ def _pull_back_native(form: Any, x: Tensor, *rest: Any) -> Tensor | None:
     signal, hidden_signal, up, fast, rate = rest
     sizes = _sizes(form, (), x, up, (fast,))
     given = (x, signal, hidden_signal, up, fast, rate)
-    if sizes is None or not KERNEL.takes(*given):
+    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
         return None
     made = x.new_empty(x.shape)
     _call("pull_back", form, sizes, given, (made,))
@@ -95,7 +95,7 @@ def _gradients_native(form: Any, *tokens: Any) -> tuple[Tensor, Tensor] | None:
     rows, width, hidden = len(x), x.shape[-1], z.shape[-1]
     sizes = _sizes(form, (unit,), x, x.new_empty(0), ())
     given = (x, z, signal, hidden_signal)
-    if sizes is None or not KERNEL.takes(*given):
+    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
         return None
     up, down = x.new_empty(rows, hidden, width), x.new_empty(rows, width, hidden)
     _call("gradients", form, (*sizes[:3], hidden), given, (up, down))
