@@ -11,13 +11,15 @@ without kernels.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +45,7 @@ FLAGS = (
 SOURCES = Path(__file__).parents[1] / "ops" / "native"
 MODES = ("auto", "on", "off")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_PLAIN = (Tensor, Parameter)
 
 _held_off = 0
 
@@ -88,6 +91,39 @@ def ungraded(*tensors: Tensor | None) -> bool:
     )
 
 
+def sizes_of(
+    named: Iterable[tuple[str, Tensor | None]], known: Mapping[str, int] | None = None
+) -> dict[str, int] | None:
+    """What the letters of dimensions stand for, or None where they contradict one another.
+
+    Kernels trust sizes: a call whose tensors do not fit is left to torch, which says what is wrong.
+
+    Args:
+        named: tensors with one letter per dimension; without letters: a single number.
+        known: letters that are known before.
+    """
+    sizes = dict(known or {})
+    for letters, t in named:
+        if t is None:
+            continue
+        if not letters:
+            if t.numel() != 1:
+                return None
+            continue
+        if t.dim() != len(letters):
+            return None
+        for letter, size in zip(letters, t.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return None
+    return sizes
+
+
+@functools.cache
+def bits(x: float) -> int:
+    """A real number among the whole ones that a kernel is given: ``real`` of ``matrix.h``."""
+    return int.from_bytes(struct.pack("<d", x), "little", signed=True)
+
+
 class Kernel:
     """One file of C++ with functions ``name_f32`` and ``name_f64``.
 
@@ -111,13 +147,14 @@ class Kernel:
         """
         if _held_off or torch.compiler.is_compiling():
             return False
-        given = [t for t in tensors if t is not None]
-        dtype = given[0].dtype
-        fits = dtype in _SUFFIX and all(
-            t.dtype == dtype and t.device.type == "cpu" and type(t) in (Tensor, Parameter)
-            for t in given
-        )
-        return fits and self.library() is not None
+        dtypes = set()
+        for t in tensors:
+            if t is None:
+                continue
+            if type(t) not in _PLAIN or not t.is_cpu:
+                return False
+            dtypes.add(t.dtype)
+        return len(dtypes) == 1 and dtypes <= _SUFFIX.keys() and self.library() is not None
 
     def run(self, function: str, numbers: Sequence[int], tensors: Sequence[Tensor | None]) -> None:
         """Call a function on contiguous tensors (None: a null pointer); it writes into them.
@@ -127,17 +164,21 @@ class Kernel:
             numbers: sizes and options.
             tensors: given and made.
         """
-        library = self.library()
-        assert library is not None
+        places: list[int | None] = []
+        dtype = None
         for t in tensors:
-            assert t is None or t.is_contiguous()
-        first = next(t for t in tensors if t is not None)
-        sizes = (ctypes.c_int64 * len(numbers))(*numbers)
-        places = (ctypes.c_void_p * len(tensors))(
-            *(None if t is None else t.data_ptr() for t in tensors)
+            if t is None:
+                places.append(None)
+            else:
+                assert t.is_contiguous()
+                dtype = t.dtype if dtype is None else dtype
+                places.append(t.data_ptr())
+        assert dtype is not None
+        getattr(self._library, f"{function}_{_SUFFIX[dtype]}")(
+            (ctypes.c_int64 * len(numbers))(*numbers),
+            (ctypes.c_void_p * len(places))(*places),
+            ctypes.c_int64(torch.get_num_threads()),
         )
-        call = getattr(library, f"{function}_{_SUFFIX[first.dtype]}")
-        call(sizes, places, ctypes.c_int64(torch.get_num_threads()))
 
     def library(self) -> ctypes.CDLL | None:
         """The compiled file, or None where there is none.
@@ -148,6 +189,8 @@ class Kernel:
         wanted = os.environ.get("NL_NATIVE") or "auto"
         if wanted == "off":
             return None
+        if self._library is not None and wanted in MODES:
+            return self._library
         if wrong := complaint():
             raise NativeError(wrong)
         if not self._tried:

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from nl.core.program import Program
 from nl.ops.delta_rule import unit_lower_inverse
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, activation_and_slope, in_force
-from nl.ops.fast_write_native import KERNEL, _adjoints_native, _written_native
+from nl.ops.fast_write_native import _adjoints_native, _takes, _written_native
 from nl.ops.fast_write_parts import NORM_EPS, BankWrite, Frame, Rates
 
 
@@ -121,7 +121,7 @@ class _Write(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: Any, *given: Tensor) -> Any:
-        ctx.spec, ctx.native = spec, KERNEL.takes(*given)
+        ctx.spec, ctx.native = spec, _takes(spec, given)
         ctx.save_for_backward(*given)
         if ctx.native:
             return _written_native(spec, given)

@@ -8,11 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nl.core.native import Kernel
+from nl.core.native import Kernel, bits, sizes_of
 from nl.ops.fast_mlp import WriteRule
 
 KERNEL = Kernel("fast_write")
 _OUTPUTS = ("decay", "delta", "delta_error")
+
+
+def _takes(spec: Any, given: Sequence[Tensor]) -> bool:
+    """Whether the kernel writes these: letters as in ``nl.ops.fast_mlp``, H heads, G units."""
+    first, banks = _banks(spec[1], given)
+    common = sizes_of([("NKC", given[0]), *(("NC", t) for t in given[1:first])])
+    skips = [skip for _, own in spec[1] for skip in own]
+    if common is None or len(skips) != len(banks) or not KERNEL.takes(*given):
+        return False
+    for bank, skip in zip(banks, skips, strict=True):
+        letters = ("HGK", "HMPF", "NGK", "NMPF", "NMPC")
+        sizes = sizes_of(zip(letters, bank, strict=True), common)
+        if sizes is None or sizes["G"] != sizes["M"] * sizes["F"] or sizes["N"] % sizes["H"]:
+            return False
+        if skip and sizes["P"] != sizes["K"]:
+            return False
+        common["H"] = sizes["H"]
+    return True
 
 
 def _banks(shape: Any, given: Sequence[Tensor]) -> tuple[int, list[tuple[Tensor, ...]]]:
@@ -33,6 +51,7 @@ def _call(function: str, spec: Any, given: Sequence[Tensor], more: Sequence[Tens
         rule.objective == "dot",
         rule.anchored,
         _OUTPUTS.index(rule.output),
+        bits(rule.clip),
         len(spec[1]),
     ]
     sizes = iter(banks)
@@ -41,8 +60,7 @@ def _call(function: str, spec: Any, given: Sequence[Tensor], more: Sequence[Tens
         for skip in skips:
             *_, output, targets = next(sizes)
             numbers += [targets.shape[1], output.shape[-1], targets.shape[2], skip]
-    clip = keys.new_tensor([rule.clip])
-    KERNEL.run(function, numbers, [clip, *given, *more])
+    KERNEL.run(function, numbers, [*given, *more])
 
 
 def _written_native(spec: Any, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -70,6 +88,6 @@ def _adjoints_native(
     for i in range(0, len(made), 5):
         *own, hidden, output, targets = made[i : i + 5]
         start = own if spec[0].anchored else (hidden, output)
-        by_banks += [t.unflatten(0, (-1, heads)).sum(0) for t in start]
+        by_banks += [t if len(t) == heads else t.unflatten(0, (-1, heads)).sum(0) for t in start]
         by_banks += [hidden, output, targets]
     return (*shared, *by_banks)

@@ -8,95 +8,89 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nl.core.native import Kernel, ungraded
+from nl.core.native import Kernel, bits, sizes_of, ungraded
 
 KERNEL = Kernel("level")
 _FEW_TOKENS = 8
 """With fewer tokens what a row costs is reading its weights, not products."""
 
 
-def _sizes(form: Any, rest: Any, x: Tensor, meta: Tensor, fast: Any) -> tuple[int, ...] | None:
-    """Rows, tokens, width and hidden units, or None where the kernel has no form for the call."""
-    rows, tokens, width = x.shape
-    plain = form.activation == "silu" and form.norm == "rms" and all(t is None for t in rest)
-    own = all(t is None or t.dim() == 3 for t in fast)
-    hidden = meta.numel() // width
-    return (rows, tokens, width, hidden) if plain and own and tokens >= _FEW_TOKENS else None
+_Named = list[tuple[str, Tensor | None]]
+"""Tensors with letters for their dimensions: rows B, tokens T, width D, hidden units F."""
 
 
-def _call(function: str, form: Any, sizes: Any, given: Any, made: Any) -> None:
-    """Run a function on contiguous forms of what is given."""
-    first = given[0]
-    tensors = [first.new_tensor([form.eps]), *given, *made]
-    KERNEL.run(function, sizes, [None if t is None else t.contiguous() for t in tensors])
+def _call(function: str, form: Any, left_out: Any, given: _Named, made: str) -> Any:
+    """Run a function; gives new tensors of the dimensions in ``made``, or None if it cannot.
+
+    ``left_out`` is what the kernel has no form for.
+    """
+    if form.activation != "silu" or form.norm != "rms" or any(t is not None for t in left_out):
+        return None
+    sizes, tensors = sizes_of(given), [t for _, t in given]
+    if sizes is None or sizes["T"] < _FEW_TOKENS or not KERNEL.takes(*tensors):
+        return None
+    first: Any = tensors[0]
+    new = [first.new_empty([sizes.get(c, 2) for c in letters]) for letters in made.split()]
+    numbers = [*(sizes[c] for c in "BTDF"), bits(form.eps)]
+    KERNEL.run(function, numbers, [*(None if t is None else t.contiguous() for t in tensors), *new])
+    return new
+
+
+def _weights(up: Any, down: Any, fast_up: Any, fast_down: Any, *rates: Any) -> _Named:
+    meta = [("FD", up), ("DF", down)]
+    return [*meta, ("BFD", fast_up), ("BDF", fast_down), *(("", rate) for rate in rates)]
 
 
 def _branch_native(form: Any, x: Tensor, unit: Any, *weights: Any) -> tuple[Tensor, Tensor] | None:
-    up, down, fast_up, fast_down, rate_up, rate_down, *biases = weights
-    sizes = _sizes(form, (unit, *biases), x, up, (fast_up, fast_down))
-    given = (x, up, down, fast_up, fast_down, rate_up, rate_down)
-    if sizes is None or not KERNEL.takes(*given):
-        return None
-    y, z = (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        x.new_empty(*x.shape[:2], up.shape[0]),
-    )
-    _call("branch", form, sizes, given, (y, z))
-    return y, z
+    given: _Named = [("BTD", x), *_weights(*weights[:6])]
+    found = _call("branch", form, (unit, *weights[6:]), given, "BTD BTF")
+    return None if found is None else (found[0], found[1])
 
 
 def _adjoints_native(spec: Any, grad_y: Any, grad_z: Any, *kept: Any) -> tuple[Any, ...] | None:
     form, to_up, to_down = spec
-    x, z, unit, up, down, fast_up, fast_down, rate_up, rate_down, *biases = kept
-    sizes = _sizes(form, (unit, *biases), x, up, (fast_up, fast_down))
-    given = (x, z, up, down, fast_up, fast_down, rate_up, rate_down, grad_y, grad_z)
-    if sizes is None or not KERNEL.takes(*given):
+    x, z, unit, *weights = kept
+    given: _Named = [("BTD", x), ("BTF", z), *_weights(*weights[:6])]
+    given += [("BTD", grad_y), ("BTF", grad_z)]
+    found = _call("branch_back", form, (unit, *weights[6:]), given, "BTD BFD BDF B2")
+    if found is None:
         return None
-    by_x = x.new_empty(x.shape)
-    by_up, by_down = x.new_empty(len(x), *up.shape), x.new_empty(len(x), *down.shape)
-    along = x.new_empty(len(x), 2)
-    _call("branch_back", form, sizes, given, (by_x, by_up, by_down, along))
+    by_x, by_up, by_down, along = found
+    _, _, fast_up, fast_down, rate_up, rate_down, *_ = weights
     by_rates = along.sum(0).neg_().unbind()
     parts: list[list[Any]] = [[], [], []]
     every = ((by_up, fast_up, rate_up, to_up), (by_down, fast_down, rate_down, to_down))
     for (by, fast, rate, wanted), by_rate in zip(every, by_rates, strict=True):
-        parts[0].append(by.sum(0))
+        parts[0].append(by.sum(0) if len(by) > 1 else by[0])
         parts[1].append(None if fast is None or not wanted else -rate * by)
         parts[2].append(None if fast is None else by_rate.view(rate.shape))
     return by_x, None, *parts[0], *parts[1], *parts[2], None, None
 
 
+def _ungraded(function: str, form: Any, left_out: Any, given: _Named, made: str) -> Any:
+    return (
+        _call(function, form, left_out, given, made) if ungraded(*(t for _, t in given)) else None
+    )
+
+
 def _hidden_native(form: Any, z: Tensor, signal: Tensor, unit: Any, *down: Any) -> Tensor | None:
-    sizes = _sizes(form, (unit,), signal, down[0], down[1:2])
-    given = (z, signal, *down)
-    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
-        return None
-    made = z.new_empty(z.shape)
-    _call("hidden_signal", form, sizes, given, (made,))
-    return made
+    given: _Named = [("BTF", z), ("BTD", signal)]
+    given += zip(("DF", "BDF", ""), down, strict=True)
+    found = _ungraded("hidden_signal", form, (unit,), given, "BTF")
+    return None if found is None else found[0]
 
 
 def _pull_back_native(form: Any, x: Tensor, *rest: Any) -> Tensor | None:
-    signal, hidden_signal, up, fast, rate = rest
-    sizes = _sizes(form, (), x, up, (fast,))
-    given = (x, signal, hidden_signal, up, fast, rate)
-    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
-        return None
-    made = x.new_empty(x.shape)
-    _call("pull_back", form, sizes, given, (made,))
-    return made
+    given: _Named = [("BTD", x)]
+    given += zip(("BTD", "BTF", "FD", "BFD", ""), rest, strict=True)
+    found = _ungraded("pull_back", form, (), given, "BTD")
+    return None if found is None else found[0]
 
 
 def _gradients_native(form: Any, *tokens: Any) -> tuple[Tensor, Tensor] | None:
-    x, z, signal, hidden_signal, unit = tokens
-    rows, width, hidden = len(x), x.shape[-1], z.shape[-1]
-    sizes = _sizes(form, (unit,), x, x.new_empty(0), ())
-    given = (x, z, signal, hidden_signal)
-    if sizes is None or not ungraded(*given) or not KERNEL.takes(*given):
-        return None
-    up, down = x.new_empty(rows, hidden, width), x.new_empty(rows, width, hidden)
-    _call("gradients", form, (*sizes[:3], hidden), given, (up, down))
-    return up, down
+    *given, unit = tokens
+    named: _Named = list(zip(("BTD", "BTF", "BTD", "BTF"), given, strict=True))
+    found = _ungraded("gradients", form, (unit,), named, "BFD BDF")
+    return None if found is None else (found[0], found[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 
 from nl.core import native
-from nl.core.native import Kernel, NativeError, complaint, cpp_compiler, torch_only, ungraded
+from nl.core.native import (
+    Kernel,
+    NativeError,
+    bits,
+    complaint,
+    cpp_compiler,
+    sizes_of,
+    torch_only,
+    ungraded,
+)
 
 SOURCE = """
 #include <cstdint>
@@ -130,3 +140,19 @@ def test_the_choice_is_one_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     assert complaint() == "NL_NATIVE=of in the environment; allowed: auto, on, off"
     with pytest.raises(NativeError, match="NL_NATIVE=of"):
         kernel.takes(torch.ones(1))
+
+
+def test_letters_of_dimensions() -> None:
+    x, y = torch.ones(2, 3), torch.ones(3)
+    assert sizes_of([("AB", x), ("B", y), ("CD", None), ("", torch.ones(1))]) == {"A": 2, "B": 3}
+    assert sizes_of([("AB", x), ("A", y)]) is None
+    assert sizes_of([("AA", x)]) is None
+    assert sizes_of([("A", x)]) is None, "a dimension too many"
+    assert sizes_of([("", x)]) is None, "not one number"
+    assert sizes_of([("AB", x)], {"B": 4}) is None
+    assert sizes_of([("AB", x)], {"C": 4}) == {"A": 2, "B": 3, "C": 4}
+
+
+def test_real_numbers_among_whole_ones() -> None:
+    for x in (1.0, -0.5, float("inf"), 1e-300):
+        assert struct.unpack("<d", struct.pack("<q", bits(x))) == (x,)

@@ -147,3 +147,22 @@ def test_what_is_not_finite_shows() -> None:
     assert y[1].isfinite().all(), "rows are apart"
     huge, _ = level_branch(x, w._replace(down=torch.full((8, 12), 3e38)))
     assert not huge[1].isfinite().all()
+
+
+def test_sizes_that_do_not_fit_are_refused_by_torch() -> None:
+    x, one = torch.randn(2, 16, 8), torch.ones(())
+    up, down = torch.randn(12, 8), torch.randn(8, 12)
+    for wrong in (
+        LevelWeights(up, down[:, 1:], None, None, one, one),
+        LevelWeights(up, down, torch.randn(3, 12, 8), None, one, one),
+        LevelWeights(up[:, 1:], down, None, None, one, one),
+    ):
+        with pytest.raises(RuntimeError, match="size|shape|match"):
+            level_branch(x, wrong)
+    keys, rate = torch.randn(2, 8, 16), torch.rand(2, 16)
+    first, second = torch.randn(2, 6, 8), torch.randn(2, 1, 8, 6)
+    bank = Bank(
+        FastWeights(first, second), FastWeights(first, second), torch.randn(2, 1, 8, 15), True
+    )
+    with pytest.raises(RuntimeError, match="size|shape|match"):
+        fast_mlp_write([WriteGroup(rate, None, [bank])], keys, -rate, WriteRule())

@@ -19,11 +19,11 @@ struct Writer {
   T *error, *x, *seen1, *taught, *right, *update, *shrink, *gram, *lower, *inverse;
   T *by_x, *by_a, *by_error, *by_right, *less, *scale, *along;
   const T *d2, *d1, *targets;
-  T clip;
+  const T clip;
   Rates<T>* rates;
 
   Writer(Arena<T>& arena, const Sizes& s_, idx hidden, idx outputs, Frame<T>& f_)
-      : s(s_), K(s_.width), C(s_.tokens), F(hidden), P(outputs), f(f_) {
+      : s(s_), K(s_.width), C(s_.tokens), F(hidden), P(outputs), f(f_), clip((T)s_.clip) {
     w2 = arena.take(F * K), w1 = arena.take(P * F);
     for (T** t : {&z, &a, &slope, &rest, &seen2, &back, &wanted, &x, &by_x, &by_a}) *t = arena.take(F * C);
     for (T** t : {&error, &seen1, &taught, &right, &update, &by_error, &by_right}) *t = arena.take(P * C);
@@ -38,9 +38,9 @@ struct Writer {
   }
 
   void forward(const T* start2, const T* start1, const T* added2, const T* added1, const T* targets_,
-               Rates<T>& rates_, T clip_, bool skip) {
+               Rates<T>& rates_, bool skip) {
     rates = &rates_;
-    d2 = s.anchored ? added2 : w2, d1 = s.anchored ? added1 : w1, targets = targets_, clip = clip_;
+    d2 = s.anchored ? added2 : w2, d1 = s.anchored ? added1 : w1, targets = targets_;
     EACH(i, F * K) w2[i] = start2[i] + added2[i];
     EACH(i, P * F) w1[i] = start1[i] + added1[i];
     times(z, C, F, C, K, own(w2, K), own(f.keys, C), 1, false);
@@ -255,10 +255,10 @@ struct Plan {
   }
 
   explicit Plan(const int64_t* n) {
-    sizes = {n[0], n[1], n[2], n[3], n[4] != 0, n[5] != 0, n[6] != 0, (int)n[7]};
+    sizes = {n[0], n[1], n[2], n[3], n[4] != 0, n[5] != 0, n[6] != 0, (int)n[7], real(n[8])};
     largest = sizes.width > sizes.tokens ? sizes.width : sizes.tokens;
-    const int64_t groups = n[8];
-    n += 9;
+    const int64_t groups = n[9];
+    n += 10;
     for (int g = 0; g < groups; g++) {
       same.push_back(n[0] != 0);
       rates += n[0] ? 1 : 2;
@@ -298,7 +298,7 @@ struct Chunk {
   // Up to the banks; gives where their tensors begin.
   Cursor<T> open(void* const* tensors, idx row, bool keep) {
     const Sizes& s = plan.sizes;
-    Cursor<T> given{tensors + 1};
+    Cursor<T> given{tensors};
     const T* keys = given.next(row * s.width * s.tokens);
     frame.open(keys, given.next(row * s.tokens), keep);
     for (Rates<T>& r : rates) {
@@ -309,7 +309,7 @@ struct Chunk {
   }
 
   // Memory m of a bank up to what it adds.
-  Writer<T>& forward(const Bank& which, void* const* five, idx row, idx m, T clip) {
+  Writer<T>& forward(const Bank& which, void* const* five, idx row, idx m) {
     const Sizes& s = plan.sizes;
     const Memory& bank = which.memory;
     const idx first = bank.hidden * s.width, second = bank.outputs * bank.hidden;
@@ -317,7 +317,7 @@ struct Chunk {
     auto at = [&](int i, idx offset) { return static_cast<const T*>(five[i]) + offset; };
     Writer<T>& writer = writers[which.writer];
     writer.forward(at(0, head * first), at(1, head * second), at(2, own * first), at(3, own * second),
-                   at(4, own * bank.outputs * s.tokens), rates[which.group], clip, bank.skip);
+                   at(4, own * bank.outputs * s.tokens), rates[which.group], bank.skip);
     return writer;
   }
 
@@ -328,7 +328,7 @@ struct Chunk {
       const Memory& bank = plan.banks[b].memory;
       for (idx m = 0; m < bank.count; m++) {
         const idx own = row * bank.count + m;
-        Writer<T>& writer = forward(plan.banks[b], five, row, m, *static_cast<T*>(tensors[0]));
+        Writer<T>& writer = forward(plan.banks[b], five, row, m);
         writer.written(static_cast<T*>(made[0]) + own * bank.hidden * plan.sizes.width,
                        static_cast<T*>(made[1]) + own * bank.outputs * bank.hidden);
       }
@@ -348,7 +348,7 @@ struct Chunk {
         const idx own = row * bank.count + m;
         const idx first = own * bank.hidden * s.width, second = own * bank.outputs * bank.hidden;
         auto at = [](void* tensor, idx offset) { return static_cast<T*>(tensor) + offset; };
-        Writer<T>& writer = forward(plan.banks[b], five, row, m, *static_cast<T*>(tensors[0]));
+        Writer<T>& writer = forward(plan.banks[b], five, row, m);
         writer.adjoint(at(grads[0], first), at(grads[1], second), bank.skip, at(made[0], first),
                        at(made[1], second), at(made[2], first), at(made[3], second),
                        at(made[4], own * bank.outputs * s.tokens));

@@ -17,6 +17,7 @@ struct Sizes {
   idx rows, heads, width, tokens;
   bool gelu, dot, anchored;
   int output;
+  double clip;
 };
 
 // (I + L)^-1 for a strictly lower triangular L (n x n), block row by block row.

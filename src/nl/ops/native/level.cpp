@@ -115,9 +115,9 @@ template <class T>
 void branch(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx weights = s.hidden * s.width, wide = s.tokens * s.width, thin = s.tokens * s.hidden;
-  const T* up = level.in_force(level.up, at.shared(2), at(4, weights), at.shared(6));
-  const T* down = level.in_force(level.down, at.shared(3), at(5, weights), at.shared(7));
-  level.read(at(1, wide), up, down, at(8, wide), at(9, thin));
+  const T* up = level.in_force(level.up, at.shared(1), at(3, weights), at.shared(5));
+  const T* down = level.in_force(level.down, at.shared(2), at(4, weights), at.shared(6));
+  level.read(at(0, wide), up, down, at(7, wide), at(8, thin));
 }
 
 // as above but z in front of the weights, gradients of y and z | x, up, down, inner products
@@ -125,11 +125,11 @@ template <class T>
 void branch_back(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx weights = s.hidden * s.width, wide = s.tokens * s.width, thin = s.tokens * s.hidden;
-  const T *fast_up = at(5, weights), *fast_down = at(6, weights);
-  const T* up = level.in_force(level.up, at.shared(3), fast_up, at.shared(7));
-  const T* down = level.in_force(level.down, at.shared(4), fast_down, at.shared(8));
-  T *by_up = at(12, weights), *by_down = at(13, weights), *along = at(14, 2);
-  level.go_back(at(1, wide), at(2, thin), up, down, at(9, wide), at(10, thin), at(11, wide), by_up, by_down);
+  const T *fast_up = at(4, weights), *fast_down = at(5, weights);
+  const T* up = level.in_force(level.up, at.shared(2), fast_up, at.shared(6));
+  const T* down = level.in_force(level.down, at.shared(3), fast_down, at.shared(7));
+  T *by_up = at(11, weights), *by_down = at(12, weights), *along = at(13, 2);
+  level.go_back(at(0, wide), at(1, thin), up, down, at(8, wide), at(9, thin), at(10, wide), by_up, by_down);
   along[0] = fast_up ? inner((const T*)by_up, fast_up, weights) : 0;
   along[1] = fast_down ? inner((const T*)by_down, fast_down, weights) : 0;
 }
@@ -139,10 +139,10 @@ template <class T>
 void hidden_signal(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx thin = s.tokens * s.hidden;
-  const T* down = level.in_force(level.down, at.shared(3), at(4, s.hidden * s.width), at.shared(5));
-  T* out = at(6, thin);
-  level.make_a(at(1, thin), true);
-  level.through(out, at(2, s.tokens * s.width), s.hidden, s.width, rows_of(down, s.hidden));
+  const T* down = level.in_force(level.down, at.shared(2), at(3, s.hidden * s.width), at.shared(4));
+  T* out = at(5, thin);
+  level.make_a(at(0, thin), true);
+  level.through(out, at(1, s.tokens * s.width), s.hidden, s.width, rows_of(down, s.hidden));
   EACH(i, thin) out[i] *= level.slope[i];
 }
 
@@ -151,11 +151,11 @@ template <class T>
 void pull_back(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx wide = s.tokens * s.width;
-  const T* up = level.in_force(level.up, at.shared(4), at(5, s.hidden * s.width), at.shared(6));
-  const T* signal = at(2, wide);
-  T* out = at(7, wide);
-  level.normalize(at(1, wide));
-  level.through(out, at(3, s.tokens * s.hidden), s.width, s.hidden, rows_of(up, s.width));
+  const T* up = level.in_force(level.up, at.shared(3), at(4, s.hidden * s.width), at.shared(5));
+  const T* signal = at(1, wide);
+  T* out = at(6, wide);
+  level.normalize(at(0, wide));
+  level.through(out, at(2, s.tokens * s.hidden), s.width, s.hidden, rows_of(up, s.width));
   level.norm_backward(out);
   EACH(i, wide) out[i] += signal[i];
 }
@@ -165,10 +165,10 @@ template <class T>
 void gradients(Level<T>& level, const Given<T>& at) {
   const Sizes& s = level.s;
   const idx weights = s.hidden * s.width, wide = s.tokens * s.width, thin = s.tokens * s.hidden;
-  level.normalize(at(1, wide));
-  level.make_a(at(2, thin), false);
-  level.outer(at(5, weights), at(4, thin), level.normal, s.hidden, s.width);
-  level.outer(at(6, weights), at(3, wide), level.a, s.width, s.hidden);
+  level.normalize(at(0, wide));
+  level.make_a(at(1, thin), false);
+  level.outer(at(4, weights), at(3, thin), level.normal, s.hidden, s.width);
+  level.outer(at(5, weights), at(2, wide), level.a, s.width, s.hidden);
 }
 
 template <class T, void (*part)(Level<T>&, const Given<T>&)>
@@ -178,7 +178,7 @@ void all_rows(const int64_t* n, void* const* tensors, int64_t threads) {
   {
     Arena<T> arena;
     Level<T> level(arena, sizes);
-    level.eps = *static_cast<T*>(tensors[0]);
+    level.eps = (T)real(n[4]);
 #pragma omp for schedule(static)
     for (idx row = 0; row < sizes.rows; row++) part(level, Given<T>{tensors, row});
   }

@@ -31,6 +31,13 @@ constexpr int VECTOR_BYTES = 16, TILE_ROWS = 4, TILE_VECTORS = 2;
 template <class T>
 constexpr int LANES = VECTOR_BYTES / sizeof(T);
 
+// A real number among the whole ones of a call.
+inline double real(int64_t bits) {
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // Memory of one thread for one call; every piece begins where a cache line begins.
 template <class T>
 class Arena {
