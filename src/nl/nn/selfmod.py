@@ -35,6 +35,7 @@ from nl.nn.selfmod_config import SelfModConfig
 from nl.nn.selfmod_state import Chunk, SelfModState, added_banks, waiting_tokens, with_memories
 from nl.ops.fast_mlp import Bank, FastWeights, WriteRule, fast_mlp, in_force
 from nl.ops.fast_write import WriteGroup, fast_mlp_write
+from nl.ops.fast_write_native import _answers_native
 from nl.ops.norm_linear import norm_linear
 from nl.ops.selfmod_read import Banks, ReadInputs, Recalled, selfmod_read, unit
 
@@ -265,9 +266,13 @@ class SelfMod(nn.Module):
         self, initial: FastWeights, added: FastWeights, values: Tensor, skip: bool = True
     ) -> Tensor:
         """What the memories of a bank say to the values themselves."""
+        norm = self.config.target_norm and initial.output.shape[2] > 1
+        made = _answers_native(initial, added, values.squeeze(1), self.rule, skip, norm)
+        if made is not None:
+            return made
         weights = FastWeights(*(in_force(b, d) for b, d in zip(initial, added, strict=True)))
         made = fast_mlp(weights, values, self.config.activation, skip)
-        return unit(made) if self.config.target_norm and made.shape[2] > 1 else made
+        return unit(made) if norm else made
 
     def _retained(self, groups: list[WriteGroup], chunk: Chunk) -> list[FastWeights]:
         """Write banks with the decay toward what the configured retention says -> added."""

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nl.core.native import Kernel, bits, sizes_of
-from nl.ops.fast_mlp import WriteRule
+from nl.core.native import Kernel, bits, sizes_of, ungraded
+from nl.ops.fast_mlp import FastWeights, WriteRule
 
 KERNEL = Kernel("fast_write")
+ANSWERS = Kernel("fast_answers")
 _OUTPUTS = ("decay", "delta", "delta_error")
 
 
@@ -91,3 +92,30 @@ def _adjoints_native(
         by_banks += [t if len(t) == heads else t.unflatten(0, (-1, heads)).sum(0) for t in start]
         by_banks += [hidden, output, targets]
     return (*shared, *by_banks)
+
+
+def _answers_native(
+    initial: FastWeights,
+    added: FastWeights,
+    inputs: Tensor,
+    rule: WriteRule,
+    skip: bool,
+    unit: bool,
+) -> Tensor | None:
+    """What a bank says to inputs (N, K, C), (N, M, P, C), as unit vectors if asked.
+
+    None where the kernel cannot be used, or gradients are asked for.
+    """
+    tensors = (*initial, *added, inputs)
+    letters = ("HGK", "HMPF", "NGK", "NMPF", "NKC")
+    if not ungraded(*tensors) or not ANSWERS.takes(*tensors):
+        return None
+    sizes = sizes_of(zip(letters, tensors, strict=True))
+    if sizes is None or sizes["G"] != sizes["M"] * sizes["F"] or sizes["N"] % sizes["H"]:
+        return None
+    made = inputs.new_empty([sizes[c] for c in "NMPC"])
+    skip = skip and sizes["P"] == sizes["K"]
+    plan = [*(sizes[c] for c in "NHKC"), rule.activation == "gelu", 0, 1, 0, 0]
+    bank = [1, 1, 1, *(sizes[c] for c in "MFP"), skip]
+    ANSWERS.run("answers", [unit, *plan, *bank], [*(t.contiguous() for t in tensors), made])
+    return made

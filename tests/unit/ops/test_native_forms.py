@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 
 from nl.core.native import Kernel, cpp_compiler, torch_only
 from nl.ops import fast_write_native, level_native
-from nl.ops.fast_mlp import Bank, FastWeights, WriteRule
+from nl.ops.fast_mlp import Activation, Bank, FastWeights, WriteRule, fast_mlp, in_force
 from nl.ops.fast_write import WriteGroup, fast_mlp_write
+from nl.ops.fast_write_native import _answers_native
 from nl.ops.level import (
     LevelWeights,
     level_branch,
@@ -23,6 +24,7 @@ from nl.ops.level import (
     level_hidden_signal,
     level_pull_back,
 )
+from nl.ops.selfmod_read import unit
 
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
 
@@ -99,6 +101,30 @@ def test_writes_of_fast_memories(rule: WriteRule, size: int, width: int) -> None
     compare(fast_write_native.KERNEL, run, inputs)
 
 
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+@pytest.mark.parametrize("sizes", [(2, 64, 64, 64), (2, 5, 7, 5), (2, 16, 9, 1)], ids=str)
+@pytest.mark.parametrize("norm", [True, False])
+def test_answers_of_memories(name: Activation, sizes: tuple[int, ...], norm: bool) -> None:
+    memories, width, units, outputs = sizes
+    heads, rows, tokens = 2, 6, 19
+    first, second = (memories * units, width), (memories, outputs, units)
+    initial = FastWeights(torch.randn(heads, *first), torch.randn(heads, *second))
+    added = FastWeights(torch.randn(rows, *first), torch.randn(rows, *second))
+    x = torch.randn(rows, width, tokens)
+    rule = WriteRule(name)
+    found = _answers_native(initial, added, x, rule, True, norm)
+    force = FastWeights(*(in_force(b, d) for b, d in zip(initial, added, strict=True)))
+    wanted = fast_mlp(force, x.unsqueeze(1), name)
+    wanted = unit(wanted) if norm else wanted
+    assert found is not None
+    assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+    torch.set_num_threads(3)
+    assert torch.equal(found, _answers_native(initial, added, x, rule, True, norm))
+    assert _answers_native(initial, added, x.requires_grad_(), rule, True, norm) is None
+    with torch.no_grad(), torch_only():
+        assert _answers_native(initial, added, x, rule, True, norm) is None
+
+
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("sizes", [(4, 64, 128, 90), (3, 9, 21, 40), (1, 130, 64, 16)], ids=str)
 def test_levels(sizes: tuple[int, ...], written: bool) -> None:
@@ -157,12 +183,12 @@ def test_sizes_that_do_not_fit_are_refused_by_torch() -> None:
         LevelWeights(up, down, torch.randn(3, 12, 8), None, one, one),
         LevelWeights(up[:, 1:], down, None, None, one, one),
     ):
-        with pytest.raises(RuntimeError, match="size|shape|match"):
+        with pytest.raises(RuntimeError, match=r"size|shape|match"):
             level_branch(x, wrong)
     keys, rate = torch.randn(2, 8, 16), torch.rand(2, 16)
     first, second = torch.randn(2, 6, 8), torch.randn(2, 1, 8, 6)
     bank = Bank(
         FastWeights(first, second), FastWeights(first, second), torch.randn(2, 1, 8, 15), True
     )
-    with pytest.raises(RuntimeError, match="size|shape|match"):
+    with pytest.raises(RuntimeError, match=r"size|shape|match"):
         fast_mlp_write([WriteGroup(rate, None, [bank])], keys, -rate, WriteRule())

@@ -233,46 +233,6 @@ struct Writer {
   }
 };
 
-struct Bank {
-  Memory memory;
-  std::size_t group, writer;
-};
-
-// What the numbers say; the tensors follow in the order of nl/ops/fast_write_native.py.
-struct Plan {
-  Sizes sizes;
-  std::vector<bool> same;
-  std::vector<Bank> banks;
-  std::vector<Memory> kinds;
-  idx rates = 0, largest;
-
-  // Memories of one size use the same room.
-  std::size_t writer(const Memory& memory) {
-    for (std::size_t i = 0; i < kinds.size(); i++)
-      if (kinds[i].hidden == memory.hidden && kinds[i].outputs == memory.outputs) return i;
-    kinds.push_back(memory);
-    return kinds.size() - 1;
-  }
-
-  explicit Plan(const int64_t* n) {
-    sizes = {n[0], n[1], n[2], n[3], n[4] != 0, n[5] != 0, n[6] != 0, (int)n[7], real(n[8])};
-    largest = sizes.width > sizes.tokens ? sizes.width : sizes.tokens;
-    const int64_t groups = n[9];
-    n += 10;
-    for (int g = 0; g < groups; g++) {
-      same.push_back(n[0] != 0);
-      rates += n[0] ? 1 : 2;
-      const int64_t count = n[1];
-      n += 2;
-      for (int64_t b = 0; b < count; b++, n += 4) {
-        const Memory memory{n[1], n[2], n[0], n[3] != 0};
-        banks.push_back({memory, (std::size_t)g, writer(memory)});
-        for (idx size : {n[1], n[2]}) largest = size > largest ? size : largest;
-      }
-    }
-  }
-};
-
 // The tensors of one kind, at one row.
 template <class T>
 struct Cursor {
