@@ -65,10 +65,13 @@ def introduction(talk: Talk) -> str:
     paths = talk.model.memory_paths() if hasattr(talk.model, "memory_paths") else []
     if not paths:
         memory = "It has no memory that is written: only what its attention has read."
-    elif talk.write:
-        memory = f"Its memories ({', '.join(paths)}) are written by every line, yours and its own."
     else:
-        memory = f"Its memories ({', '.join(paths)}) are frozen (--no-write)."
+        how = {
+            "all": "are written by every line, yours and its own",
+            "given": "are written by your lines, not by its own (--write given)",
+            "none": "are frozen (--write none)",
+        }
+        memory = f"Its memories ({', '.join(paths)}) {how[talk.write]}."
     begun = f" Going on at position {talk.position}." if talk.position else ""
     return (
         "This model continues text. It was trained on plain text alone: it follows no "

@@ -207,7 +207,8 @@ def save_sample(samples: Path, prompt: str, text: str, options: argparse.Namespa
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """How a text was drawn, for the report."""
     keys = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
-    memory = "frozen" if options.no_write else "written while reading"
+    how = {"all": "written while reading", "given": "written by the prompt", "none": "frozen"}
+    memory = how[options.write]
     told = {key: getattr(options, key) for key in keys}
     return {**told, "temperature": temperature_of(options), "memory": memory}
 

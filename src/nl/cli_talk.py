@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from nl.cli_command import Commands, add_command, naming_flags
 from nl.config import ConfigError
@@ -25,7 +25,7 @@ class Talk:
     Attributes:
         model: a language model on its device.
         tokenizer: the one it was trained with.
-        write: False freezes every memory.
+        write: what the memories are written with: all, what they are given, or none of it.
         segment: tokens per forward pass.
         digest: of the model's options and weights; a state file belongs to one model.
         state: of everything read; None: nothing yet.
@@ -34,7 +34,7 @@ class Talk:
 
     model: Any
     tokenizer: Any
-    write: bool
+    write: Literal["all", "given", "none"]
     segment: int
     digest: str
     state: Any = None
@@ -55,14 +55,19 @@ class Talk:
         State and unread token change together after every segment, so that an interruption leaves
         both as they belong together.
         """
+        if self.write != "given":
+            return self._read([*self.unread, *ids], self.write == "all")
+        own = self._read(self.unread, False)  # a word of its own, which waits to be read
+        return self._read(ids, True) if ids else own
+
+    def _read(self, ids: list[int], write: bool) -> Any:
         import torch
 
-        device = next(self.model.parameters()).device
-        whole, logits = [*self.unread, *ids], None
-        for start in range(0, len(whole), self.segment):
-            part = torch.tensor([whole[start : start + self.segment]], device=device)
+        device, logits = next(self.model.parameters()).device, None
+        for start in range(0, len(ids), self.segment):
+            part = torch.tensor([ids[start : start + self.segment]], device=device)
             with torch.no_grad():
-                out = self.model(part, self.state, write=self.write)
+                out = self.model(part, self.state, write=write)
             self.state, self.unread = out.state, []
             logits = out.pred[:, -1].float()
         return logits
@@ -146,7 +151,7 @@ def opened(options: argparse.Namespace) -> Talk:
         tokenizer = data_tokenizer(data_of(run, options.data))
     check_vocabulary(tokenizer, run, options.path)
     model.to(options.device)
-    talk = Talk(model, tokenizer, not options.no_write, options.segment, model_digest(run, model))
+    talk = Talk(model, tokenizer, options.write, options.segment, model_digest(run, model))
     if options.start is not None:
         talk.load(Path(options.start))
     return talk
@@ -277,6 +282,11 @@ def _shared(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     flag("--top-p", type=float, default=1.0, help="sample within this probability")
     flag("--seed", type=int, default=0, help="seed of the sampling")
     flag("--segment", type=int, default=512, help="tokens per forward pass of what is read")
-    flag("--no-write", action="store_true", help="freeze every memory")
+    words = ("all", "given", "none")
+    said = (
+        "what writes the memories: all that is read, or not what the model says itself, or nothing"
+    )
+    flag("--write", choices=words, default="all", help=said)
+    flag("--no-write", dest="write", action="store_const", const="none", help="as --write none")
     flag("--from", dest="start", help="state file to go on from")
     flag("--save-state", help="state file to write at the end")

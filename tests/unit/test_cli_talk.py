@@ -44,7 +44,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_half_and_half_is_the_whole(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     """Generate, save the State, go on from it: the tokens and State of generating at once."""
-    for frozen in ([], ["--no-write"]):
+    for frozen in ([], ["--no-write"], ["--write", "given"]):
         whole, half, rest = (tmp_path / f"{n}{len(frozen)}.safetensors" for n in "abc")
         assert main(generated(trained, *frozen, "--max-new-tokens", 24, "--save-state", whole)) == 0
         assert main(generated(trained, *frozen, "--save-state", half)) == 0
@@ -58,6 +58,44 @@ def test_half_and_half_is_the_whole(trained: Path, tmp_path: Path, capsys: Captu
         assert want.keys() == got.keys()
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor)
+
+
+def test_what_a_model_says_itself_need_not_write(
+    trained: Path, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """``--write given``: the memories are those of the prompt, and of later prompts."""
+    model = nl.load_model(trained)
+    tokenizer = data_tokenizer(data)
+    path, more = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    prompt = "prose 1 " * 12
+    flags = ["--max-new-tokens", 40, "--write", "given"]
+    assert main(generated(trained, *flags, "--save-state", path, prompt=prompt)) == 0
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    options = {"max_new_tokens": 40, "temperature": 0, "vocab_size": tokenizer.vocab_size}
+    new, state = model.generate(ids, write="given", **options)
+    said = capsys.readouterr().out.rstrip("\n")  # half a character is held back
+    assert len(said) > len(prompt)
+    assert tokenizer.decode([*ids[0], *new[0]]).startswith(said)
+    with torch.no_grad():
+        read = model(ids, None).state
+        everything = model.generate(ids, **options)[1]
+
+    def memories(state: Any) -> dict[str, torch.Tensor]:
+        """Those of the levels: attention sees what was said all the same."""
+        found = states.flatten(state)[0].items()
+        return {name: t for name, t in found if name.split(".")[1::2][:2] == ["1", "1"]}
+
+    kept = memories(read_state(path).state)
+    assert kept
+    for name, tensor in memories(state).items():
+        torch.testing.assert_close(kept[name], tensor)
+        assert torch.equal(tensor, memories(read)[name]), name
+    assert any(not torch.equal(t, memories(read)[k]) for k, t in memories(everything).items())
+    assert (
+        main(generated(trained, "--from", path, *flags, "--save-state", more, prompt=prompt)) == 0
+    )
+    later = memories(read_state(more).state)
+    assert any(not torch.equal(later[name], tensor) for name, tensor in kept.items())
 
 
 def test_only_what_the_tokenizer_knows_is_written() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,14 +46,15 @@ def generate(
     *,
     sampling: Sampling,
     state: Any = None,
-    write: bool = True,
+    write: bool | Literal["given"] = True,
     knobs: Knobs | None = None,
 ) -> tuple[Tensor, Any]:
     """Continue ``tokens``: the prompt is read once, then one token per step.
 
     Args:
         tokens: (B, T) int64 prompt, T >= 1, continuing ``state``.
-        write: False freezes all memories; ``knobs`` may freeze some of them.
+        write: False freezes all memories, "given" while they read what is generated; ``knobs``
+            may freeze some of them.
 
     Returns:
         (B, N) new tokens and the State after reading all but the last of them.
@@ -65,8 +66,8 @@ def generate(
     random = torch.Generator(tokens.device).manual_seed(sampling.seed)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     out = []
-    for _ in range(sampling.max_new_tokens):
-        read = model(tokens, state, knobs, write=write)
+    for turn in range(sampling.max_new_tokens):
+        read = model(tokens, state, knobs, write=write is True or (turn == 0 and bool(write)))
         state = read.state
         tokens = pick(read.pred[:, -1].float(), sampling, random)[:, None]
         if sampling.stop:

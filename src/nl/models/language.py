@@ -305,7 +305,7 @@ class LanguageModel(Memories, nn.Module):
         tokens: Tensor,
         *,
         state: LanguageState | None = None,
-        write: bool = True,
+        write: bool | Literal["given"] = True,
         knobs: Knobs | None = None,
         **sampling: Any,
     ) -> tuple[Tensor, LanguageState]:
@@ -314,7 +314,7 @@ class LanguageModel(Memories, nn.Module):
         Args:
             tokens: (B, T) int64 prompt, continuing ``state``.
             state: where the stream stands; None for fresh.
-            write: False freezes all memories; ``knobs`` may freeze some of them.
+            write: see ``nl.models.generate.generate``.
             sampling: fields of ``nl.models.generate.Sampling`` (max_new_tokens, temperature ...).
 
         Returns:
