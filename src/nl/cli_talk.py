@@ -283,10 +283,8 @@ def _shared(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     flag("--seed", type=int, default=0, help="seed of the sampling")
     flag("--segment", type=int, default=512, help="tokens per forward pass of what is read")
     words = ("all", "given", "none")
-    said = (
-        "what writes the memories: all that is read, or not what the model says itself, or nothing"
-    )
-    flag("--write", choices=words, default="all", help=said)
+    said = "what writes the memories: all, what the model is given but not what it says, or nothing"
+    flag("--write", choices=words, default="given", help=said)
     flag("--no-write", dest="write", action="store_const", const="none", help="as --write none")
     flag("--from", dest="start", help="state file to go on from")
     flag("--save-state", help="state file to write at the end")

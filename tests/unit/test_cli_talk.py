@@ -44,7 +44,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_half_and_half_is_the_whole(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     """Generate, save the State, go on from it: the tokens and State of generating at once."""
-    for frozen in ([], ["--no-write"], ["--write", "given"]):
+    for frozen in ([], ["--no-write"], ["--write", "all"]):
         whole, half, rest = (tmp_path / f"{n}{len(frozen)}.safetensors" for n in "abc")
         assert main(generated(trained, *frozen, "--max-new-tokens", 24, "--save-state", whole)) == 0
         assert main(generated(trained, *frozen, "--save-state", half)) == 0
@@ -63,12 +63,12 @@ def test_half_and_half_is_the_whole(trained: Path, tmp_path: Path, capsys: Captu
 def test_what_a_model_says_itself_need_not_write(
     trained: Path, data: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """``--write given``: the memories are those of the prompt, and of later prompts."""
+    """The memories are those of the prompt, and of later prompts."""
     model = nl.load_model(trained)
     tokenizer = data_tokenizer(data)
     path, more = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     prompt = "prose 1 " * 12
-    flags = ["--max-new-tokens", 40, "--write", "given"]
+    flags: list[object] = ["--max-new-tokens", 40]
     assert main(generated(trained, *flags, "--save-state", path, prompt=prompt)) == 0
     ids = torch.tensor([tokenizer.encode(prompt)])
     options = {"max_new_tokens": 40, "temperature": 0, "vocab_size": tokenizer.vocab_size}
@@ -170,7 +170,7 @@ def test_turns_share_a_state(
     """Replies are what the model says after everything before them."""
     piped(monkeypatch, "prose 1\n\nprose 2\n")
     kept = tmp_path / "talk.safetensors"
-    assert main(chatted(trained, "--save-state", kept)) == 0
+    assert main(chatted(trained, "--write", "all", "--save-state", kept)) == 0
     told = capsys.readouterr()
     assert "follows no instructions" in " ".join(told.err.split())
     assert "are written by every line" in told.err
