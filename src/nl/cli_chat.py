@@ -68,8 +68,8 @@ def introduction(talk: Talk) -> str:
     else:
         how = {
             "all": "are written by every line, yours and its own",
-            "given": "are written by your lines, not by its own (--write given)",
-            "none": "are frozen (--write none)",
+            "given": "are written by your lines, not by its own",
+            "none": "are frozen",
         }
         memory = f"Its memories ({', '.join(paths)}) {how[talk.write]}."
     begun = f" Going on at position {talk.position}." if talk.position else ""

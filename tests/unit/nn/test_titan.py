@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid, rms_norm, silu, softplus
 
 from nl.config import ConfigError
 from nl.core import state as states
+from nl.core.native import torch_only
 from nl.nn.chunks import pieces
 from nl.nn.titan import TitanConfig, TitanMemory, TitanState
 from nl.ops.norm_linear import RMS_EPS
@@ -232,7 +233,10 @@ def held_for_backward(recompute: bool) -> int:
 
 
 def test_recomputed_writes_keep_less() -> None:
-    assert held_for_backward(True) < 0.7 * held_for_backward(False)
+    with torch_only():
+        kept, less = held_for_backward(False), held_for_backward(True)
+    assert less < 0.7 * kept
+    assert held_for_backward(True) <= held_for_backward(False) <= kept
 
 
 @torch.no_grad()
