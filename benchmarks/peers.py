@@ -131,9 +131,11 @@ def transformer(args: argparse.Namespace) -> list[Row]:
         for seq_len, batch in ((512, 4), (2048, 1)):
             rows += step_rows(("hope_hybrid", *KEPT), dim, seq_len, batch, args, gates)
             gated = [block for block, length in gates if length == seq_len]
-            rows += step_rows(tuple(gated), dim, seq_len, batch, args, gates, True)
+            rows += step_rows(tuple(gated), dim, seq_len, batch, args, gates, ", both compiled")
     rows += step_rows(("hope_selfmod",), WIDTHS[0], 2048, 4, args, gates)
-    rows += step_rows(("hope_selfmod",), WIDTHS[0], 2048, 4, args, gates, True)
+    rows += step_rows(("hope_selfmod",), WIDTHS[0], 2048, 4, args, gates, ", both compiled")
+    with torch_only():
+        rows += step_rows(KEPT, WIDTHS[0], 512, 4, args, {}, ", torch alone")
     return rows
 
 
@@ -144,9 +146,9 @@ def step_rows(
     batch: int,
     args: argparse.Namespace,
     gates: Mapping[tuple[str, int], float],
-    compiled: bool = False,
+    how: str = "",
 ) -> list[Row]:
-    """The speed and the kept memory of every block, all eager or all compiled."""
+    """The speed of every block, and as it is by default (no ``how``) the memory that it keeps."""
     config = BenchConfig(
         blocks=blocks,
         dim=dim,
@@ -154,11 +156,11 @@ def step_rows(
         seq_len=(seq_len,),
         batch_size=batch,
         rounds=args.rounds,
-        compile=compiled,
+        compile="compiled" in how,
         noisy=True,
     )
     found = bench(config)["rows"]
-    base, how = found[0], ", both compiled" if compiled else ""
+    base = found[0]
     rows: list[Row] = []
     for row in found[1:]:
         place = f"{row['name']}, d {dim}, T {seq_len}, B {batch}"
@@ -177,7 +179,7 @@ def step_rows(
                 **own,
             }
         )
-        if not compiled:
+        if not how:
             rows.append(
                 {
                     "row": f"{place}: memory kept per layer, Transformer = 1",

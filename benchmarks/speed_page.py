@@ -16,9 +16,14 @@ BELOW_AIM = 1.0
 
 DIFFERENCES = """## What is compared
 
-One process per group, one thread, fp32, eager, random data; cells of a row take turns. The number
-of a row is the median over rounds of the ratio of CPU times within a round; least and largest stand
-beside it. Training with `nl` keeps freed memory (`nl.core.cpu`): so do the rows against the
+One process per group, one thread, fp32, random data; cells of a row take turns. The number of a row
+is the median over rounds of the ratio of CPU times within a round; least and largest stand beside
+it. Ours has kernels for its memories (`docs/nested_core.md`, *Kernels for the CPU*), built as for
+any user with a C++ compiler; rows *torch alone* do without them (`NL_NATIVE=off`), rows *compiled*
+are under `train.compile=true`, which leaves to the kernels what they do. Everything else, the whole
+Transformer and all of the other packages included, multiplies with torch's MKL. So does the GEMM
+peak: shares of it can exceed one.
+Training with `nl` keeps freed memory (`nl.core.cpu`): so do the rows against the
 Transformer and the GEMM peak. Rows against other packages leave malloc as it is; those of train
 steps come once more with freed memory kept for both, from which nested-learning gains most.
 
@@ -50,9 +55,8 @@ is its `batch_size`: for how many tokens inner gradients are taken at the same w
 the whole row). Ours takes them at every chunk, which is boundary = chunk. The gate is against
 boundary 128, which for chunks below 128 asks less of it than of ours. `ours` has no convolution,
 plain steps and keeps for the backward pass what it needs, as it does (`titan.recompute=false`);
-`ours, compiled` is the same under `train.compile=true`, which leaves the scan over chunks of less
-than 32 as it is; `ours, recomputing` computes writes again there, which is the default;
-`ours, default options` also convolves queries, keys and values and normalises steps. Decay and
+`ours, compiled` is the same under `train.compile=true`; `ours, recomputing` computes writes again
+there, which is the default; `ours, default options` also convolves queries, keys and values and normalises steps. Decay and
 momentum are one per token in ours, one per chunk in its; it has a gate per head on its answers and
 no norm there, ours a norm and no gate.
 
