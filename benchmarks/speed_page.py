@@ -56,9 +56,9 @@ the whole row). Ours takes them at every chunk, which is boundary = chunk. The g
 boundary 128, which for chunks below 128 asks less of it than of ours. `ours` has no convolution,
 plain steps and keeps for the backward pass what it needs, as it does (`titan.recompute=false`);
 `ours, compiled` is the same under `train.compile=true`; `ours, recomputing` computes writes again
-there, which is the default; `ours, default options` also convolves queries, keys and values and normalises steps. Decay and
-momentum are one per token in ours, one per chunk in its; it has a gate per head on its answers and
-no norm there, ours a norm and no gate.
+there, which is the default; `ours, default options` also convolves queries, keys and values and
+normalises steps. Decay and momentum are one per token in ours, one per chunk in its; it has a gate
+per head on its answers and no norm there, ours a norm and no gate.
 
 *Transformer.* Whole train steps (`nl bench`) of models with the parameters of the Transformer
 within 2 %, two layers. Memory kept is what autograd saves for one layer of the step, writes

@@ -26,7 +26,9 @@ inline float error_function(float x) {
 
 // The share of normal numbers below z.
 template <class T>
-inline T normal_share(T z) { return T(0.5) * (T(1) + error_function(z * T(M_SQRT1_2))); }
+inline T normal_share(T z) {
+  return T(0.5) * (T(1) + error_function(z * T(M_SQRT1_2)));
+}
 
 template <class T>
 inline T normal_density(T z) {
@@ -84,8 +86,8 @@ inline void weighted_vectors(T* to, const T* a, idx a_row, const T* b, idx b_row
   loose sum[NV] = {};
   for (idx i = 0; i < terms; i++)
     for (int v = 0; v < NV; v++)
-      sum[v] += *(const loose*)(a + i * a_row + v * LANES<T>) *
-                *(const loose*)(b + i * b_row + v * LANES<T>);
+      sum[v] += *(const loose*)(a + i * a_row + v * LANES<T>)**(const loose*)(b + i * b_row +
+                                                                              v * LANES<T>);
   for (int v = 0; v < NV; v++) *(loose*)(to + v * LANES<T>) = sum[v];
 }
 
@@ -96,8 +98,7 @@ void weighted(T* to, idx count, const T* a, idx a_row, const T* b, idx b_row, id
   idx j = 0;
   for (; j + 4 * L <= count; j += 4 * L)
     weighted_vectors<T, 4>(to + j, a + j, a_row, b + j, b_row, terms);
-  for (; j + L <= count; j += L)
-    weighted_vectors<T, 1>(to + j, a + j, a_row, b + j, b_row, terms);
+  for (; j + L <= count; j += L) weighted_vectors<T, 1>(to + j, a + j, a_row, b + j, b_row, terms);
   for (; j < count; j++) {
     T sum = 0;
     for (idx i = 0; i < terms; i++) sum += a[i * a_row + j] * b[i * b_row + j];

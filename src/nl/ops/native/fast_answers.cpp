@@ -16,7 +16,8 @@ struct Answers {
   explicit Answers(const Plan& p) : plan(p), bank(p.banks[0].memory) {
     const idx C = p.sizes.tokens;
     w2 = arena.take(bank.hidden * p.sizes.width), w1 = arena.take(bank.outputs * bank.hidden);
-    z = arena.take(bank.hidden * C), room = arena.take(p.largest * p.largest), scale = arena.take(C);
+    z = arena.take(bank.hidden * C), room = arena.take(p.largest * p.largest),
+    scale = arena.take(C);
   }
 
   void tell(void* const* t, idx row, bool unit) {
@@ -28,18 +29,21 @@ struct Answers {
       auto at = [&](int i, idx offset) { return static_cast<T*>(t[i]) + offset; };
       const T *start2 = at(0, head * F * K), *start1 = at(1, head * P * F);
       const T *added2 = at(2, own * F * K), *added1 = at(3, own * P * F);
-      EACH(i, F * K) w2[i] = start2[i] + added2[i];
-      EACH(i, P * F) w1[i] = start1[i] + added1[i];
+      EACH (i, F * K) w2[i] = start2[i] + added2[i];
+      EACH (i, P * F) w1[i] = start1[i] + added1[i];
       product<T>(z, C, F, C, K, rows_of((const T*)w2, K), rows_of(x, C), room, 1, false);
       activate(z, F * C, s.gelu);
       T* out = at(5, own * P * C);
-      product<T>(out, C, P, C, F, rows_of((const T*)w1, F), rows_of((const T*)z, C), room, 1, false);
-      if (bank.skip) EACH(i, P * C) out[i] += x[i];
+      product<T>(out, C, P, C, F, rows_of((const T*)w1, F), rows_of((const T*)z, C), room, 1,
+                 false);
+      if (bank.skip)
+        EACH (i, P * C) out[i] += x[i];
       if (!unit) continue;
-      EACH(c, C) scale[c] = (T)NORM_EPS;
+      EACH (c, C) scale[c] = (T)NORM_EPS;
       add_products(scale, out, out, P, C);
-      EACH(c, C) scale[c] = 1 / std::sqrt(scale[c]);
-      for (idx p = 0; p < P; p++) EACH(c, C) out[p * C + c] *= scale[c];
+      EACH (c, C) scale[c] = 1 / std::sqrt(scale[c]);
+      for (idx p = 0; p < P; p++)
+        EACH (c, C) out[p * C + c] *= scale[c];
     }
   }
 };

@@ -74,7 +74,8 @@ void unit_lower_inverse(T* x, const T* lower, idx n, T* room, T* part) {
       }
     }
     if (!b) continue;
-    product<T>(part, b, size, b, b, rows_of(lower + b * n, n), rows_of((const T*)x, n), room, 1, false);
+    product<T>(part, b, size, b, b, rows_of(lower + b * n, n), rows_of((const T*)x, n), room, 1,
+               false);
     product<T>(x + b * n, n, size, b, size, rows_of((const T*)x + b * n + b, n),
                rows_of((const T*)part, b), room, -1, false);
   }
@@ -88,13 +89,14 @@ void solve_few(T* x, const T* lower, idx count, idx n, bool transposed) {
     if (!transposed)
       for (idx t = 1; t < n; t++) {
         T sum = 0;
-        _Pragma("omp simd reduction(+ : sum)") for (idx i = 0; i < t; i++) sum += lower[t * n + i] * u[i];
+#pragma omp simd reduction(+ : sum)
+        for (idx i = 0; i < t; i++) sum += lower[t * n + i] * u[i];
         u[t] -= sum;
       }
     else
       for (idx t = n - 1; t > 0; t--) {
         const T by = u[t];
-        EACH(i, t) u[i] -= lower[t * n + i] * by;
+        EACH (i, t) u[i] -= lower[t * n + i] * by;
       }
   }
 }
@@ -102,18 +104,20 @@ void solve_few(T* x, const T* lower, idx count, idx n, bool transposed) {
 // out[t] += sum over rows of a b.
 template <class T>
 void add_products(T* out, const T* a, const T* b, idx rows, idx n) {
-  for (idx i = 0; i < rows; i++) EACH(t, n) out[t] += a[i * n + t] * b[i * n + t];
+  for (idx i = 0; i < rows; i++)
+    EACH (t, n) out[t] += a[i * n + t] * b[i * n + t];
 }
 
 // phi, phi' and what its bend needs.
 template <class T>
-void slopes(const T* z, T* __restrict a, T* __restrict slope, T* __restrict rest, idx n, bool gelu) {
+void slopes(const T* z, T* __restrict a, T* __restrict slope, T* __restrict rest, idx n,
+            bool gelu) {
   std::memcpy(a, z, n * sizeof(T));
   activate(a, slope, n, gelu);
   if (gelu)
-    EACH(i, n) rest[i] = normal_density(z[i]);
+    EACH (i, n) rest[i] = normal_density(z[i]);
   else
-    EACH(i, n) rest[i] = 1 - sigmoid(z[i]);
+    EACH (i, n) rest[i] = 1 - sigmoid(z[i]);
 }
 
 // What all memories of a row share: keys, decays, inner products; and sums of their gradients.
@@ -148,10 +152,11 @@ struct Frame {
     for (idx t = 0; t < C; t++) {
       const double past = t ? sums[t - 1] : 0;
       T* row = ratio + t * C;
-      EACH(i, t) row[i] = exponential((T)(past - sums[i]));
+      EACH (i, t) row[i] = exponential((T)(past - sums[i]));
       for (idx i = t; i < C; i++) row[i] = 0;
     }
-    product<T>(gram, C, C, C, K, rows_of((const T*)keys_turned, K), rows_of(keys, C), room, 1, false);
+    product<T>(gram, C, C, C, K, rows_of((const T*)keys_turned, K), rows_of(keys, C), room, 1,
+               false);
     if (!keep) return;
     std::memset(by_keys, 0, K * C * sizeof(T));
     for (T* t : {by_before, by_after}) std::memset(t, 0, C * sizeof(T));
@@ -162,7 +167,7 @@ struct Frame {
   // Gradients of keys and log decay, after all other parts.
   void close(T* to_keys, T* to_log) {
     turn(part, C, by_gram, C, C, C);
-    EACH(i, C * C) by_gram[i] += part[i];
+    EACH (i, C * C) by_gram[i] += part[i];
     product<T>(by_keys, C, K, C, C, rows_of(keys, C), rows_of((const T*)by_gram, C), room, 1, true);
     std::memcpy(to_keys, by_keys, K * C * sizeof(T));
     std::vector<double> sums(C);
@@ -203,16 +208,18 @@ struct Rates {
   void open(Frame<T>& f, const T* rate_, const T* slow_, bool keep) {
     rate = rate_, slow = slow_;
     for (idx t = 0; t < C; t++)
-      EACH(i, C) {
+      EACH (i, C) {
         const T own = f.ratio[t * C + i];
         pull[t * C + i] = rate[t] * own;
         system[t * C + i] = slow[t] * own * f.gram[t * C + i];
       }
     unit_lower_inverse(inverse, system, C, f.room, f.part);
-    for (idx t = 0; t < C; t++) EACH(k, K) late[t * K + k] = f.keys_turned[t * K + k] * f.after[t];
-    product<T>(solved, K, C, K, C, rows_of((const T*)inverse, C).turned(), rows_of((const T*)late, K),
-               f.room, 1, false);
-    for (idx t = 0; t < C; t++) EACH(k, K) spread[t * K + k] = slow[t] * solved[t * K + k];
+    for (idx t = 0; t < C; t++)
+      EACH (k, K) late[t * K + k] = f.keys_turned[t * K + k] * f.after[t];
+    product<T>(solved, K, C, K, C, rows_of((const T*)inverse, C).turned(),
+               rows_of((const T*)late, K), f.room, 1, false);
+    for (idx t = 0; t < C; t++)
+      EACH (k, K) spread[t * K + k] = slow[t] * solved[t * K + k];
     if (!keep) return;
     turn(spread_turned, C, spread, K, C, K);
     std::memset(by_spread, 0, K * C * sizeof(T));
@@ -222,16 +229,17 @@ struct Rates {
   void close(Frame<T>& f, T* to_rate, T* to_slow) {
     for (idx t = 0; t < C; t++) {
       by_slow[t] += inner(by_spread + t * K, solved + t * K, K);
-      EACH(k, K) by_spread[t * K + k] *= slow[t];
+      EACH (k, K) by_spread[t * K + k] *= slow[t];
     }
-    product<T>(late, K, C, K, C, rows_of((const T*)inverse, C), rows_of((const T*)by_spread, K), f.room,
-               1, false);
+    product<T>(late, K, C, K, C, rows_of((const T*)inverse, C), rows_of((const T*)by_spread, K),
+               f.room, 1, false);
     turn(by_spread, C, late, K, C, K);  // features first from here
-    product<T>(system, C, C, C, K, rows_of((const T*)solved, K), rows_of((const T*)by_spread, C), f.room,
-               -1, false);
+    product<T>(system, C, C, C, K, rows_of((const T*)solved, K), rows_of((const T*)by_spread, C),
+               f.room, -1, false);
     for (idx t = 0; t < C; t++) {
       T sum = 0;
-      _Pragma("omp simd reduction(+ : sum)") for (idx i = 0; i < C; i++) {
+#pragma omp simd reduction(+ : sum)
+      for (idx i = 0; i < C; i++) {
         const T by = system[t * C + i], own = f.ratio[t * C + i];
         const T by_pull = by * f.gram[t * C + i] * own;
         sum += by_pull;
@@ -241,12 +249,12 @@ struct Rates {
       by_slow[t] += sum;
     }
     for (idx k = 0; k < K; k++)
-      EACH(t, C) {
+      EACH (t, C) {
         const T by = by_spread[k * C + t];
         f.by_keys[k * C + t] += by * f.after[t];
         f.by_after[t] += by * f.keys[k * C + t];
       }
-    EACH(t, C) to_rate[t] = same ? by_rate[t] + by_slow[t] : by_rate[t];
+    EACH (t, C) to_rate[t] = same ? by_rate[t] + by_slow[t] : by_rate[t];
     if (!same) std::memcpy(to_slow, by_slow, C * sizeof(T));
   }
 };

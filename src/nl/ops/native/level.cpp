@@ -31,7 +31,7 @@ struct Level {
   const T* in_force(T* made, const T* meta, const T* fast, const T* rate) {
     if (!fast) return meta;
     const T own = *rate;
-    EACH(i, s.hidden * s.width) made[i] = meta[i] - own * fast[i];
+    EACH (i, s.hidden * s.width) made[i] = meta[i] - own * fast[i];
     return made;
   }
 
@@ -41,7 +41,7 @@ struct Level {
       const T* row = x + t * D;
       const T scale = 1 / std::sqrt(inner(row, row, D) / D + eps);
       inverse[t] = scale;
-      EACH(d, D) normal[t * D + d] = row[d] * scale;
+      EACH (d, D) normal[t * D + d] = row[d] * scale;
     }
   }
 
@@ -58,7 +58,8 @@ struct Level {
 
   // m x n = (tokens x m)^T (tokens x n).
   void outer(T* out, const T* left, const T* right, idx m, idx n) {
-    product<T>(out, n, m, n, s.tokens, rows_of(left, m).turned(), rows_of(right, n), room, 1, false);
+    product<T>(out, n, m, n, s.tokens, rows_of(left, m).turned(), rows_of(right, n), room, 1,
+               false);
   }
 
   void read(const T* x, const T* up_, const T* down_, T* y, T* z) {
@@ -75,7 +76,7 @@ struct Level {
     for (idx t = 0; t < s.tokens; t++) {
       T *by = grad + t * D, *n = normal + t * D;
       const T along = inner(by, n, D) / D, scale = inverse[t];
-      EACH(d, D) by[d] = (by[d] - n[d] * along) * scale;
+      EACH (d, D) by[d] = (by[d] - n[d] * along) * scale;
     }
   }
 
@@ -87,12 +88,13 @@ struct Level {
     if (by_y) {
       through(by_hidden, by_y, F, D, rows_of(down_, F));
       outer(by_down, by_y, a, D, F);
-      EACH(i, numbers) by_hidden[i] *= slope[i];
+      EACH (i, numbers) by_hidden[i] *= slope[i];
     } else {
       std::memset(by_hidden, 0, numbers * sizeof(T));
       std::memset(by_down, 0, D * F * sizeof(T));
     }
-    if (more_z) EACH(i, numbers) by_hidden[i] += more_z[i];
+    if (more_z)
+      EACH (i, numbers) by_hidden[i] += more_z[i];
     through(by_x, by_hidden, D, F, rows_of(up_, D));
     outer(by_up, by_hidden, normal, F, D);
     norm_backward(by_x);
@@ -129,7 +131,8 @@ void branch_back(Level<T>& level, const Given<T>& at) {
   const T* up = level.in_force(level.up, at.shared(2), fast_up, at.shared(6));
   const T* down = level.in_force(level.down, at.shared(3), fast_down, at.shared(7));
   T *by_up = at(11, weights), *by_down = at(12, weights), *along = at(13, 2);
-  level.go_back(at(0, wide), at(1, thin), up, down, at(8, wide), at(9, thin), at(10, wide), by_up, by_down);
+  level.go_back(at(0, wide), at(1, thin), up, down, at(8, wide), at(9, thin), at(10, wide), by_up,
+                by_down);
   along[0] = fast_up ? inner((const T*)by_up, fast_up, weights) : 0;
   along[1] = fast_down ? inner((const T*)by_down, fast_down, weights) : 0;
 }
@@ -143,7 +146,7 @@ void hidden_signal(Level<T>& level, const Given<T>& at) {
   T* out = at(5, thin);
   level.make_a(at(0, thin), true);
   level.through(out, at(1, s.tokens * s.width), s.hidden, s.width, rows_of(down, s.hidden));
-  EACH(i, thin) out[i] *= level.slope[i];
+  EACH (i, thin) out[i] *= level.slope[i];
 }
 
 // x, signal, hidden signal, up, fast_up, rate | what the level below is told
@@ -157,7 +160,7 @@ void pull_back(Level<T>& level, const Given<T>& at) {
   level.normalize(at(0, wide));
   level.through(out, at(2, s.tokens * s.hidden), s.width, s.hidden, rows_of(up, s.width));
   level.norm_backward(out);
-  EACH(i, wide) out[i] += signal[i];
+  EACH (i, wide) out[i] += signal[i];
 }
 
 // x, z, signal, hidden signal | gradients of up and down
@@ -187,10 +190,10 @@ void all_rows(const int64_t* n, void* const* tensors, int64_t threads) {
 }  // namespace
 }  // namespace nl
 
-#define ENTRY(name)                                                                            \
+#define ENTRY(name)                                                                           \
   extern "C" void name##_f32(const int64_t* numbers, void* const* tensors, int64_t threads) { \
     nl::all_rows<float, nl::name<float>>(numbers, tensors, threads);                          \
-  }                                                                                            \
+  }                                                                                           \
   extern "C" void name##_f64(const int64_t* numbers, void* const* tensors, int64_t threads) { \
     nl::all_rows<double, nl::name<double>>(numbers, tensors, threads);                        \
   }

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <cstdlib>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -69,11 +69,13 @@ struct View {
 };
 
 template <class T>
-inline View<T> rows_of(const T* at, idx row) { return {at, row, 1}; }
+inline View<T> rows_of(const T* at, idx row) {
+  return {at, row, 1};
+}
 
 template <class T, int MR, int NV>
-inline __attribute__((always_inline)) void tile(
-    idx k, View<T> a, const T* b, idx b_row, T* c, idx c_row, T alpha, bool add) {
+inline __attribute__((always_inline)) void tile(idx k, View<T> a, const T* b, idx b_row, T* c,
+                                                idx c_row, T alpha, bool add) {
   typedef T vec __attribute__((vector_size(VECTOR_BYTES)));
   typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
   constexpr int L = LANES<T>;
@@ -198,8 +200,7 @@ void turn(T* to, idx to_row, const T* from, idx from_row, idx m, idx n) {
 
 // A product with fewer columns than a vector has numbers.
 template <class T>
-void last_columns(
-    idx m, idx n, idx k, View<T> a, View<T> b, T* c, idx c_row, T alpha, bool add) {
+void last_columns(idx m, idx n, idx k, View<T> a, View<T> b, T* c, idx c_row, T alpha, bool add) {
   constexpr int L = LANES<T>;
   static thread_local std::vector<T> padded;
   if ((idx)padded.size() < k * L) padded.resize(k * L);
@@ -208,7 +209,8 @@ void last_columns(
   T made[TILE_ROWS * L];
   for (idx i = 0; i < m; i += TILE_ROWS) {
     const idx rows = m - i < TILE_ROWS ? m - i : TILE_ROWS;
-    stripe<T, 1>(rows, k, View<T>{a.at + i * a.row, a.row, a.col}, padded.data(), L, made, L, alpha, false);
+    stripe<T, 1>(rows, k, View<T>{a.at + i * a.row, a.row, a.col}, padded.data(), L, made, L, alpha,
+                 false);
     for (idx q = 0; q < rows; q++)
       for (idx j = 0; j < n; j++) {
         T* to = c + (i + q) * c_row + j;
@@ -219,8 +221,8 @@ void last_columns(
 
 // c (m x n) = alpha a (m x k) b (k x n), or c += that. `room`: k n numbers, for a turned b.
 template <class T>
-void product(
-    T* c, idx c_row, idx m, idx n, idx k, View<T> a, View<T> b, T* room, T alpha, bool add) {
+void product(T* c, idx c_row, idx m, idx n, idx k, View<T> a, View<T> b, T* room, T alpha,
+             bool add) {
   constexpr int L = LANES<T>;
   const bool turned = b.col != 1;
   // The columns from j on that one stripe needs, in rows.
@@ -242,7 +244,8 @@ void product(
     const View<T> panel = right(j, L);
     stripe<T, 1>(m, k, a, panel.at, panel.row, c + j, c_row, alpha, add);
   }
-  if (j < n) last_columns(m, n - j, k, a, View<T>{b.at + j * b.col, b.row, b.col}, c + j, c_row, alpha, add);
+  if (j < n)
+    last_columns(m, n - j, k, a, View<T>{b.at + j * b.col, b.row, b.col}, c + j, c_row, alpha, add);
 }
 
 inline double exponential(double x) { return std::exp(x); }
@@ -270,13 +273,16 @@ inline float exponential(float x) {
 }
 
 template <class T>
-inline T sigmoid(T x) { return T(1) / (T(1) + exponential(-x)); }
+inline T sigmoid(T x) {
+  return T(1) / (T(1) + exponential(-x));
+}
 
 // sum of a b.
 template <class T>
 T inner(const T* a, const T* b, idx n) {
   T sum = 0;
-  _Pragma("omp simd reduction(+ : sum)") for (idx i = 0; i < n; i++) sum += a[i] * b[i];
+#pragma omp simd reduction(+ : sum)
+  for (idx i = 0; i < n; i++) sum += a[i] * b[i];
   return sum;
 }
 

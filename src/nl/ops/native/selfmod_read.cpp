@@ -166,10 +166,8 @@ class Row {
     for (idx t = 0; t < s.tokens; t++)
       weighted(to + t * s.size, s.size, from + t * s.padded_token, s.padded_token, tap(0, kind),
                STREAMS * s.width(), s.taps);
-    if (slopes)
-      activate(to, slopes, s.tokens * s.size, false);
-    else
-      activate(to, s.tokens * s.size, false);
+    if (slopes) activate(to, slopes, s.tokens * s.size, false);
+    else activate(to, s.tokens * s.size, false);
   }
 
   // y = W1 phi(W2 from), and y += that.
@@ -296,8 +294,8 @@ class Row {
     copy(tokens, s.size, gate_stream(), s.padded_token, s.tokens, s.size);
     turn(x, wide, tokens, s.size, s.tokens, s.size);
     for (int m = 0; m < 2; m++)
-      answer_backward(logits + m * wide, x, tokens,
-                      memory(s, weights, GATES, m), memory(s, by_weights, GATES, m), m > 0);
+      answer_backward(logits + m * wide, x, tokens, memory(s, weights, GATES, m),
+                      memory(s, by_weights, GATES, m), m > 0);
     T* to = by_padded(STREAMS, n, by);
     const idx apart = 4 * s.width();
     for (idx i = 0; i < s.before(); i++) std::memset(to + i * apart, 0, s.size * sizeof(T));
@@ -388,10 +386,9 @@ void read_backward(const Numbers& s, Tensors<T> tensors, int64_t threads) {
 
 }  // namespace nl
 
-#define NL_EXPORT(NAME, T, SUFFIX)                                                     \
-  extern "C" void NAME##_##SUFFIX(const int64_t* numbers, void* const* tensors,        \
-                                  int64_t threads) {                                   \
-    nl::NAME<T>(*reinterpret_cast<const nl::Numbers*>(numbers), {tensors}, threads);   \
+#define NL_EXPORT(NAME, T, SUFFIX)                                                                 \
+  extern "C" void NAME##_##SUFFIX(const int64_t* numbers, void* const* tensors, int64_t threads) { \
+    nl::NAME<T>(*reinterpret_cast<const nl::Numbers*>(numbers), {tensors}, threads);               \
   }
 NL_EXPORT(read_forward, float, f32)
 NL_EXPORT(read_forward, double, f64)

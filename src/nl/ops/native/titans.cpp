@@ -19,7 +19,9 @@ class Return : public Walk<T> {
 
  public:
   Return(const Plan& plan, const Parts<T>& given, const Parts<T>& made, const T* answers, idx slots)
-      : Walk<T>(plan, given, slots), made(made), to_answers(answers) {
+      : Walk<T>(plan, given, slots),
+        made(made),
+        to_answers(answers) {
     const idx C = p.C, wide = p.widest;
     for (const Layer& l : p.layers) {
       to_keys.push_back(arena.take(C * l.in));
@@ -94,8 +96,8 @@ class Return : public Walk<T> {
   }
 
   // Through coef = lift / divisor. A tie is shared out evenly, as by torch.maximum.
-  void through_crowd(
-      const Layer& l, const Trace<T>& t, const T* rate, T* to_coef, T* to_rate, T* to_x) {
+  void through_crowd(const Layer& l, const Trace<T>& t, const T* rate, T* to_coef, T* to_rate,
+                     T* to_x) {
     const idx C = p.C, M = p.M;
     for (idx c = 0; c < C; c++) {
       const T divisor = this->divisor(t, c), own = t.gram[c * C + c], shared = t.shared[c];
@@ -162,9 +164,15 @@ class Return : public Walk<T> {
     const idx C = p.C, size = M * l.size();
     const Outer<T> outputs{to_out, l.out, t.x, l.in, 2 * C};
     const Outer<T> errors{t.delta, l.out, to_back[i], l.in, i ? C : 0};
-    Backward<T, M> update{made.first.of(l, row, size), t.state, l.in, l.size(),
-                          g.mixes.of(l, row, M * M, at), outputs, errors,
-                          made.base.of(l, row, l.size()), {}};
+    Backward<T, M> update{made.first.of(l, row, size),
+                          t.state,
+                          l.in,
+                          l.size(),
+                          g.mixes.of(l, row, M * M, at),
+                          outputs,
+                          errors,
+                          made.base.of(l, row, l.size()),
+                          {}};
     cover_all<T, 4>(l.out, l.in, update, C, this->block);
     update.finish(made.mixes.of(l, row, M * M, at));
   }
@@ -220,9 +228,9 @@ void backward(const int64_t* numbers, void* const* tensors, int64_t threads) {
 
 }  // namespace nl
 
-#define BOTH(name, type, suffix)                                                             \
+#define BOTH(name, type, suffix)                                                                \
   extern "C" void titans_##name##_##suffix(const int64_t* n, void* const* t, int64_t threads) { \
-    nl::name<type>(n, t, threads);                                                           \
+    nl::name<type>(n, t, threads);                                                              \
   }
 BOTH(forward, float, f32)
 BOTH(forward, double, f64)

@@ -27,7 +27,13 @@ struct Plan {
   idx strides[6];  // from row to row and token to token, of queries, keys and values
 
   explicit Plan(const int64_t* n)
-      : rows(n[0]), chunks(n[1]), C(n[2]), M(n[3]), segment(n[4]), groups(n[5]), crowded(n[6]) {
+      : rows(n[0]),
+        chunks(n[1]),
+        C(n[2]),
+        M(n[3]),
+        segment(n[4]),
+        groups(n[5]),
+        crowded(n[6]) {
     const idx depth = n[7];
     for (idx i = 0; i < 6; i++) strides[i] = n[8 + i];
     for (idx i = 0; i < depth; i++) {
@@ -70,8 +76,14 @@ struct Parts {
   T *queries, *keys, *values;
   Grouped<T> mixes, lifts, rates, base, first;
   explicit Parts(Tensors<T>& from)
-      : queries(from.one()), keys(from.one()), values(from.one()), mixes(from.grouped()), lifts(from.grouped()),
-        rates(from.grouped()), base(from.grouped()), first(from.grouped()) {}
+      : queries(from.one()),
+        keys(from.one()),
+        values(from.one()),
+        mixes(from.grouped()),
+        lifts(from.grouped()),
+        rates(from.grouped()),
+        base(from.grouped()),
+        first(from.grouped()) {}
 };
 
 // What one layer leaves behind of one chunk; see `Tape` of the torch form. x is its input, and
@@ -137,8 +149,8 @@ class Walk {
     const idx which = start / p.segment;
     for (idx i = 0; i < p.depth(); i++) {
       const idx count = p.M * p.layers[i].size();
-      const T* from = which ? kept.of(p.layers[i], row, count, which - 1)
-                            : g.first.of(p.layers[i], row, count);
+      const T* from =
+          which ? kept.of(p.layers[i], row, count, which - 1) : g.first.of(p.layers[i], row, count);
       copy(own_state(0, i), from, count);
       tape[0][i].state = own_state(0, i);
     }

@@ -53,8 +53,8 @@ void cover(idx out, idx in, F& f) {
   }
 }
 
-// As `cover`. Sums of many outer products are products of matrices: their tiles are larger, and they
-// wait in `room` for a few rows at a time.
+// As `cover`. Sums of many outer products are products of matrices: their tiles are larger, and
+// they wait in `room` for a few rows at a time.
 template <class T, int ROWS, class F>
 void cover_all(idx out, idx in, F& f, idx count, T* room) {
   if (count <= FEW) return cover<T, ROWS>(out, in, f);
@@ -153,7 +153,8 @@ struct Backward {
   const T* more = nullptr;
 
   template <class V, int R, int N>
-  inline __attribute__((always_inline)) void outer(V (&sum)[R][N], const Outer<T>& o, idx i, idx j) {
+  inline __attribute__((always_inline)) void outer(V (&sum)[R][N], const Outer<T>& o, idx i,
+                                                   idx j) {
     constexpr int L = sizeof(V) / sizeof(T);
     for (idx q = 0; q < o.count; q++) {
       V right[N];
@@ -175,8 +176,7 @@ struct Backward {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-      for (int v = 0; v < N; v++)
-        sum[r][v] = more ? load<V>(more + (i + r) * in + j + v * L) : V{};
+      for (int v = 0; v < N; v++) sum[r][v] = more ? load<V>(more + (i + r) * in + j + v * L) : V{};
 #pragma GCC unroll 4
     for (int s = 0; s < M * M; s++) found[s] = V{};
     outer<V, R, N>(sum, one, i, j);
