@@ -277,13 +277,19 @@ inline T sigmoid(T x) {
   return T(1) / (T(1) + exponential(-x));
 }
 
-// sum of a b.
+// sum of a b, in pieces: long sums of single precision lose digits.
 template <class T>
 T inner(const T* a, const T* b, idx n) {
-  T sum = 0;
+  constexpr idx piece = 256;
+  double total = 0;
+  for (idx start = 0; start < n; start += piece) {
+    const idx end = start + piece < n ? start + piece : n;
+    T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (idx i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
+    for (idx i = start; i < end; i++) sum += a[i] * b[i];
+    total += sum;
+  }
+  return (T)total;
 }
 
 }  // namespace nl
