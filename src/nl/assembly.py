@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nl.config import ConfigError, require, unstructure
@@ -127,7 +128,7 @@ def build(run: RunConfig, strategy: Strategy, *, begun: bool = False) -> Parts:
         flops = forward_flops(whole, getattr(config.stream, "seq_len", 0))  # before sharding
         roles = parameter_roles(objective)
         apply_policy(objective, config.optim.policy, roles)
-        _prepare(run, whole)
+        _prepare(run, whole, strategy.device)
     strategy.setup(
         objective,
         partial(config.optim.build, roles=roles),
@@ -160,14 +161,15 @@ def _signals(run: RunConfig, strategy: Strategy) -> Signals | None:
     return Signals(run.signals, strategy, HeldRows(run.stream, *counts, seed))
 
 
-def _prepare(run: RunConfig, model: nn.Module) -> None:
+def _prepare(run: RunConfig, model: nn.Module, device: torch.device) -> None:
     """How the model is run: what is computed again, what is compiled."""
     if run.train.activation_checkpointing:
         recompute_units(model)
     if run.train.recompute_every:
         recompute_segments(model, run.train.recompute_every)
     if run.train.compile:
-        compile_units(model)
+        kernels = device.type == "cpu" and run.train.precision == "fp32"
+        compile_units(model, kernels=kernels)
 
 
 def tokenizer_of(run: RunConfig) -> str | None:

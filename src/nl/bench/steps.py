@@ -101,7 +101,7 @@ def train_step(
     check_compile(config.compile)
     if config.compile:
         with compiled(None):  # the switch is set for this model's steps only
-            compile_units(network)
+            compile_units(network, kernels=config.device == "cpu")
 
     @compiled("inductor" if config.compile else None)
     def step() -> None:

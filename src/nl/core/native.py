@@ -15,16 +15,20 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from nl.core.logs import get_logger
@@ -43,6 +47,7 @@ FLAGS = (
     "-fPIC",
 )
 SOURCES = Path(__file__).parents[1] / "ops" / "native"
+COMPILE_SECONDS = 600
 MODES = ("auto", "on", "off")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _PLAIN = (Tensor, Parameter)
@@ -57,7 +62,12 @@ class NativeError(RuntimeError):
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile builds with too: $CXX, or the first one found."""
     names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    return next((name for name in names if shutil.which(name)), None)
+    return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+
+
+def compiler_words() -> list[str]:
+    """The same as the beginning of a command: $CXX may hold flags, or another program in front."""
+    return shlex.split(cpp_compiler() or "")
 
 
 def complaint() -> str:
@@ -82,6 +92,19 @@ def torch_only() -> Iterator[None]:
         yield
     finally:
         _held_off -= 1
+
+
+def _watched() -> bool:
+    """Whether torch looks at operations one by one: tracers, modes, functional transforms.
+
+    What a kernel does they would miss.
+    """
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def ungraded(*tensors: Tensor | None) -> bool:
@@ -138,6 +161,7 @@ class Kernel:
         self.name = name
         self._library: ctypes.CDLL | None = None
         self._tried = False
+        self._lock = threading.Lock()
 
     def takes(self, *tensors: Tensor | None) -> bool:
         """Whether a call with these tensors runs here: plain, on the CPU, of one fit dtype.
@@ -145,7 +169,7 @@ class Kernel:
         Autograd does not see what a kernel does: it is called from the two passes of an
         ``autograd.Function``, or where ``ungraded``.
         """
-        if _held_off or torch.compiler.is_compiling():
+        if _held_off or torch.compiler.is_compiling() or _watched():
             return False
         dtypes = set()
         for t in tensors:
@@ -193,9 +217,10 @@ class Kernel:
             return self._library
         if wrong := complaint():
             raise NativeError(wrong)
-        if not self._tried:
-            self._tried = True
-            self._library = self._load()
+        with self._lock:
+            if not self._tried:
+                self._library = self._load()
+                self._tried = True
         if self._library is None and wanted == "on":
             raise NativeError(
                 f"NL_NATIVE=on in the environment; {self.name} could not be built (the log says "
@@ -204,30 +229,31 @@ class Kernel:
         return self._library
 
     def _load(self) -> ctypes.CDLL | None:
-        compiler = cpp_compiler()
-        if compiler is None:
+        if cpp_compiler() is None:
             log.info("no C++ compiler found: %s runs as torch operations", self.name)
             return None
         try:
-            return ctypes.CDLL(str(self._built(compiler)))
+            return ctypes.CDLL(str(self._built()))
         except subprocess.CalledProcessError as error:
             why = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
             log.warning("%s: not built, runs as torch operations: %s", self.name, why[0])
-        except OSError as error:
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
             log.warning("%s: not loaded, runs as torch operations: %s", self.name, error)
         return None
 
-    def _built(self, compiler: str) -> Path:
-        """The shared library, compiled where it is not there yet."""
-        source = SOURCES / f"{self.name}.cpp"
+    def _built(self) -> Path:
+        """The shared library, compiled where it is not there yet or no longer what was compiled."""
+        source, compiler = SOURCES / f"{self.name}.cpp", compiler_words()
         folder = _folder()
         target = folder / f"{self.name}-{_digest(source, compiler)}.so"
-        if not target.is_file():
+        if not _whole(target):
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 made = Path(work) / target.name
-                command = [compiler, *FLAGS, str(source), "-o", str(made)]
-                subprocess.run(command, check=True, capture_output=True, text=True)
+                _run([*compiler, *FLAGS, str(source), "-o", str(made)])
+                digest = hashlib.sha256(made.read_bytes()).hexdigest()
                 made.replace(target)
+                # Written last: a library without its digest was not finished.
+                target.with_suffix(".sha256").write_text(digest)
         return target
 
 
@@ -235,6 +261,22 @@ def build_all() -> dict[str, bool]:
     """Build every kernel; whether each can be used."""
     names = sorted(path.stem for path in SOURCES.glob("*.cpp"))
     return {name: Kernel(name).library() is not None for name in names}
+
+
+def _run(command: list[str]) -> str:
+    """What a program prints."""
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+    done = subprocess.run(command, check=True, timeout=COMPILE_SECONDS, **options)
+    return str(done.stdout)
+
+
+def _whole(library: Path) -> bool:
+    """Whether a file is there and is what the compiler made."""
+    try:
+        told = library.with_suffix(".sha256").read_text()
+        return told == hashlib.sha256(library.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return False
 
 
 def _folder() -> Path:
@@ -247,10 +289,10 @@ def _folder() -> Path:
     return folder
 
 
-def _digest(source: Path, compiler: str) -> str:
+def _digest(source: Path, compiler: list[str]) -> str:
     """Of everything that the machine code depends on."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
-    parts = [*FLAGS, version.stdout, platform.machine(), _processor()]
+    version = _run([*compiler, "--version"])
+    parts = [*compiler, *FLAGS, version, platform.machine(), _processor()]
     parts += [path.read_text() for path in (source, *sorted(SOURCES.glob("*.h")))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

@@ -80,7 +80,7 @@ def compile_module(module: nn.Module, backend: str = "inductor", **told: Any) ->
     module.compile(backend=backend, **told)
 
 
-def compile_units(model: nn.Module, backend: str = "inductor") -> int:
+def compile_units(model: nn.Module, backend: str = "inductor", *, kernels: bool = False) -> int:
     """Compile every shard unit in place, forward and backward; the first steps take minutes.
 
     From here on the operations of memories are compiled in the whole process.
@@ -88,6 +88,8 @@ def compile_units(model: nn.Module, backend: str = "inductor") -> int:
     Args:
         model: has ``shard_units()``.
         backend: of torch.compile.
+        kernels: it will run in fp32 on the CPU, where levels have kernels: units with such levels
+            are not compiled whole, because a tracer would take the kernels apart.
 
     Returns:
         How many units there are.
@@ -107,16 +109,26 @@ def compile_units(model: nn.Module, backend: str = "inductor") -> int:
     config.fail_on_recompile_limit_hit = True
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     set_compiled(backend)
-    for unit in units:
-        if getattr(unit, "compile_whole", True) and not _has_kernels(unit):
+    whole = [unit for unit in units if getattr(unit, "compile_whole", True)]
+    left = [unit for unit in whole if kernels and _has_kernels(unit)]
+    for unit in whole:
+        if unit not in left:
             compile_module(unit, backend)
-    log.info("torch.compile: %d units, at their first call", len(units))
+    log.info(
+        "torch.compile: %d of %d units whole, at first call", len(whole) - len(left), len(units)
+    )
+    if left:
+        log.info("torch.compile: %d units are left to the kernels of their levels", len(left))
     return len(units)
 
 
 def _has_kernels(unit: nn.Module) -> bool:
-    """Whether a unit's levels run in machine code of their own, which a tracer would take apart."""
-    weights = next(unit.parameters(), None)
-    return getattr(unit, "levels", None) is not None and (
-        weights is not None and LEVELS.takes(weights)
+    """Whether all levels of a unit run in kernels of their own; see ``nl.ops.level_native``."""
+    chain: Any = getattr(unit, "levels", None)
+    if chain is None or not LEVELS.takes(torch.empty(1)):
+        return False
+    config = chain.config
+    form = (config.activation, config.norm, config.bias, config.scope)
+    return form == ("silu", "rms", False, "row") and all(
+        level.router is None for level in chain.levels
     )

@@ -23,6 +23,8 @@ def _takes(spec: Any, given: Sequence[Tensor]) -> bool:
     skips = [skip for _, own in spec[1] for skip in own]
     if common is None or len(skips) != len(banks) or not KERNEL.takes(*given):
         return False
+    if not common["N"] * common["C"]:
+        return False
     for bank, skip in zip(banks, skips, strict=True):
         letters = ("HGK", "HMPF", "NGK", "NMPF", "NMPC")
         sizes = sizes_of(zip(letters, bank, strict=True), common)

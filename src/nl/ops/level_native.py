@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nl.core.native import Kernel, bits, sizes_of, ungraded
@@ -63,16 +64,17 @@ def _adjoints_native(spec: Any, grad_y: Any, grad_z: Any, *kept: Any) -> tuple[A
     parts: list[list[Any]] = [[], [], []]
     every = ((by_up, fast_up, rate_up, to_up), (by_down, fast_down, rate_down, to_down))
     for (by, fast, rate, wanted), by_rate in zip(every, by_rates, strict=True):
-        parts[0].append(by.sum(0) if len(by) > 1 else by[0])
+        parts[0].append(by[0] if len(by) == 1 else by.sum(0))
         parts[1].append(None if fast is None or not wanted else -rate * by)
         parts[2].append(None if fast is None else by_rate.view(rate.shape))
     return by_x, None, *parts[0], *parts[1], *parts[2], None, None
 
 
 def _ungraded(function: str, form: Any, left_out: Any, given: _Named, made: str) -> Any:
-    return (
-        _call(function, form, left_out, given, made) if ungraded(*(t for _, t in given)) else None
-    )
+    # Where autocast would choose a dtype, it does.
+    if torch.is_autocast_enabled("cpu") or not ungraded(*(t for _, t in given)):
+        return None
+    return _call(function, form, left_out, given, made)
 
 
 def _hidden_native(form: Any, z: Tensor, signal: Tensor, unit: Any, *down: Any) -> Tensor | None:

@@ -62,6 +62,38 @@ class NativeScan(torch.autograd.Function):
         return None, *made, *base, *adjoints
 
 
+def _takes(plan: Plan, by_token: Sequence[Tensor], rest: Sequence[Tensor]) -> bool:
+    """Whether ``NativeScan`` runs here; what does not fit together torch says.
+
+    Args:
+        plan: of the scan.
+        by_token: queries, keys and values (N, K, n C).
+        rest: what follows them.
+    """
+    return KERNEL.takes(*by_token, *rest) and _fits(plan, by_token, rest)
+
+
+def _fits(plan: Plan, by_token: Sequence[Tensor], rest: Sequence[Tensor]) -> bool:
+    """Whether all sizes are what the kernel trusts them to be."""
+    first = rest[len(rest) - len(plan.groups) :]
+    N, K, tokens = by_token[0].shape
+    M, n = first[0].shape[2], tokens // plan.size
+    if not N * n or tokens % plan.size or M not in (1, 2):
+        return False
+    widths = [K] + [first[g].shape[3] for g, _ in plan.places]
+    ins = [first[g].shape[4] for g, _ in plan.places]
+    if widths[:-1] != ins or widths[-1] != K:
+        return False
+    wanted = [by_token[0].shape] * 3
+    for sizes in ((M, M), (plan.size, M), (plan.size,)):
+        wanted += [torch.Size((n, N * len(group), *sizes)) for group in plan.groups]
+    states = [(N, len(group), M, *e.shape[3:]) for group, e in zip(plan.groups, first, strict=True)]
+    if plan.anchored:
+        wanted += [torch.Size((*sizes[:2], *sizes[3:])) for sizes in states]
+    wanted += [torch.Size(sizes) for sizes in states]
+    return [t.shape for t in (*by_token, *rest)] == wanted
+
+
 def _by_token(x: Tensor) -> Tensor:
     """(N, n C, K) with the features of a token next to each other, in place where they are."""
     return x if x.stride(-1) == 1 else x.contiguous()

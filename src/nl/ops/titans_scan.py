@@ -31,7 +31,7 @@ from nl.ops.titans import (
     titans_write_reference,
 )
 from nl.ops.titans_chunk import ChunkPass, Plan, Tape
-from nl.ops.titans_native import KERNEL, NativeScan
+from nl.ops.titans_native import NativeScan, _takes
 from nl.ops.titans_programs import ChunkSpec, ProgramScan
 
 SEGMENT = 64
@@ -226,7 +226,7 @@ def titans_scan(
         *_gathered(plan, [torch.stack(pair, 1) for pair in zip(*sides, strict=True)], 1),
     ]
     by_token = (queries, tokens.keys, tokens.values)
-    if KERNEL.takes(*by_token, *rest):
+    if _takes(plan, by_token, rest):
         answers, *ends = NativeScan.apply(plan, *(x.mT for x in by_token), *rest)
         read = answers.mT
     else:

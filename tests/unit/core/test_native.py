@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from nl.core import native
 from nl.core.native import (
     Kernel,
     NativeError,
     bits,
+    compiler_words,
     complaint,
     cpp_compiler,
     sizes_of,
@@ -42,7 +49,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache" / "nl" / "native").iterdir())
+    return sorted((tmp_path / "cache" / "nl" / "native").glob("*.so"))
 
 
 @compiles
@@ -115,10 +122,98 @@ def test_a_kernel_that_cannot_be_built_is_said_once(
         assert not kernel.takes(torch.ones(1))
         assert not kernel.takes(torch.ones(1))
     assert caplog.text.count("twice: not built, runs as torch operations") == 1
-    assert built(tmp_path) == [], "nothing half made stays"
+    assert list((tmp_path / "cache/nl/native").iterdir()) == [], "nothing half made stays"
     monkeypatch.setenv("NL_NATIVE", "on")
     with pytest.raises(NativeError, match="twice could not be built"):
         kernel.takes(torch.ones(1))
+
+
+@compiles
+@pytest.mark.parametrize("damage", ["cut", "digest", "gone"])
+def test_what_is_not_as_the_compiler_made_it_is_built_again(tmp_path: Path, damage: str) -> None:
+    x, y = torch.ones(1), torch.empty(1)
+    assert Kernel("twice").takes(x)
+    (file,) = built(tmp_path)
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.unlink()  # in place, the loaded one would be cut too
+        file.write_bytes(whole[:1000])
+    elif damage == "digest":
+        file.with_suffix(".sha256").unlink()
+    else:
+        file.unlink()
+    kernel = Kernel("twice")
+    assert kernel.takes(x)
+    kernel.run("doubled", [1], [x, y, None])
+    assert y.item() == 2
+    assert file.read_bytes() == whole
+
+
+@compiles
+def test_threads_that_ask_at_once_wait_for_one_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel, loads, load = Kernel("twice"), [], Kernel._load
+
+    def counted(self: Kernel) -> Any:
+        loads.append(1)
+        return load(self)
+
+    monkeypatch.setattr(Kernel, "_load", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: kernel.takes(torch.ones(1)), range(4)))
+    assert len(loads) == len(built(tmp_path)) == 1
+
+
+@compiles
+def test_a_compiler_may_be_named_with_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", f"{cpp_compiler()} -DOTHER")
+    assert compiler_words()[1:] == ["-DOTHER"]
+    assert Kernel("twice").takes(torch.ones(1))
+    monkeypatch.delenv("CXX")
+    assert Kernel("twice").takes(torch.ones(1))
+    assert len(built(tmp_path)) == 2, "other flags, another kernel"
+    monkeypatch.setenv("CXX", "/nowhere/g++ -O1")
+    assert cpp_compiler() is None
+
+
+def test_without_a_home_there_are_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(native, "cpp_compiler", lambda: sys.executable)
+    with caplog.at_level(logging.WARNING):
+        assert not Kernel("twice").takes(torch.ones(1))
+    assert "not loaded, runs as torch operations: Could not determine home" in caplog.text
+
+
+@compiles
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+def test_where_torch_looks_at_operations_it_does_them() -> None:
+    kernel, x, seen = Kernel("twice"), torch.ones(2), list[bool]()
+
+    def ask(y: Tensor) -> Tensor:
+        seen.append(kernel.takes(x))  # not y: plain tensors are asked for
+        return y * 2
+
+    ask(x)
+    with forward_ad.dual_level():
+        ask(forward_ad.make_dual(x, x))
+    make_fx(ask)(x)
+    torch.func.vmap(ask)(x)
+    torch.jit.trace(ask, x, check_trace=False)
+    with FlopCounterMode(display=False):
+        ask(x)
+    ask(x)
+    assert seen == [True, False, False, False, False, False, True]
 
 
 @compiles

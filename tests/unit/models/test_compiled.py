@@ -28,6 +28,7 @@ from nl.models.compiled import (
 )
 from nl.models.language import LanguageConfig
 from nl.nn.attention import AttentionConfig
+from nl.nn.cms_config import CMSConfig
 from nl.nn.experts_config import ExpertsConfig
 from nl.nn.titan_config import TitanConfig
 from nl.ops.titans_native import KERNEL
@@ -179,3 +180,19 @@ def test_no_compiler_is_refused_with_the_key(
 def test_a_model_without_units_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.compile: true; Linear has no shard units"):
         compile_units(nn.Linear(2, 2))
+
+
+def test_units_with_kernels_are_left_whole_to_them() -> None:
+    def compiled_units(levels: Any, kernels: bool) -> int:
+        torch.manual_seed(0)
+        heads = AttentionConfig(heads=2)
+        sizes: dict[str, Any] = {"vocab_size": 16, "dim": 16, "layers": 2}
+        model = LanguageConfig(**sizes, block="hope_attention", attention=heads, cms=levels).build()
+        assert compile_units(model, "eager", kernels=kernels) == 2
+        return sum(unit._compiled_call_impl is not None for unit in model.shard_units())
+
+    there = KERNEL.library() is not None
+    assert compiled_units(CMSConfig(), kernels=False) == 2
+    assert compiled_units(CMSConfig(), kernels=True) == (0 if there else 2)
+    assert compiled_units(CMSConfig(activation="gelu"), kernels=True) == 2
+    assert compiled_units(CMSConfig(scope="batch"), kernels=True) == 2

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import nl.ops.titans_scan as titans_scan_file
 from nl.core.native import cpp_compiler, torch_only
 from nl.ops.titans import TitansTokens
-from nl.ops.titans_native import KERNEL
+from nl.ops.titans_native import KERNEL, _takes
 from nl.ops.titans_scan import ScanMemory, ScanRule, titans_scan
 
 CLOSE = 2e-5
@@ -130,3 +132,23 @@ def test_without_gradients_the_same() -> None:
     wanted = with_gradients(inputs, rule, True)
     with torch.no_grad():
         assert all(map(torch.equal, scan(inputs, rule), wanted))
+
+
+def test_sizes_that_do_not_fit_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, rule, asked = draw(2, 32, SQUARE), ScanRule(4, True), list[Any]()
+    monkeypatch.setattr(titans_scan_file, "_takes", lambda *given: asked.append(given))
+    scan(inputs, rule)
+    ((plan, by_token, rest),) = asked
+    assert _takes(plan, by_token, rest)
+    assert not _takes(plan._replace(size=8), by_token, rest)
+    assert not _takes(plan._replace(size=5), by_token, rest)
+    for i in range(len(rest)):
+        wrong = [*rest[:i], rest[i][..., :-1].contiguous(), *rest[i + 1 :]]
+        assert not _takes(plan, by_token, wrong), i
+    for i in range(3):
+        cut = [t[..., :-4] if k == i else t for k, t in enumerate(by_token)]
+        assert not _takes(plan, cut, rest), i
+    assert not _takes(plan, [t[..., :0] for t in by_token], rest)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="size"):
+        scan([*inputs[:2], inputs[2][:, :-1], *inputs[3:]], rule)
