@@ -28,11 +28,14 @@ from nl.nn.level import (
     LevelTrace,
     Reduce,
     WriteRule,
+    gather,
+    known_tokens,
     restart,
 )
-from nl.nn.rebuilt import worth_rebuilding
+from nl.nn.rebuilt import rebuilding, worth_rebuilding
 from nl.nn.router import RouteContext, Routing
 from nl.ops.level import LevelForm, level_pull_back
+from nl.ops.level_chain import LinkTokens, level_chain, level_chain_signals
 
 DENSE = ExpertsConfig()
 
@@ -74,6 +77,7 @@ class ContinuumMemory(nn.Module):
         self.gains: nn.Parameter | None = None
         if config.arrangement == "independent":
             self.gains = nn.Parameter(torch.ones(len(config.periods)))
+        self.linked = config.links and not experts.sparse
         if config.arrangement == "nested":
             for level in self.levels[1:]:
                 level.load_state_dict(self.levels[0].state_dict())
@@ -94,6 +98,8 @@ class ContinuumMemory(nn.Module):
         Returns:
             (B, T, D), one trace per level for ``absorb``, and what each router chose.
         """
+        if self.linked:
+            return self._read_chain(x_BTD, state)
         traces, routed, out = [], [], x_BTD
         for i, (level, memory) in enumerate(zip(self.levels, state, strict=True)):
             x_BTD = out if self.gains is None else x_BTD
@@ -102,6 +108,15 @@ class ContinuumMemory(nn.Module):
             routed += [] if found is None else [found]
             out = out + (y if self.gains is None else self.gains[i] * y)
         return out, tuple(traces), tuple(routed)
+
+    def _read_chain(
+        self, x_BTD: Tensor, state: tuple[LevelState, ...]
+    ) -> tuple[Tensor, tuple[LevelTrace, ...], tuple[Routing, ...]]:
+        levels: list[Any] = list(self.levels)
+        links = [level.link(memory) for level, memory in zip(levels, state, strict=True)]
+        again = [rebuilding(memory.fast_up, memory.fast_down) for memory in state]
+        out, tokens = level_chain(x_BTD, links, levels[0].chain, again)
+        return out, tuple(LevelTrace(x, z) for x, z in tokens), ()
 
     def absorb(
         self,
@@ -138,6 +153,8 @@ class ContinuumMemory(nn.Module):
             torch.set_grad_enabled(differentiate),
             torch.autocast(signal_BTD.device.type, enabled=False),
         ):
+            if self.linked:
+                return self._absorb_chain(state, trace, signal_BTD, end, wanted, learning)
             if not self.shared:
                 return self._absorb(state, trace, signal_BTD, end, wanted, learning)
             # Rows hold views of one memory: work on the first, hand out views again.
@@ -187,6 +204,40 @@ class ContinuumMemory(nn.Module):
                     new[i] = detach(new[i])
             if i > 0 and chained:
                 signal = level_pull_back(tokens.x, own, tokens.hidden_signal, weights)
+        return tuple(new)
+
+    def _absorb_chain(
+        self,
+        state: tuple[LevelState, ...],
+        trace: tuple[LevelTrace, ...],
+        signal_BTD: Tensor,
+        end: int,
+        wanted: list[bool],
+        learning: bool,
+    ) -> tuple[LevelState, ...]:
+        if not any(wanted):
+            return state
+        levels: list[Any] = list(self.levels)
+        dtype = torch.promote_types(levels[0].up.weight.dtype, torch.float32)
+        order = range(len(levels))[wanted.index(True) :][::-1]
+        parts = []
+        for i in order:
+            memory, (x, z, _) = state[i], trace[i]
+            sums: Any = None if memory.sum_up is None else (memory.sum_up, memory.sum_down)
+            link = levels[i].link(memory)
+            parts.append(LinkTokens(link, x.to(dtype), z.to(dtype), wanted[i], sums))
+        new = list(state)
+        found = level_chain_signals(signal_BTD.to(dtype), parts, levels[0].chain)
+        for i, (signal, hidden, made) in zip(order, found, strict=True):
+            if made is None:
+                continue
+            tokens = LevelTokens(*trace[i][:2], signal, hidden)
+            read = trace[i] if learning and self.rebuilds[i] else None
+            known = known_tokens(state[i], tokens, read)
+            if end % self.config.periods[i] == 0:
+                new[i] = levels[i].descend(state[i], made, known)
+            else:
+                new[i] = gather(state[i], made, known)
         return tuple(new)
 
     def _cuts(self, write: int) -> bool:

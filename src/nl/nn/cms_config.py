@@ -112,6 +112,14 @@ class CMSConfig:
         return self.recompute and inner.linear and alone and self.write_gradient == "stop"
 
     @property
+    def links(self) -> bool:
+        """Whether the levels are a chain that nothing but gradient descent writes into."""
+        inner: Any = self.inner
+        plain = inner.linear and not self.bias and self.write_gradient == "stop"
+        chained = self.arrangement == "sequential" and self.signal != "self"
+        return plain and chained and self.scope == "row"
+
+    @property
     def requires(self) -> dict[str, str]:
         """Capabilities of a strategy that the writes need, and what to do without."""
         if self.signal == "block":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from nl.ops.level import (
     level_hidden_signal,
     level_normalize,
 )
+from nl.ops.level_chain import ChainForm, Link, Pair, heard, level_moves, shrunk
 
 
 @state_type
@@ -143,6 +144,7 @@ class Level(nn.Module):
             self.value = nn.Linear(dim, dim, bias=False)
             nn.init.eye_(self.key.weight)
             init_linear(self.value, scale=residual_scale)
+        self.chain = ChainForm(self.form, (self.scale_up, self.scale_down))
         self.rule = rule
         self.router = Router(experts, dim, salt) if experts.sparse else None
 
@@ -176,6 +178,11 @@ class Level(nn.Module):
             self.down.bias,
             self.form,
         )
+
+    def link(self, state: LevelState) -> Link:
+        """The same for a level without biases whose rows have memories of their own."""
+        meta = self.up.weight, self.down.weight
+        return Link(*meta, state.fast_up, state.fast_down, self.log_rate)
 
     def recall(self, x_BTD: Tensor, w: LevelWeights) -> tuple[LevelTrace, Tensor]:
         """Answer the level's own keys: what a write without labels needs.
@@ -216,15 +223,11 @@ class Level(nn.Module):
             The new state and, after a write, which rows had a signal (B, 1, 1).
         """
         inner: Any = self.rule.inner
-        to_up, to_down = (None, None) if base is None else (base.fast_up, base.fast_down)
-        up = _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up, to_up)
-        down = _Side(
-            memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down, to_down
-        )
         sums: tuple[Tensor, ...]
         if inner.per_token:
             n, a = level_normalize(tokens.x, w.form), level_activate(tokens.z, w.form)
             a = a if tokens.unit is None else a * tokens.unit
+            up, down = self._sides(memory, w, base)
             sums = (
                 _delta_tokens(memory.sum_up, up, n, tokens.hidden_signal),
                 _delta_tokens(memory.sum_down, down, a, tokens.signal),
@@ -234,22 +237,59 @@ class Level(nn.Module):
             grads = level_gradients(*seen[:-1], w.form, seen.unit)
             pairs = zip((memory.sum_up, memory.sum_down), grads, strict=True)
             sums = tuple(g if s is None else s + g for s, g in pairs)
-        known = _known(memory, tokens, read)
+        known = known_tokens(memory, tokens, read)
         if not closes:
-            note_sums(sums[0], known)
-            return memory._replace(sum_up=sums[0], sum_down=sums[1]), None
+            return gather(memory, sums, known), None
         if inner.per_token:
             fast = (memory.fast_up, memory.fast_down)
             sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
         if reduce is not None:
             sums = tuple(reduce(s) for s in sums)
-        up_sum, down_sum = (s.detach() for s in sums)
-        active = (up_sum.abs().amax((1, 2)) + down_sum.abs().amax((1, 2)) > 0)[:, None, None]
+        return self.write(memory, (sums[0], sums[1]), w, base, known)
+
+    def write(
+        self,
+        memory: LevelState,
+        sums: Pair,
+        w: LevelWeights,
+        base: LevelState | None = None,
+        known: tuple[Gathered, ...] | None = None,
+    ) -> tuple[LevelState, Tensor]:
+        """What the sums of a whole period make of the memory, and which rows had a signal."""
+        active = heard(sums)
+        up, down = self._sides(memory, w, base)
         fast_up, slots_up, by_up = self._write(sums[0], up, active)
         fast_down, slots_down, by_down = self._write(sums[1], down, active)
         before = memory.fast_up, memory.fast_down
         note_write(before, fast_up, known, (by_up, by_down), w.form)
         return LevelState(fast_up, fast_down, None, None, slots_up, slots_down), active
+
+    def descend(
+        self, memory: LevelState, sums: Pair, known: tuple[Gathered, ...] | None
+    ) -> LevelState:
+        """``write`` by plain gradient descent, of a level of a chain."""
+        rule = self.rule
+        how = level_moves(sums, self.link(memory), self.chain, 1 - rule.retention, rule.clip)
+        before = memory.fast_up, memory.fast_down
+        moves = [
+            Move(None if fast is None else how.kept, shrink)
+            for fast, shrink in zip(before, how[1:], strict=True)
+        ]
+        up, down = map(moved, before, moves, sums)
+        note_write(before, up, known, (moves[0], moves[1]), self.form)
+        return LevelState(up, down)
+
+    def _sides(
+        self, memory: LevelState, w: LevelWeights, base: LevelState | None
+    ) -> tuple[_Side, _Side]:
+        """Both layers, and what they decay toward."""
+        to_up, to_down = (None, None) if base is None else (base.fast_up, base.fast_down)
+        return (
+            _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up, to_up),
+            _Side(
+                memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down, to_down
+            ),
+        )
 
     def _write(
         self, grad: Tensor, side: _Side, active: Tensor
@@ -261,11 +301,7 @@ class Level(nn.Module):
             step = torch.where(active, step, 0.0)
         shrink = on = active.to(step.dtype)
         if self.rule.clip:
-            norm = step.flatten(1).norm(dim=1) * side.rate
-            limit = self.rule.clip * side.meta.norm()
-            # As min(1, limit / norm), with a finite gradient where nothing is to be written.
-            least = limit / torch.maximum(norm, limit).clamp(min=torch.finfo(norm.dtype).tiny)
-            shrink = on * least[:, None, None]
+            shrink = on * shrunk(step, side.meta, side.rate, self.rule.clip)
         fast = side.fast
         if fast is None and side.base is not None:
             fast = torch.zeros_like(step)  # the slower level wrote while this one was frozen
@@ -304,7 +340,15 @@ def restart(memory: LevelState, slower: LevelState, rows: Tensor) -> LevelState:
     )
 
 
-def _known(
+def gather(
+    memory: LevelState, sums: Sequence[Tensor], known: tuple[Gathered, ...] | None
+) -> LevelState:
+    """The memory within a period, and what its sums are known to be made of."""
+    note_sums(sums[0], known)
+    return memory._replace(sum_up=sums[0], sum_down=sums[1])
+
+
+def known_tokens(
     memory: LevelState, tokens: LevelTokens, read: LevelTrace | None
 ) -> tuple[Gathered, ...] | None:
     """The tokens that the sums of the period are made of, if all of them are known."""
