@@ -38,26 +38,73 @@ inline double real(int64_t bits) {
   return x;
 }
 
+// Memory that a thread keeps from call to call, in blocks: what malloc takes and gives back in many
+// sizes it has to look for, and the system zeroes it page by page.
+class Blocks {
+ public:
+  struct Place {
+    std::size_t block, used;
+  };
+  static Blocks& own() {
+    static thread_local Blocks blocks;
+    return blocks;
+  }
+  Blocks(const Blocks&) = delete;
+  Blocks& operator=(const Blocks&) = delete;
+  ~Blocks() { shrink(0); }
+
+  void* take(std::size_t bytes) {
+    while (place_.block < blocks_.size() && place_.used + bytes > blocks_[place_.block].size)
+      place_ = {place_.block + 1, 0};
+    if (place_.block == blocks_.size()) {
+      const std::size_t size = bytes > LEAST ? bytes : LEAST;
+      void* at = std::aligned_alloc(64, size);
+      if (!at) std::abort();
+      blocks_.push_back({static_cast<char*>(at), size});
+    }
+    void* piece = blocks_[place_.block].at + place_.used;
+    place_.used += bytes;
+    return piece;
+  }
+  Place place() const { return place_; }
+  // What was taken since is free.
+  void back_to(Place place) {
+    place_ = place;
+    std::size_t kept = 0, count = 0;
+    while (count < blocks_.size() && kept + blocks_[count].size <= MOST)
+      kept += blocks_[count++].size;
+    if (!place.block && !place.used) shrink(count);
+  }
+
+ private:
+  static constexpr std::size_t LEAST = std::size_t(1) << 20, MOST = std::size_t(1) << 26;
+  struct Block {
+    char* at;
+    std::size_t size;
+  };
+  Blocks() = default;
+  void shrink(std::size_t count) {
+    for (; blocks_.size() > count; blocks_.pop_back()) std::free(blocks_.back().at);
+  }
+  std::vector<Block> blocks_;
+  Place place_{0, 0};
+};
+
 // Memory of one thread for one call; every piece begins where a cache line begins.
 template <class T>
 class Arena {
  public:
-  Arena() = default;
+  Arena() : before_(Blocks::own().place()) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  ~Arena() {
-    for (void* piece : pieces_) std::free(piece);
-  }
+  ~Arena() { Blocks::own().back_to(before_); }
   T* take(idx count) {
     const std::size_t bytes = ((std::size_t)count * sizeof(T) + 127) / 64 * 64;
-    void* piece = std::aligned_alloc(64, bytes);
-    if (!piece) std::abort();
-    pieces_.push_back(piece);
-    return static_cast<T*>(piece);
+    return static_cast<T*>(Blocks::own().take(bytes));
   }
 
  private:
-  std::vector<void*> pieces_;
+  Blocks::Place before_;
 };
 
 // A matrix in memory: element (i, j) is at[i * row + j * col].
