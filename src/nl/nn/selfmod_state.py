@@ -58,14 +58,19 @@ class Chunk(NamedTuple):
         return Chunk(*(torch.cat(pair, dim=-1) for pair in zip(self, new, strict=True)))
 
     def last(self, count: int) -> Chunk:
-        """The last ``count`` tokens."""
+        """The last ``count`` tokens; where that is none, without a gradient."""
         size = self.rate.shape[-1]
-        return self if count == size else Chunk(*(t[..., size - count :] for t in self))
+        if count == size:
+            return self
+        held = self if count else (t.detach() for t in self)
+        return Chunk(*(t[..., size - count :] for t in held))
 
 
 def waiting_tokens(state: SelfModState, count: int) -> Chunk:
     """The first ``count`` tokens that wait in a state."""
     slots = (state.keys, state.values, state.rate, state.log_decay)
+    if count == 0:
+        slots = tuple(t.detach() for t in slots)  # as in ``Chunk.last``
     return Chunk(*(t.flatten(0, 1)[..., :count] for t in slots))
 
 

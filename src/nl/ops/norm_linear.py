@@ -40,6 +40,13 @@ def _adjoints(
     return by_x.to(x.dtype), by_gain, by_weight
 
 
+def _run(program: Program, dtype: torch.dtype, x: Tensor, *rest: Tensor) -> Any:
+    """A program, as it is on the CPU: there a compiled call costs more than it saves."""
+    if x.is_cpu:
+        return program.function(dtype, x, *rest)
+    return program(dtype, x, *rest, tokens=x.shape[-2])
+
+
 class _NormLinear(torch.autograd.Function):
     """``norm_linear`` in a given dtype of the product."""
 
@@ -48,7 +55,7 @@ class _NormLinear(torch.autograd.Function):
         ctx.dtype = dtype
         ctx.save_for_backward(x, gain, weight)
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = _projected(dtype, x, gain, weight, tokens=x.shape[-2])
+            y: Tensor = _run(_projected, dtype, x, gain, weight)
             return y
 
     @staticmethod
@@ -56,7 +63,7 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return *_adjoints(ctx.dtype, grad, *kept, tokens=grad.shape[-2]), None
+            return *_run(_adjoints, ctx.dtype, grad, *kept), None
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
