@@ -26,7 +26,9 @@ def _sizes(chain: Any, given: Named) -> dict[str, int] | None:
     if torch.is_autocast_enabled("cpu"):  # which would choose a dtype
         return None
     sizes = sizes_of(given, {"2": 2})
-    return None if sizes is None or sizes.get("T", FEW_TOKENS) < FEW_TOKENS else sizes
+    if sizes is None or "F" not in sizes or sizes.get("T", FEW_TOKENS) < FEW_TOKENS:
+        return None
+    return sizes
 
 
 def _run(

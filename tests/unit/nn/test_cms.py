@@ -143,3 +143,34 @@ def test_bad_values_are_refused(data: dict[str, object], words: str) -> None:
         structure(CMSConfig, data, "model.cms")
     assert words in str(error.value)
     assert str(error.value).startswith("model.cms.")
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_a_chain_in_one_piece_equals_its_levels_one_by_one(clip: float) -> None:
+    x, signal = torch.randn(2, 3, 52, 5, dtype=torch.float64).unbind(0)
+    signal[1] = 0
+    found = []
+    for linked in (True, False):
+        memory = chain((8, 16, 48), seed=4, clip=clip)
+        assert memory.linked
+        memory.linked = linked
+        state, out, at = memory.init_state(), [], 0
+        for size in (8, 8, 16, 4, 4, 8, 4):  # ragged, and across the writes of every level
+            for start in range(at, at + size, 8):
+                piece = slice(start, min(start + 8 - start % 8, at + size))
+                y, trace, _ = memory(x[:, piece], state)
+                state = memory.absorb(state, trace, signal[:, piece], start=piece.start)
+                out.append(y)
+            at += size
+        torch.cat(out, 1).sin().sum().backward()
+        grads = {name: p.grad for name, p in memory.named_parameters()}
+        found.append((torch.cat(out, 1), state, grads))
+    one, other = found
+    assert torch.allclose(one[0], other[0], rtol=1e-12)
+    for level, wanted in zip(one[1], other[1], strict=True):
+        for name, value, exact in zip(level._fields, level, wanted, strict=True):
+            assert (value is None) == (exact is None), name
+            assert value is None or torch.allclose(value, exact, rtol=1e-9, atol=1e-14), name
+    assert one[2].keys() == other[2].keys()
+    for name, value in one[2].items():
+        assert torch.allclose(value, other[2][name], rtol=1e-9, atol=1e-13), name
