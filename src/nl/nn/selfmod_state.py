@@ -68,10 +68,9 @@ class Chunk(NamedTuple):
 
 def waiting_tokens(state: SelfModState, count: int) -> Chunk:
     """The first ``count`` tokens that wait in a state."""
-    slots = (state.keys, state.values, state.rate, state.log_decay)
-    if count == 0:
-        slots = tuple(t.detach() for t in slots)  # as in ``Chunk.last``
-    return Chunk(*(t.flatten(0, 1)[..., :count] for t in slots))
+    slots = Chunk(state.keys, state.values, state.rate, state.log_decay)
+    held = slots if count else (t.detach() for t in slots)  # as in ``Chunk.last``
+    return Chunk(*(t.flatten(0, 1)[..., :count] for t in held))
 
 
 def added_banks(state: SelfModState) -> Banks:

@@ -102,7 +102,8 @@ def level_chain(
     found = _chain_native(chain, links, again, x_BTD)
     if found is not None:
         return found
-    tokens, out = list[Pair](), x_BTD
+    tokens: list[Pair] = []
+    out = x_BTD
     for link, made in zip(links, again, strict=True):
         y, z = level_branch(out, link.weights(chain), None, made)
         tokens.append((out.detach(), z.detach()))
@@ -114,7 +115,8 @@ def level_chain_reference(
     x_BTD: Tensor, links: Sequence[Link], chain: ChainForm
 ) -> tuple[Tensor, list[Pair]]:
     """The same level by level, by autograd."""
-    tokens, out = list[Pair](), x_BTD
+    tokens: list[Pair] = []
+    out = x_BTD
     for link in links:
         y, z = level_branch_reference(out, link.weights(chain))
         tokens.append((out.detach(), z.detach()))
@@ -138,7 +140,8 @@ def level_chain_signals(
     found = _signals_native(chain, signal_BTD, parts)
     if found is not None:
         return [LinkSignals(*one) for one in found]
-    told, signal = list[LinkSignals](), signal_BTD
+    told: list[LinkSignals] = []
+    signal = signal_BTD
     for k, (link, x, z, wanted, sums) in enumerate(parts):
         w = link.weights(chain).to(signal.dtype)
         hidden = level_hidden_signal(z, signal, w)
@@ -155,7 +158,8 @@ def level_chain_signals_reference(
     signal_BTD: Tensor, parts: Sequence[LinkTokens], chain: ChainForm
 ) -> list[LinkSignals]:
     """The same by autograd, row by row."""
-    told, signal = list[LinkSignals](), signal_BTD
+    told: list[LinkSignals] = []
+    signal = signal_BTD
     for link, x, z, wanted, sums in parts:
         leaf = z.detach().clone().requires_grad_()
         w = link.weights(chain)
@@ -201,9 +205,9 @@ def level_moves(sums: Pair, link: Link, chain: ChainForm, lost: float, clip: flo
     on = heard(sums).to(sums[0].dtype)
     shrinks = [on, on]
     if clip:
-        rates = link.log_rates.to(on.dtype).exp() * on.new_tensor(chain.scales)
-        pairs = zip(sums, link[:2], rates, strict=True)
-        shrinks = [on * shrunk(step, meta, rate, clip) for step, meta, rate in pairs]
+        rates = link.log_rates.to(on.dtype).exp().unbind()
+        pairs = zip(sums, link[:2], rates, chain.scales, strict=True)
+        shrinks = [on * shrunk(step, meta, rate * s, clip) for step, meta, rate, s in pairs]
     return Moves(1 - lost * on, *shrinks)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nl.core.native import sizes_of, ungraded
-from nl.ops.level_native import FEW_TOKENS, KERNEL, Named, fits, numbers
+from nl.ops.level_native import FEW_TOKENS, KERNEL, Named, _fits, _numbers
 
 _LINK = ("FD", "DF", "BFD", "BDF", "2")
 _PLACES = len(_LINK)
@@ -21,7 +21,7 @@ _PLACES = len(_LINK)
 
 def _sizes(chain: Any, given: Named) -> dict[str, int] | None:
     """Sizes of a call that runs here: B rows, T tokens, D wide, F hidden units."""
-    if not fits(chain.form) or not KERNEL.takes(*(t for _, t in given)):
+    if not _fits(chain.form) or not KERNEL.takes(*(t for _, t in given)):
         return None
     if torch.is_autocast_enabled("cpu"):  # which would choose a dtype
         return None
@@ -35,7 +35,7 @@ def _run(
     function: str, chain: Any, sizes: Any, tensors: Sequence[Tensor | None], **told: Any
 ) -> None:
     plain = [None if t is None else t.contiguous() for t in tensors]
-    KERNEL.run(function, numbers(sizes, chain.form.eps, scales=chain.scales, **told), plain)
+    KERNEL.run(function, _numbers(sizes, chain.form.eps, scales=chain.scales, **told), plain)
 
 
 def _rooms(like: Tensor, sizes: dict[str, int], letters: str) -> list[Tensor]:

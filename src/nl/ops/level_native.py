@@ -22,12 +22,12 @@ Named = list[tuple[str, Tensor | None]]
 """Tensors with letters for their dimensions: rows B, tokens T, width D, hidden units F."""
 
 
-def fits(form: Any) -> bool:
+def _fits(form: Any) -> bool:
     """Whether the kernel has levels of this form."""
     return bool(form.activation == "silu" and form.norm == "rms")
 
 
-def numbers(
+def _numbers(
     sizes: Mapping[str, int],
     eps: float,
     *,
@@ -46,7 +46,7 @@ def _call(function: str, form: Any, left_out: Any, given: Named, made: str) -> A
 
     ``left_out`` is what the kernel has no form for.
     """
-    if not fits(form) or any(t is not None for t in left_out):
+    if not _fits(form) or any(t is not None for t in left_out):
         return None
     sizes, tensors = sizes_of(given), [t for _, t in given]
     if sizes is None or sizes["T"] < FEW_TOKENS or not KERNEL.takes(*tensors):
@@ -54,7 +54,7 @@ def _call(function: str, form: Any, left_out: Any, given: Named, made: str) -> A
     first: Any = tensors[0]
     new = [first.new_empty([sizes.get(c, 2) for c in letters]) for letters in made.split()]
     plain = [None if t is None else t.contiguous() for t in tensors]
-    KERNEL.run(function, numbers(sizes, form.eps), [*plain, *new])
+    KERNEL.run(function, _numbers(sizes, form.eps), [*plain, *new])
     return new
 
 

@@ -82,7 +82,8 @@ def check_equal(block: str, backend: str) -> None:
 
 @pytest.mark.parametrize("block", ["transformer", "titan_mac", "hope_selfmod"])
 def test_a_traced_step_equals_the_eager_one(block: str) -> None:
-    check_equal(block, "aot_eager")
+    with torch_only():  # of hope_selfmod they do all that is compiled
+        check_equal(block, "aot_eager")
 
 
 @pytest.mark.parametrize("block", ["titan_lmm", "titan_mag"])
