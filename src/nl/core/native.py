@@ -61,8 +61,16 @@ class NativeError(RuntimeError):
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile builds with too: $CXX, or the first one found."""
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+    own = os.environ.get("CXX", "").strip()
+    return next((name for name in ([own] if own else COMPILERS) if _found(name)), None)
+
+
+def _found(command: str) -> bool:
+    """Whether its program is there."""
+    try:
+        return shutil.which(shlex.split(command)[0]) is not None
+    except ValueError:  # a quotation that does not end
+        return False
 
 
 def compiler_words() -> list[str]:
@@ -184,9 +192,13 @@ class Kernel:
         """Call a function on contiguous tensors (None: a null pointer); it writes into them.
 
         Args:
-            function: its name without the dtype, which is that of the first tensor.
+            function: its name without the dtype, which is that of all tensors.
             numbers: sizes and options.
             tensors: given and made.
+
+        Raises:
+            NativeError: the tensors are of several dtypes; a model was changed after its forward
+                pass.
         """
         places: list[int | None] = []
         dtype = None
@@ -196,6 +208,8 @@ class Kernel:
             else:
                 assert t.is_contiguous()
                 dtype = t.dtype if dtype is None else dtype
+                if t.dtype != dtype:
+                    raise NativeError(f"{self.name}.{function}: {dtype} and {t.dtype} in one call")
                 places.append(t.data_ptr())
         assert dtype is not None
         getattr(self._library, f"{function}_{_SUFFIX[dtype]}")(
@@ -273,8 +287,8 @@ def _run(command: list[str]) -> str:
 def _whole(library: Path) -> bool:
     """Whether a file is there and is what the compiler made."""
     try:
-        told = library.with_suffix(".sha256").read_text()
-        return told == hashlib.sha256(library.read_bytes()).hexdigest()
+        told = library.with_suffix(".sha256").read_bytes()
+        return told == hashlib.sha256(library.read_bytes()).hexdigest().encode()
     except FileNotFoundError:
         return False
 

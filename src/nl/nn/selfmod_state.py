@@ -60,7 +60,7 @@ class Chunk(NamedTuple):
     def last(self, count: int) -> Chunk:
         """The last ``count`` tokens; where that is none, without a gradient."""
         size = self.rate.shape[-1]
-        if count == size:
+        if 0 < count == size:
             return self
         held = self if count else (t.detach() for t in self)
         return Chunk(*(t[..., size - count :] for t in held))

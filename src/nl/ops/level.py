@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from nl.core.program import Program
 from nl.ops.level_native import (
+    FEW_TOKENS,
     _adjoints_native,
     _branch_native,
     _gradients_native,
@@ -28,8 +29,6 @@ from nl.ops.level_native import (
 
 NORM_EPS = 1e-6
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
-_FEW_TOKENS = 8
-"""With fewer tokens a row costs less in two products than in weights of its own."""
 
 
 class LevelForm(NamedTuple):
@@ -164,7 +163,7 @@ def _in_force(meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
 
 def _linear(x_BTN: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
     """x W^T (B, T, P), one product where a row has tokens enough to pay for its weights."""
-    if fast is None or x_BTN.shape[1] >= _FEW_TOKENS:
+    if fast is None or x_BTN.shape[1] >= FEW_TOKENS:
         return x_BTN @ _in_force(meta, fast, rate).mT.to(x_BTN.dtype)
     return x_BTN @ meta.T.to(x_BTN.dtype) - rate * (x_BTN @ fast.mT.to(x_BTN.dtype))
 
@@ -331,7 +330,7 @@ def _hidden_signal(
 
 def _pulled(signal: Tensor, meta: Tensor, fast: Tensor | None, rate: Tensor) -> Tensor:
     """signal W, as ``_linear``."""
-    if fast is None or signal.shape[1] >= _FEW_TOKENS:
+    if fast is None or signal.shape[1] >= FEW_TOKENS:
         return signal @ _in_force(meta, fast, rate)
     return signal @ meta - rate * (signal @ fast)
 

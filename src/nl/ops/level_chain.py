@@ -7,16 +7,19 @@ and may be one autograd node and one call of a kernel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nl.ops.level import (
     Again,
     LevelForm,
     LevelWeights,
+    _branch_adjoints,
     level_branch,
     level_branch_reference,
     level_gradients,
@@ -24,7 +27,7 @@ from nl.ops.level import (
     level_hidden_signal,
     level_pull_back,
 )
-from nl.ops.level_chain_native import _chain_native, _moves_native, _signals_native
+from nl.ops.level_chain_native import _back_native, _moves_native, _read_native, _signals_native
 
 Pair = tuple[Tensor, Tensor]
 
@@ -85,6 +88,111 @@ class LinkSignals(NamedTuple):
     sums: Pair | None
 
 
+_PLACES = len(Link._fields)
+AT_ONCE = 1 << 22
+"""Numbers of weights, over rows and levels, whose gradients are made in one go."""
+
+
+class _Chain(torch.autograd.Function):
+    """What a kernel has read of a chain, as one node that gives the last result.
+
+    Given are form, results and z of all levels, what their fast weights are made of, then x and the
+    tensors of the links.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, chain: ChainForm, results: Any, zs: Any, again: Any, *given: Any) -> Any:
+        kept = list(given)
+        for k, one in enumerate(again):
+            if one is not None:
+                kept[1 + _PLACES * k + 2 : 1 + _PLACES * k + 4] = None, None
+        made = [() if one is None else one.tensors for one in again]
+        ctx.chain = chain
+        ctx.again = [None if one is None else (one.make, len(one.tensors)) for one in again]
+        ctx.save_for_backward(*results[:-1], *zs, *kept, *(t for part in made for t in part))
+        return results[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        saved: Any = ctx.saved_tensors  # once: checkpoints hand them out once
+        wanted = ctx.needs_input_grad[5:]
+        with torch.autocast(grad.device.type, enabled=False):
+            return (
+                None,
+                None,
+                None,
+                None,
+                *_chain_adjoints(ctx.chain, ctx.again, saved, grad, wanted),
+            )
+
+
+def _chain_adjoints(
+    chain: ChainForm,
+    again: Sequence[Any],
+    saved: Sequence[Any],
+    grad: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of x and of the tensors of the links, from the last on, as many as have room."""
+    count = len(again)
+    results, zs = saved[: count - 1], saved[count - 1 : 2 * count - 1]
+    inputs, tensors = [saved[2 * count - 1], *results], saved[2 * count :]
+    ends = itertools.accumulate((one[1] if one else 0 for one in again), initial=_PLACES * count)
+    makings = [tensors[a:b] for a, b in itertools.pairwise(ends)]
+    each = len(grad) * (tensors[0].numel() + tensors[1].numel())
+    size = max(1, min(count, AT_ONCE // max(each, 1)))
+    found: list[list[Tensor | None]] = []
+    for end in range(count, 0, -size):
+        part = range(max(0, end - size), end)
+        links = []
+        for k in part:
+            link, one = Link(*tensors[_PLACES * k : _PLACES * (k + 1)]), again[k]
+            fast = (link.fast_up, link.fast_down) if one is None else one[0](makings[k])
+            links.append(link._replace(fast_up=fast[0], fast_down=fast[1]))
+        given = [inputs[k] for k in part], [zs[k] for k in part]
+        places = [wanted[_PLACES * k + 2 : _PLACES * k + 4] for k in part]
+        native = _back_native(chain, links, *given, grad)
+        if native is None:
+            grad, more = _levels_back(chain, links, *given, grad, places)
+        else:
+            more = [_of_link(chain, *one) for one in zip(links, native[1], places, strict=True)]
+            grad = native[0]
+        found = more + found
+    return [grad, *(t for one in found for t in one)]
+
+
+def _of_link(
+    chain: ChainForm, link: Link, by: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of a link from those of the weights in force and log rates, row by row."""
+    up, down, log_rates = (t[0] if len(t) == 1 else t.sum(0) for t in by)
+    if link.fast_up is None:
+        return [up, down, None, None, None]
+    rates = zip(wanted, link.log_rates.exp().unbind(), chain.scales, by[:2], strict=True)
+    return [up, down, *(-(r * s) * b if on else None for on, r, s, b in rates), log_rates]
+
+
+def _levels_back(
+    chain: ChainForm,
+    links: Sequence[Link],
+    inputs: Sequence[Tensor],
+    zs: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[Sequence[bool]],
+) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """The same by torch's operations: gradients of x and of the links."""
+    found: list[list[Tensor | None]] = []
+    for link, x, z, on in zip(links[::-1], inputs[::-1], zs[::-1], wanted[::-1], strict=True):
+        w = link.weights(chain)
+        spec = chain.form, on[0], on[1]
+        by = _branch_adjoints(spec, grad, None, x, z, None, *w.tensors(), tokens=x.shape[1])
+        rates = None if by[6] is None else torch.stack([by[6] * w.rate_up, by[7] * w.rate_down])
+        found.insert(0, [*by[2:6], rates])
+        grad = grad + by[0]
+    return grad, found
+
+
 def level_chain(
     x_BTD: Tensor, links: Sequence[Link], chain: ChainForm, again: Sequence[Again | None]
 ) -> tuple[Tensor, list[Pair]]:
@@ -99,9 +207,11 @@ def level_chain(
     Returns:
         (B, T, D), once differentiable, and per level its input and z, without gradients.
     """
-    found = _chain_native(chain, links, again, x_BTD)
-    if found is not None:
-        return found
+    read = _read_native(chain, links, x_BTD)
+    if read is not None:
+        out = _Chain.apply(chain, *read, tuple(again), x_BTD, *(t for link in links for t in link))
+        inputs = [x_BTD.detach(), *read[0][:-1]]
+        return out, list(zip(inputs, read[1], strict=True))
     tokens: list[Pair] = []
     out = x_BTD
     for link, made in zip(links, again, strict=True):
@@ -205,9 +315,9 @@ def level_moves(sums: Pair, link: Link, chain: ChainForm, lost: float, clip: flo
     on = heard(sums).to(sums[0].dtype)
     shrinks = [on, on]
     if clip:
-        rates = link.log_rates.to(on.dtype).exp().unbind()
-        pairs = zip(sums, link[:2], rates, chain.scales, strict=True)
-        shrinks = [on * shrunk(step, meta, rate * s, clip) for step, meta, rate, s in pairs]
+        w = link.weights(chain).to(on.dtype)
+        pairs = zip(sums, (w.up, w.down), (w.rate_up, w.rate_down), strict=True)
+        shrinks = [on * shrunk(step, meta, rate, clip) for step, meta, rate in pairs]
     return Moves(1 - lost * on, *shrinks)
 
 

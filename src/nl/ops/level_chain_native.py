@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nl.core.native import sizes_of, ungraded
 from nl.ops.level_native import FEW_TOKENS, KERNEL, Named, _fits, _numbers
 
 _LINK = ("FD", "DF", "BFD", "BDF", "2")
-_PLACES = len(_LINK)
 
 
 def _sizes(chain: Any, given: Named) -> dict[str, int] | None:
@@ -42,83 +40,38 @@ def _rooms(like: Tensor, sizes: dict[str, int], letters: str) -> list[Tensor]:
     return [like.new_empty([sizes[c] for c in word]) for word in letters.split()]
 
 
-class _Chain(torch.autograd.Function):
-    """What the levels share, sizes and how fast weights are made again; x, five tensors per level.
-
-    Gives the result and, without gradients, per level z and then inputs of all but the first.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, chain: Any, sizes: Any, again: Any, x: Tensor, *links: Any
-    ) -> tuple[Tensor, ...]:
-        count = len(again)
-        made = [_rooms(x, sizes, "BTD BTF") for _ in range(count)]
-        flat = [t for pair in made for t in pair]
-        _run("chain", chain, sizes, [x, *links, *flat], levels=count)
-        results, zs = [pair[0] for pair in made], [pair[1] for pair in made]
-        kept: list[Any] = []
-        for k, one in enumerate(again):
-            own = links[_PLACES * k : _PLACES * (k + 1)]
-            if one is not None:
-                own = (*own[:2], None, None, own[4], *one.tensors)
-            kept += own
-        ctx.chain, ctx.sizes = chain, sizes
-        ctx.again = [None if one is None else (one.make, len(one.tensors)) for one in again]
-        ctx.save_for_backward(x, *results[:-1], *zs, *kept)
-        ctx.mark_non_differentiable(*results[:-1], *zs)
-        ctx.set_materialize_grads(False)
-        return results[-1], *zs, *results[:-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-        count = len(ctx.again)
-        if grad is None:
-            return (None,) * (4 + _PLACES * count)
-        saved: tuple[Tensor, ...] = ctx.saved_tensors  # once: checkpoints hand them out once
-        tokens, links, at = saved[: 2 * count], list[Any](), 2 * count
-        for one in ctx.again:
-            own: list[Any] = list(saved[at : at + _PLACES])
-            at += _PLACES
-            if one is not None:
-                make, size = one
-                own[2:4] = make(saved[at : at + size])
-                at += size
-            links += own
-        (by_x,) = _rooms(grad, ctx.sizes, "BTD")
-        made = [_rooms(grad, ctx.sizes, "BFD BDF B2") for _ in range(count)]
-        flat = [t for three in made for t in three]
-        _run("chain_back", ctx.chain, ctx.sizes, [*links, *tokens, grad, by_x, *flat], levels=count)
-        found = [by_x]
-        for k, by in enumerate(made):
-            wanted = ctx.needs_input_grad[4 + _PLACES * k + 2 : 4 + _PLACES * k + 4]
-            found += _of_link(ctx.chain.scales, links[_PLACES * k : _PLACES * (k + 1)], by, wanted)
-        return None, None, None, *found
-
-
-def _of_link(scales: Any, link: Sequence[Any], by: Sequence[Tensor], wanted: Any) -> list[Any]:
-    """Gradients of a level's five tensors from those of its weights in force, row by row."""
-    metas = [t[0] if len(t) == 1 else t.sum(0) for t in by]
-    if link[2] is None:
-        return [*metas[:2], None, None, None]
-    rates = link[4].exp().unbind()
-    parts = zip(wanted, rates, scales, by[:2], strict=True)
-    return [*metas[:2], *(-(r * s) * grad if on else None for on, r, s, grad in parts), metas[2]]
-
-
-def _chain_native(
-    chain: Any, links: Sequence[Any], again: Any, x: Tensor
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
+def _read_native(
+    chain: Any, links: Sequence[Any], x: Tensor
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """What every level makes of what it reads, residual included, and its z."""
     given: Named = [("BTD", x)]
     for link in links:
         given += zip(_LINK, link, strict=True)
     sizes = _sizes(chain, given)
     if sizes is None:
         return None
-    out, *made = _Chain.apply(chain, sizes, tuple(again), x, *(t for link in links for t in link))
-    inputs = [x.detach(), *made[len(links) :]]
-    return out, list(zip(inputs, made[: len(links)], strict=True))
+    made = [_rooms(x, sizes, "BTD BTF") for _ in links]
+    rooms = [t for pair in made for t in pair]
+    _run("chain", chain, sizes, [*(t for _, t in given), *rooms], levels=len(links))
+    return [pair[0] for pair in made], [pair[1] for pair in made]
+
+
+def _back_native(
+    chain: Any, links: Sequence[Any], inputs: Sequence[Tensor], zs: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, list[list[Tensor]]] | None:
+    """Gradients of x, and per level, row by row, of the weights in force and the log rates."""
+    given: Named = []
+    for link in links:
+        given += zip(_LINK, link, strict=True)
+    given += [*(("BTD", x) for x in inputs), *(("BTF", z) for z in zs), ("BTD", grad)]
+    sizes = _sizes(chain, given)
+    if sizes is None:
+        return None
+    (by_x,) = _rooms(grad, sizes, "BTD")
+    made = [_rooms(grad, sizes, "BFD BDF B2") for _ in links]
+    rooms = [by_x, *(t for three in made for t in three)]
+    _run("chain_back", chain, sizes, [*(t for _, t in given), *rooms], levels=len(links))
+    return by_x, made
 
 
 def _signals_native(

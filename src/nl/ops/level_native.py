@@ -16,7 +16,7 @@ from nl.core.native import Kernel, bits, sizes_of, ungraded
 
 KERNEL = Kernel("level")
 FEW_TOKENS = 8
-"""With fewer tokens what a row costs is reading its weights, not products."""
+"""With fewer tokens what a row costs is its weights: no kernel, and no weights of its own."""
 
 Named = list[tuple[str, Tensor | None]]
 """Tensors with letters for their dimensions: rows B, tokens T, width D, hidden units F."""

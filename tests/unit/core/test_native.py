@@ -61,6 +61,8 @@ def test_a_kernel_is_built_once_and_writes_into_tensors(tmp_path: Path) -> None:
     assert y.tolist() == [0, 2, 4]
     kernel.run("doubled", [3], [x, y, x])
     assert y.tolist() == [1, 3, 5], "the number of threads comes last"
+    with pytest.raises(NativeError, match=r"twice.doubled: torch.float32 and torch.float64"):
+        kernel.run("doubled", [3], [x, y.double()])
     (file,) = built(tmp_path)
     before = file.stat().st_mtime_ns
     assert Kernel("twice").takes(x)
@@ -175,8 +177,11 @@ def test_a_compiler_may_be_named_with_flags(
     monkeypatch.delenv("CXX")
     assert Kernel("twice").takes(torch.ones(1))
     assert len(built(tmp_path)) == 2, "other flags, another kernel"
-    monkeypatch.setenv("CXX", "/nowhere/g++ -O1")
-    assert cpp_compiler() is None
+    for wrong in ("/nowhere/g++ -O1", "g++ '"):
+        monkeypatch.setenv("CXX", wrong)
+        assert cpp_compiler() is None
+    monkeypatch.setenv("CXX", " ")
+    assert cpp_compiler() is not None
 
 
 def test_without_a_home_there_are_no_kernels(

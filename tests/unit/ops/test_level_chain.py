@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import nl.ops.level_chain as level_chain_file
 from nl.core.native import torch_only
 from nl.ops import level_chain_native
 from nl.ops.level import Again, LevelForm
@@ -218,3 +220,39 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         level_chain_reference(x, chain, gelu)[0],
     )
     assert torch.allclose(found, exact)
+
+
+def test_a_model_changed_after_its_forward_pass() -> None:
+    """What is saved no longer is what the kernel took: torch does it, or says what is wrong."""
+
+    def read() -> tuple[Tensor, list[Tensor]]:
+        leaves = [t.float().requires_grad_() for t in draw(True)]
+        return level_chain(leaves[0], links(leaves[1:]), CHAIN, [None] * LEVELS)[0], leaves
+
+    out, leaves = read()
+    (wanted,) = torch.autograd.grad(out.sum(), leaves[0])
+    out, leaves = read()
+    for leaf in leaves[1:]:
+        leaf.data = leaf.data.double()
+    (found,) = torch.autograd.grad(out.sum(), leaves[0])
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    out, leaves = read()
+    leaves[1].data = leaves[1].data[:2]
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(out.sum(), leaves[0])
+
+
+def test_the_way_back_by_torch_and_level_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [t.requires_grad_() for t in draw(True)]
+
+    def gradients(back: Any) -> tuple[Tensor, ...]:
+        out, _ = level_chain(leaves[0], links(leaves[1:]), CHAIN, [None] * LEVELS)
+        with back:
+            return torch.autograd.grad(out.sin().sum(), leaves)
+
+    wanted = gradients(contextlib.nullcontext())
+    by_torch = gradients(torch_only())
+    assert all(map(torch.allclose, by_torch, wanted))
+    for numbers in (1, B * 2 * F * D * 2):  # one level at a time, and two
+        monkeypatch.setattr(level_chain_file, "AT_ONCE", numbers)
+        assert all(map(torch.equal, gradients(contextlib.nullcontext()), wanted))

@@ -39,13 +39,14 @@ inline double real(int64_t bits) {
 }
 
 // Memory that a thread keeps from call to call, in blocks: what malloc takes and gives back in many
-// sizes it has to look for, and the system zeroes it page by page.
+// sizes it has to look for, and the system zeroes it page by page. Hidden: every kernel has
+// blocks of its own, as another may be of another version.
 class Blocks {
  public:
   struct Place {
     std::size_t block, used;
   };
-  static Blocks& own() {
+  static __attribute__((visibility("hidden"))) Blocks& own() {
     static thread_local Blocks blocks;
     return blocks;
   }
