@@ -48,7 +48,6 @@ from nl.report import figures
 from nl.report.dots import Dot, Dots
 from nl.report.figures import Figure, smooth
 
-NOTES = Path(__file__).with_name("comparison_notes.md")
 FIRST_TOKENS = 100_000
 """Curves begin here: before it all fall steeply and nothing can be told apart."""
 
@@ -225,7 +224,7 @@ def beating(found: Found) -> list[list[str]]:
     return body
 
 
-def losses_section(found: Found) -> list[str]:
+def losses_section(found: Found, notes: Path) -> list[str]:
     """Comparisons that a HOPE block does not win, changes that beat the defaults, the notes."""
     lines = ["## Where HOPE does not win, and why", ""]
     if body := not_won(found):
@@ -238,7 +237,7 @@ def losses_section(found: Found) -> list[str]:
     if body := beating(found):
         lines += ["", "Changes whose mean is below that of the defaults:"]
         lines += study.table(["model", "change", "difference", "seeds below zero"], body)
-    return [*lines, "", NOTES.read_text().strip() if NOTES.is_file() else ""]
+    return [*lines, "", notes.read_text().strip() if notes.is_file() else ""]
 
 
 def missing_section(found: Found) -> list[str]:
@@ -288,8 +287,9 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     text = [(a, b, a) for a, b in against]
     figure = dots(found, "comparison_reference", "Validation loss minus the transformer's", text)
     lines += [study.save_figure(output, figure)] if figure else []
-    lines += ["", "## What the writes are worth: written minus frozen"]
-    lines += differences(found, frozen)
+    if any(found.results(label) for _, label in frozen):
+        lines += ["", "## What the writes are worth: written minus frozen"]
+        lines += differences(found, frozen)
     text = [(a, b, a) for a, b in frozen]
     figure = dots(found, "comparison_frozen", "Validation loss, written minus frozen", text)
     lines += [study.save_figure(output, figure)] if figure else []
@@ -297,7 +297,8 @@ def page(found: Found, args: argparse.Namespace) -> list[str]:
     lines += longer_section(found)
     lines += dynamic_section(found, output)
     lines += positions_section(found, output)
-    lines += ["", *losses_section(found)]
+    notes = Path(__file__).with_name(f"{output.stem}_notes.md")  # a page has notes of its own
+    lines += ["", *losses_section(found, notes)]
     lines += ["", *changes_section(found, output)]
     lines += ["", *rates_section(found)]
     return [*lines, "", *missing_section(found)]

@@ -12,7 +12,7 @@ weights, so that their hidden units mean the same. ``independent`` is x + sum_l 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,20 @@ from nl.ops.level import LevelForm, level_pull_back
 from nl.ops.level_chain import LinkTokens, level_chain, level_chain_signals
 
 DENSE = ExpertsConfig()
+
+
+class _Told(NamedTuple):
+    """Tokens up to ``end`` with their signal, for the levels ``wanted``; see ``absorb``.
+
+    ``learning``: whether a backward pass will need what is written.
+    """
+
+    state: tuple[LevelState, ...]
+    trace: tuple[LevelTrace, ...]
+    signal: Tensor
+    end: int
+    wanted: list[bool]
+    learning: bool
 
 
 class ContinuumMemory(nn.Module):
@@ -153,25 +167,19 @@ class ContinuumMemory(nn.Module):
             torch.set_grad_enabled(differentiate),
             torch.autocast(signal_BTD.device.type, enabled=False),
         ):
+            told = _Told(state, trace, signal_BTD, end, wanted, learning)
             if self.linked:
-                return self._absorb_chain(state, trace, signal_BTD, end, wanted, learning)
+                return self._absorb_chain(told)
             if not self.shared:
-                return self._absorb(state, trace, signal_BTD, end, wanted, learning)
+                return self._absorb(told)
             # Rows hold views of one memory: work on the first, hand out views again.
             rows = len(signal_BTD)
             one = map_tensors(lambda t: t[:1], state)
-            new = self._absorb(one, trace, signal_BTD, end, wanted, learning)
+            new = self._absorb(told._replace(state=one))
             return tuple(map_tensors(lambda t: t.expand(rows, *t.shape[1:]), new))
 
-    def _absorb(
-        self,
-        state: tuple[LevelState, ...],
-        trace: tuple[LevelTrace, ...],
-        signal_BTD: Tensor,
-        end: int,
-        wanted: list[bool],
-        learning: bool,
-    ) -> tuple[LevelState, ...]:
+    def _absorb(self, told: _Told) -> tuple[LevelState, ...]:
+        state, trace, signal_BTD, end, wanted, learning = told
         first: Any = self.levels[0]
         signal = signal_BTD.to(torch.promote_types(first.up.weight.dtype, torch.float32))
         new = list(state)
@@ -206,15 +214,8 @@ class ContinuumMemory(nn.Module):
                 signal = level_pull_back(tokens.x, own, tokens.hidden_signal, weights)
         return tuple(new)
 
-    def _absorb_chain(
-        self,
-        state: tuple[LevelState, ...],
-        trace: tuple[LevelTrace, ...],
-        signal_BTD: Tensor,
-        end: int,
-        wanted: list[bool],
-        learning: bool,
-    ) -> tuple[LevelState, ...]:
+    def _absorb_chain(self, told: _Told) -> tuple[LevelState, ...]:
+        state, trace, signal_BTD, end, wanted, learning = told
         if not any(wanted):
             return state
         levels: list[Any] = list(self.levels)

@@ -223,11 +223,15 @@ class Level(nn.Module):
             The new state and, after a write, which rows had a signal (B, 1, 1).
         """
         inner: Any = self.rule.inner
+        to = (None, None) if base is None else (base.fast_up, base.fast_down)
+        up = _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up, to[0])
+        down = _Side(
+            memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down, to[1]
+        )
         sums: tuple[Tensor, ...]
         if inner.per_token:
             n, a = level_normalize(tokens.x, w.form), level_activate(tokens.z, w.form)
             a = a if tokens.unit is None else a * tokens.unit
-            up, down = self._sides(memory, w, base)
             sums = (
                 _delta_tokens(memory.sum_up, up, n, tokens.hidden_signal),
                 _delta_tokens(memory.sum_down, down, a, tokens.signal),
@@ -245,19 +249,7 @@ class Level(nn.Module):
             sums = tuple(s if f is None else s - f for s, f in zip(sums, fast, strict=True))
         if reduce is not None:
             sums = tuple(reduce(s) for s in sums)
-        return self.write(memory, (sums[0], sums[1]), w, base, known)
-
-    def write(
-        self,
-        memory: LevelState,
-        sums: Pair,
-        w: LevelWeights,
-        base: LevelState | None = None,
-        known: tuple[Gathered, ...] | None = None,
-    ) -> tuple[LevelState, Tensor]:
-        """What the sums of a whole period make of the memory, and which rows had a signal."""
-        active = heard(sums)
-        up, down = self._sides(memory, w, base)
+        active = heard((sums[0], sums[1]))
         fast_up, slots_up, by_up = self._write(sums[0], up, active)
         fast_down, slots_down, by_down = self._write(sums[1], down, active)
         before = memory.fast_up, memory.fast_down
@@ -267,7 +259,7 @@ class Level(nn.Module):
     def descend(
         self, memory: LevelState, sums: Pair, known: tuple[Gathered, ...] | None
     ) -> LevelState:
-        """``write`` by plain gradient descent, of a level of a chain."""
+        """What the sums of a whole period make of a level of a chain."""
         rule = self.rule
         how = level_moves(sums, self.link(memory), self.chain, 1 - rule.retention, rule.clip)
         before = memory.fast_up, memory.fast_down
@@ -278,18 +270,6 @@ class Level(nn.Module):
         up, down = map(moved, before, moves, sums)
         note_write(before, up, known, (moves[0], moves[1]), self.form)
         return LevelState(up, down)
-
-    def _sides(
-        self, memory: LevelState, w: LevelWeights, base: LevelState | None
-    ) -> tuple[_Side, _Side]:
-        """Both layers, and what they decay toward."""
-        to_up, to_down = (None, None) if base is None else (base.fast_up, base.fast_down)
-        return (
-            _Side(memory.fast_up, memory.slots_up, w.up, w.rate_up, self.scale_up, to_up),
-            _Side(
-                memory.fast_down, memory.slots_down, w.down, w.rate_down, self.scale_down, to_down
-            ),
-        )
 
     def _write(
         self, grad: Tensor, side: _Side, active: Tensor
